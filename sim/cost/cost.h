@@ -1,0 +1,42 @@
+// CostModel: how long one operation takes on one cluster, and what it asks of the machine meanwhile.
+#pragma once
+#include <memory>
+#include <string>
+
+#include "sim/cluster/cluster.h"
+#include "sim/engine/tasks.h"
+#include "sim/plan/plan.h"
+#include "sim/program/program.h"
+
+namespace mop::cost {
+
+// measured: tables and figures of the cluster file. paper: the few constants fitted to the MoP paper's own table
+// (mop.md section 7); it reproduces those rows and predicts nothing. Never mixed.
+enum class Calibration : uint8_t { measured, paper };
+const char* name(Calibration calibration);
+Calibration parse_calibration(const std::string& text);  // UserError with the nearest name
+
+struct Price {
+  engine::Demand demand;
+  engine::Time launch_ns = 0;  // CPU time to launch it
+  bool outside = false;        // beyond the shapes that were measured
+};
+
+// Where the ranks of a communicator are: `local` of them on each of `nodes` nodes.
+struct Placement {
+  int64_t local = 1, nodes = 1;
+  int64_t ranks() const { return local * nodes; }
+};
+Placement place(const program::Group& group, int64_t gpus_per_node, int64_t gpus);
+
+class CostModel {
+ public:
+  virtual ~CostModel() = default;
+  // shape: the operation's, scaled to the rows at hand when it is routed. group: null for local work.
+  virtual Price price(const program::Op& op, const program::Shape& shape, const program::Group* group) const = 0;
+};
+
+std::unique_ptr<CostModel> make_cost_model(Calibration calibration, const cluster::ClusterModel& cluster,
+                                           const plan::Plan& plan, int64_t gpus);
+
+}  // namespace mop::cost

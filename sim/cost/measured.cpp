@@ -1,0 +1,228 @@
+#include <algorithm>
+#include <cmath>
+
+#include "sim/base/error.h"
+#include "sim/cost/models.h"
+
+namespace mop::cost {
+namespace {
+
+using engine::Demand;
+using engine::Resource;
+using program::OpKind;
+using program::Phase;
+using program::Shape;
+
+constexpr double kSecond = 1e9;  // ns
+
+struct Interference {
+  double share;   // of the SMs, at full speed
+  double weight;  // progress relative to a compute kernel's when the SMs are short
+};
+
+// Two jobs that slow each other down on the SMs: rates x = 1 / slowdown. Weighted sharing of one resource reproduces both
+// when the collective's share is (1 - x_matmul) / x_collective and its weight x_collective / x_matmul.
+Interference interference(double matmul_slowdown, double collective_slowdown) {
+  const double matmul = 1 / std::max(1.0, matmul_slowdown), collective = 1 / std::max(1.0, collective_slowdown);
+  return {std::clamp((1 - matmul) / collective, 0.0, 1.0), collective / matmul};
+}
+
+class Measured : public CostModel {
+ public:
+  Measured(const cluster::ClusterModel& cluster, const plan::Plan& plan, int64_t gpus)
+      : c_(cluster), torch_(plan.family == plan::Family::fsdp2), compiled_(plan.runtime == plan::Runtime::compiled),
+        checkpointed_(plan.recompute == plan::Recompute::full), gpus_per_node_(cluster.gpus_per_node()), gpus_(gpus),
+        hbm_bw_(cluster.table("memory_bound").at({1e15}).value),
+        gather_(interference(c_["all_gather_matmul_slowdown"], c_["all_gather_slowdown"])),
+        reduce_(interference(c_["reduce_scatter_matmul_slowdown"], c_["reduce_scatter_slowdown"])),
+        exchange_(interference(c_["all_to_all_matmul_slowdown"], c_["all_to_all_slowdown"])) {}
+
+  Price price(const program::Op& op, const Shape& shape, const program::Group* group) const override {
+    Price p = program::is_collective(op.kind) ? collective(op, shape, *group) : local(op, shape);
+    p.launch_ns = static_cast<engine::Time>(launch(op));
+    return p;
+  }
+
+ private:
+  // Shares are of capacity over the whole duration; rounding up by less than a millionth keeps them above zero.
+  static void use(Demand& d, Resource r, double amount, double capacity, double seconds) {
+    if (amount <= 0 || seconds <= 0) return;
+    const double share = std::min(1.0, amount / (capacity * seconds));
+    d.add(r, static_cast<uint32_t>(std::max(1.0, share * static_cast<double>(engine::kFull))));
+  }
+  // Fair in bytes/s: a flow that could draw twice the rate rises at half the pace. 1e12 bytes/s has weight 4096.
+  static uint32_t weight(double bytes_per_second) {
+    return static_cast<uint32_t>(std::clamp(4096e12 / std::max(1.0, bytes_per_second), 1.0, 1048576.0));
+  }
+  static Demand lasting(double seconds) {
+    Demand d;
+    d.duration = static_cast<engine::Time>(std::llround(seconds * kSecond));
+    return d;
+  }
+  static constexpr double kComputeWeight = 1024;  // that of a kernel that draws 4 TB/s
+
+  double launch(const program::Op& op) const {
+    if (program::is_collective(op.kind) && torch_) return c_["collective_launch_ns"];
+    if (!torch_) return op.kernels * c_["native_launch_ns"];
+    if (compiled_ && op.layer >= 0 && op.phase != Phase::optimizer) return op.kernels * c_["compiled_launch_ns"];
+    const bool recorded = op.phase == Phase::recompute || (op.phase == Phase::forward && !checkpointed_);
+    const char* each = op.phase == Phase::backward ? "eager_backward_launch_ns"
+                       : recorded                  ? "eager_autograd_launch_ns"
+                                                   : "eager_launch_ns";
+    return op.kernels * c_[each];
+  }
+
+  Price kernel(double seconds, double bytes, bool outside) const {
+    Price p{lasting(seconds), 0, outside};
+    p.demand.weight = static_cast<uint32_t>(kComputeWeight);
+    p.demand.add(Resource::sm, engine::kFull);
+    use(p.demand, Resource::hbm, bytes, hbm_bw_, seconds);
+    return p;
+  }
+
+  Price local(const program::Op& op, const Shape& s) const {
+    const auto v = [&](int i) { return static_cast<double>(s.v[i]); };
+    const double flops = program::flops(op.kind, s), bytes = program::hbm_bytes(op.kind, s);
+    const double least = c_["kernel_ns"] / kSecond * std::max<double>(1, op.kernels);
+    switch (op.kind) {
+      case OpKind::gemm: {
+        if (flops <= 0) return kernel(least, 0, false);
+        const auto rate = c_.table("matmul").at({v(0), v(1), v(2)});
+        return kernel(std::max({least, flops / rate.value, bytes / hbm_bw_}), bytes, rate.outside);
+      }
+      case OpKind::grouped_gemm: {
+        if (flops <= 0) return kernel(least, 0, false);
+        const auto rate = c_.table("grouped_matmul").at({v(2), v(1), v(3), std::max(1.0, v(0) / v(3))});
+        return kernel(std::max({least, flops / rate.value, bytes / hbm_bw_}), bytes, rate.outside);
+      }
+      case OpKind::attention_fwd:
+      case OpKind::attention_bwd: {
+        const auto a = program::AttentionShape::of(s);
+        // A window or a ring block is priced as causal attention with the same number of keys a query.
+        const double length = std::max(1.0, 2 * a.pairs() / static_cast<double>(a.q_len));
+        const double parallel = static_cast<double>(a.heads * a.batch) * std::max(1.0, static_cast<double>(a.q_len) / length);
+        const char* table = op.kind == OpKind::attention_fwd ? "attention_forward" : "attention_backward";
+        const auto rate = c_.table(table).at({static_cast<double>(a.qk_dim), static_cast<double>(a.v_dim), parallel, length});
+        return kernel(std::max({least, flops / rate.value, bytes / hbm_bw_}), bytes, rate.outside);
+      }
+      case OpKind::copy_h2d:
+      case OpKind::copy_d2h:
+        return copy(op.kind == OpKind::copy_h2d, bytes);
+      case OpKind::adam_host:
+      case OpKind::norm_host:
+      case OpKind::scale_host:
+        return host(op.kind, v(0), v(1));
+      default: {
+        if (op.kernels == 0) return {};
+        const double each = bytes / op.kernels;
+        const double seconds = each <= 0 ? least : op.kernels * each / c_.table("memory_bound").at({each}).value;
+        return kernel(std::max(least, seconds), bytes, false);
+      }
+    }
+  }
+
+  Price copy(bool up, double bytes) const {
+    const double rate = c_[up ? "pcie_up_bw" : "pcie_down_bw"];
+    const double seconds = c_["copy_latency_ns"] / kSecond + bytes / rate;
+    Price p{lasting(seconds), 0, false};
+    Demand& d = p.demand;
+    d.weight = weight(bytes / seconds);
+    use(d, up ? Resource::pcie_up : Resource::pcie_down, bytes, rate, seconds);
+    use(d, Resource::pcie_both, bytes, c_["pcie_both_bw"], seconds);
+    use(d, up ? Resource::root_up : Resource::root_down, bytes, c_[up ? "root_up_bw" : "root_down_bw"], seconds);
+    use(d, Resource::root_both, bytes, c_["root_both_bw"], seconds);
+    use(d, Resource::dram, bytes, c_["dram_bw"], seconds);
+    use(d, Resource::hbm, bytes, hbm_bw_, seconds);
+    return p;
+  }
+
+  // CPU work of one rank. PyTorch's rates were measured with one process a GPU, so its share of the DRAM is at most that.
+  Price host(OpKind kind, double parameters, double traffic) const {
+    double seconds = 0;
+    if (torch_)
+      seconds = kind == OpKind::adam_host ? parameters / c_["torch_adam_rate"]
+                                          : traffic / c_[kind == OpKind::norm_host ? "torch_norm_bw" : "torch_scale_bw"];
+    else
+      seconds = parameters / c_["host_adam_rate_alone"];
+    Price p{lasting(seconds), 0, false};
+    p.demand.weight = weight(traffic / std::max(seconds, 1e-12));
+    const double share = traffic / (c_["dram_bw"] * std::max(seconds, 1e-12));
+    const double limit = torch_ ? 1 / static_cast<double>(gpus_per_node_) : 1.0;
+    use(p.demand, Resource::dram, std::min(share, limit), 1, 1);
+    return p;
+  }
+
+  Price collective(const program::Op& op, const Shape& s, const program::Group& group) const {
+    const auto v = [&](int i) { return static_cast<double>(s.v[i]); };
+    const Placement at = place(group, gpus_per_node_, gpus_);
+    const double n = static_cast<double>(at.ranks()), g = static_cast<double>(at.local), m = static_cast<double>(at.nodes);
+    // Bytes each way on this rank's NVLink and NIC; `buffer` is the message size that the table is asked for.
+    double nvlink = 0, nic = 0, buffer = v(0);
+    const char* table = "all_gather";
+    Interference with = gather_;
+    switch (op.kind) {
+      case OpKind::all_gather:
+      case OpKind::reduce_scatter:
+      case OpKind::all_reduce: {
+        // Rings through all ranks of a node before the next node: each NIC of the node carries its part.
+        const double passes = op.kind == OpKind::all_reduce ? 2 : 1;
+        nvlink = g > 1 ? passes * v(0) * (n - 1) / n : 0;
+        nic = m > 1 ? passes * v(0) * (m - 1) / m / g : 0;
+        table = op.kind == OpKind::all_gather ? "all_gather" : op.kind == OpKind::reduce_scatter ? "reduce_scatter" : "all_reduce";
+        if (op.kind != OpKind::all_gather) with = reduce_;
+        break;
+      }
+      case OpKind::all_to_all:
+        buffer = std::max(v(0), v(1));
+        nvlink = buffer * (g - 1) / n;
+        nic = buffer * (n - g) / n;
+        table = "all_to_all";
+        with = exchange_;
+        break;
+      case OpKind::send_recv:
+        // Neighbours of a ring; on the rank at a node's edge the next one is across the network.
+        buffer = 2 * v(0);
+        nvlink = m > 1 ? 0 : v(0);
+        nic = m > 1 ? v(0) : 0;
+        table = "all_to_all";
+        with = exchange_;
+        break;
+      default:
+        ensure(false, "a collective operation");
+    }
+    bool outside = false;
+    double on_nvlink = 0, on_nic = 0;
+    if (nvlink > 0) {
+      const auto bus = c_.table(table).at({g, std::max(1.0, buffer)});
+      on_nvlink = nvlink / bus.value;
+      outside = bus.outside;
+    }
+    if (nic > 0) on_nic = nic / c_["nic_bw"] + c_["nic_latency_ns"] / kSecond * (1 + std::log2(m));
+    const double seconds = std::max({on_nvlink, on_nic, c_["kernel_ns"] / kSecond});
+    Price p{lasting(seconds), 0, outside};
+    Demand& d = p.demand;
+    // A collective that the network holds back moves fewer bytes through the SMs a second.
+    const double busy = on_nic > 0 ? std::clamp(std::max(on_nvlink, nic / c_["nvlink_bw"]) / seconds, 0.1, 1.0) : 1.0;
+    d.weight = static_cast<uint32_t>(std::max(1.0, kComputeWeight * with.weight / busy));
+    d.add(Resource::sm, static_cast<uint32_t>(with.share * busy * static_cast<double>(engine::kFull)));
+    use(d, Resource::nvlink_out, nvlink, c_["nvlink_bw"], seconds);
+    use(d, Resource::nvlink_in, nvlink, c_["nvlink_bw"], seconds);
+    use(d, Resource::nic_out, nic, c_["nic_bw"], seconds);
+    use(d, Resource::nic_in, nic, c_["nic_bw"], seconds);
+    return p;
+  }
+
+  const cluster::ClusterModel& c_;
+  bool torch_, compiled_, checkpointed_;
+  int64_t gpus_per_node_, gpus_;
+  double hbm_bw_;
+  Interference gather_, reduce_, exchange_;
+};
+
+}  // namespace
+
+std::unique_ptr<CostModel> make_measured(const cluster::ClusterModel& cluster, const plan::Plan& plan, int64_t gpus) {
+  return std::make_unique<Measured>(cluster, plan, gpus);
+}
+
+}  // namespace mop::cost

@@ -1,0 +1,76 @@
+#include "sim/predict/loads.h"
+
+#include <algorithm>
+#include <numeric>
+
+#include "sim/base/error.h"
+#include "sim/plan/least_loaded.h"
+#include "sim/plan/rounds.h"
+
+namespace mop::predict {
+
+using program::ExpertLoad;
+
+std::vector<std::vector<ExpertLoad>> expert_loads(const Scenario& s, const plan::Layout& layout, int group, double* imbalance) {
+  const int ranks = static_cast<int>(layout.expert.size), experts = static_cast<int>(s.model.experts);
+  const int64_t tokens = program::tokens_per_rank(s.plan, layout, s.workload);
+  const bool streaming = s.plan.family == plan::Family::mop;
+  const bool balanced = s.workload.routing.kind == plan::Routing::Kind::balanced;
+  const int64_t sent = tokens * s.model.top_k;
+  const int64_t capacity = std::min(s.plan.round_rows, std::max<int64_t>(sent, ranks));
+  std::vector<std::vector<ExpertLoad>> loads(static_cast<size_t>(ranks),
+                                             std::vector<ExpertLoad>(static_cast<size_t>(s.model.layers)));
+  if (imbalance != nullptr) *imbalance = 1;
+
+  // Balanced to within a row, or one rank: every rank computes as much as it sends.
+  const auto even = [&] {
+    ExpertLoad load;
+    load.computed = load.sent = sent;
+    load.experts = experts / ranks;
+    load.rounds = streaming ? (sent + capacity - 1) / capacity : 1;
+    return load;
+  };
+  int routed_layer = 0;
+  for (int64_t l = 0; l < s.model.layers; ++l) {
+    if (!s.model.moe[static_cast<size_t>(l)]) continue;
+    const int index = routed_layer++;
+    if (balanced || ranks == 1) {
+      for (auto& rank : loads) rank[static_cast<size_t>(l)] = even();
+      continue;
+    }
+    const std::vector<int64_t> row = plan::draw(s.workload.routing, tokens, static_cast<int>(s.model.top_k), experts, index, group);
+    std::vector<int64_t> whole(row);
+    for (int64_t& rows : whole) rows *= ranks;
+    plan::LeastLoadedOptions options{s.plan.capacity_factor, s.plan.spill_min_rows,
+                                     streaming && s.plan.least_loaded ? s.plan.spill_gate : plan::kNeverSpill};
+    const plan::LeastLoadedPlan assigned = plan::least_loaded(whole, ranks, options);
+    if (imbalance != nullptr) {
+      std::vector<int64_t> owned(static_cast<size_t>(ranks), 0);
+      for (int e = 0; e < experts; ++e) owned[static_cast<size_t>(plan::owner(e, experts, ranks))] += whole[static_cast<size_t>(e)];
+      *imbalance = std::max(*imbalance, plan::imbalance(owned));
+    }
+    if (!streaming) {
+      for (int r = 0; r < ranks; ++r) {
+        ExpertLoad& load = loads[static_cast<size_t>(r)][static_cast<size_t>(l)];
+        load.computed = assigned.rows[static_cast<size_t>(r)];
+        load.sent = sent;
+        load.experts = experts / ranks;
+      }
+      continue;
+    }
+    const plan::RoundPlan rounds(plan::Counts::uniform(ranks, row), assigned, capacity, static_cast<int>(s.plan.spill_slots));
+    for (int r = 0; r < ranks; ++r) {
+      const plan::RankSummary summary = rounds.summary(r);
+      ExpertLoad& load = loads[static_cast<size_t>(r)][static_cast<size_t>(l)];
+      load.rounds = std::max(1, rounds.rounds());
+      load.computed = summary.rows;
+      load.sent = sent;
+      load.experts = std::max(1, summary.experts);
+      load.spilled_in = std::accumulate(summary.spilled_in.begin(), summary.spilled_in.end(), int64_t{0});
+      load.spilled_out = std::accumulate(summary.spilled_out.begin(), summary.spilled_out.end(), int64_t{0});
+    }
+  }
+  return loads;
+}
+
+}  // namespace mop::predict

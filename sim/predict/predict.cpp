@@ -1,0 +1,280 @@
+#include "sim/predict/predict.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <chrono>
+
+#include "sim/base/error.h"
+#include "sim/base/quantity.h"
+#include "sim/predict/checks.h"
+#include "sim/predict/estimate.h"
+#include "sim/predict/loads.h"
+#include "sim/program/lower.h"
+
+namespace mop::predict {
+namespace {
+
+using program::Component;
+using program::OpKind;
+using program::Stream;
+
+// What runs on a rank: its place in the expert group (when loads differ), the expert group (when draws differ) and its place
+// in the context group (when the ring is unbalanced).
+struct Kinds {
+  std::vector<uint32_t> of_rank;
+  struct Kind {
+    int64_t expert = 0, group = 0, context = 0;
+  };
+  std::vector<Kind> kinds;
+};
+
+int64_t index_in(int64_t rank, const plan::Span& span) { return rank / span.stride % span.size; }
+
+// Number of the group of `span` that holds `rank`.
+int64_t group_of(int64_t rank, const plan::Span& span) {
+  return rank / (span.stride * span.size) * span.stride + rank % span.stride;
+}
+
+Kinds find_kinds(const Scenario& s, const plan::Layout& layout) {
+  const bool skewed = s.workload.routing.kind != plan::Routing::Kind::balanced && layout.expert.size > 1;
+  const bool ring = s.plan.family == plan::Family::fsdp2 && s.plan.context > 1 && !s.plan.balanced_ring;
+  Kinds result;
+  std::map<std::array<int64_t, 3>, uint32_t> known;
+  for (int64_t r = 0; r < layout.ranks; ++r) {
+    const std::array<int64_t, 3> kind{skewed ? index_in(r, layout.expert) : 0,
+                                      skewed && s.workload.routing.independent_groups ? group_of(r, layout.expert) : 0,
+                                      ring ? index_in(r, layout.context) : 0};
+    const auto [found, fresh] = known.try_emplace(kind, static_cast<uint32_t>(known.size()));
+    if (fresh) result.kinds.push_back({kind[0], kind[1], kind[2]});
+    result.of_rank.push_back(found->second);
+  }
+  return result;
+}
+
+struct Constants {
+  int64_t context = 0, libraries = 0, communicators = 0;
+  int64_t total() const { return context + libraries + communicators; }
+};
+
+Constants constants(const Scenario& s, const program::StepProgram& program) {
+  Constants c;
+  c.context = static_cast<int64_t>(s.cluster["context_bytes"]);
+  c.libraries = static_cast<int64_t>(s.cluster["library_bytes"]);
+  std::vector<bool> pairwise(program.groups.size(), false);
+  for (const program::Op& op : program.ops)
+    if (op.kind == OpKind::all_to_all || op.kind == OpKind::send_recv) pairwise[op.group] = true;
+  for (size_t g = 0; g < program.groups.size(); ++g) {
+    const cost::Placement at = cost::place(program.groups[g], s.used_per_node(), s.gpus());
+    c.communicators += static_cast<int64_t>(s.cluster["communicator_bytes"]);
+    if (pairwise[g]) c.communicators += (at.local - 1) * static_cast<int64_t>(s.cluster["communicator_p2p_bytes"]);
+  }
+  return c;
+}
+
+std::vector<std::pair<int64_t, std::string>> largest_buffers(const program::StepProgram& program, const program::Arena& arena,
+                                                            program::Space space) {
+  std::map<std::string, int64_t> by_label;
+  for (program::BufferId b = 0; b < program.buffers.size(); ++b) {
+    const program::Buffer& buffer = program.buffers[b];
+    const bool live = buffer.persistent || (buffer.first <= arena.live_peak && arena.live_peak <= buffer.last && buffer.first != program::kNoOp);
+    if (buffer.space == space && live) by_label[buffer.label] += buffer.bytes;
+  }
+  std::vector<std::pair<int64_t, std::string>> sorted;
+  for (const auto& [label, bytes] : by_label) sorted.emplace_back(bytes, label);
+  std::sort(sorted.rbegin(), sorted.rend());
+  return sorted;
+}
+
+std::string shortfall(const char* what, int64_t need, int64_t have, const program::StepProgram& program,
+                      const program::Arena& arena, program::Space space) {
+  std::vector<std::string> names;
+  for (const auto& [bytes, label] : largest_buffers(program, arena, space)) {
+    if (names.size() == 4) break;
+    names.push_back(fmt::format("{} {}", label, format_bytes(static_cast<double>(bytes))));
+  }
+  return fmt::format("{} needs {}, has {}: {} too much (largest buffers: {})", what, format_bytes(static_cast<double>(need)),
+                     format_bytes(static_cast<double>(have)), format_bytes(static_cast<double>(need - have)), fmt::join(names, ", "));
+}
+
+void memory(const Scenario& s, const Kinds& kinds, Details& d, Prediction& p) {
+  const bool torch = s.plan.family == plan::Family::fsdp2;
+  std::vector<program::Arena> hosts;
+  for (size_t k = 0; k < d.programs.size(); ++k) {
+    const program::Arena hbm = program::plan_arena(d.programs[k], program::Space::hbm);
+    hosts.push_back(program::plan_arena(d.programs[k], program::Space::host));
+    const bool worse = k == 0 || (torch ? hbm.live_bytes > d.hbm.live_bytes : hbm.bytes > d.hbm.bytes);
+    if (worse) d.hbm = hbm, d.worst = k;
+  }
+  d.host = hosts[d.worst];
+  const Constants c = constants(s, d.programs[d.worst]);
+  p.hbm_allocated = d.hbm.live_bytes;
+  p.hbm_arena = d.hbm.bytes;
+  p.hbm_peak = (torch ? d.hbm.live_bytes : d.hbm.bytes) + c.total();
+  p.hbm_capacity = static_cast<int64_t>(s.cluster["hbm_bytes"]);
+  int64_t listed = 0;
+  for (int h = 0; h < program::kHolds; ++h) {
+    const int64_t bytes = d.hbm.live_by_holds[static_cast<size_t>(h)];
+    listed += bytes;
+    if (bytes > 0) p.memory.push_back({program::name(static_cast<program::Holds>(h)), static_cast<double>(bytes)});
+  }
+  const int64_t packing = p.hbm_peak - c.total() - listed;
+  if (packing > 0) p.memory.push_back({"packing", static_cast<double>(packing)});
+  p.memory.push_back({"cuda_context", static_cast<double>(c.context)});
+  p.memory.push_back({"libraries", static_cast<double>(c.libraries)});
+  p.memory.push_back({"nccl_communicators", static_cast<double>(c.communicators)});
+
+  // Host memory: all ranks of the fullest node.
+  const int64_t node = std::min(s.used_per_node(), s.gpus());
+  for (int64_t first = 0; first < s.gpus(); first += node) {
+    int64_t bytes = 0;
+    for (int64_t r = first; r < first + node; ++r) bytes += hosts[kinds.of_rank[static_cast<size_t>(r)]].bytes;
+    p.host_peak = std::max(p.host_peak, bytes);
+  }
+  p.host_capacity = static_cast<int64_t>(s.cluster["host_bytes"]);
+  for (int h = 0; h < program::kHolds; ++h)
+    if (const int64_t bytes = d.host.live_by_holds[static_cast<size_t>(h)]; bytes > 0)
+      p.host_memory.push_back({program::name(static_cast<program::Holds>(h)), static_cast<double>(bytes * node)});
+
+  std::vector<std::string> reasons;
+  if (p.hbm_peak > p.hbm_capacity)
+    reasons.push_back(shortfall("HBM", p.hbm_peak, p.hbm_capacity, d.programs[d.worst], d.hbm, program::Space::hbm));
+  if (p.host_peak > p.host_capacity)
+    reasons.push_back(shortfall("host memory", p.host_peak, p.host_capacity, d.programs[d.worst], d.host, program::Space::host));
+  p.fits = reasons.empty();
+  p.why_not = fmt::format("{}", fmt::join(reasons, "; "));
+}
+
+void simulate(const Scenario& s, const Kinds& kinds, const std::vector<std::vector<program::ExpertLoad>>& loads,
+              const PredictOptions& options, Details& d) {
+  const auto cost = cost::make_cost_model(s.calibration, s.cluster, s.plan, s.gpus());
+  for (size_t k = 0; k < d.programs.size(); ++k) d.schedules.push_back(make_schedule(d.programs[k], loads[k], *cost));
+  d.fold = fold(kinds.of_rank, d.programs.front().groups, std::min(s.used_per_node(), s.gpus()), options.unfold);
+  engine::Machine machine;
+  for (Schedule& schedule : d.schedules) machine.graphs.push_back(std::move(schedule.graph));
+  for (const RankClass& c : d.fold.classes) machine.ranks.push_back({c.kind, c.node, c.per_node, c.meeting});
+  machine.meeting_size = d.fold.meeting_size;
+  machine.nodes = d.fold.nodes;
+  d.report = engine::run(machine, {8, 1e-6});
+  for (size_t k = 0; k < d.schedules.size(); ++k) d.schedules[k].graph = std::move(machine.graphs[k]);
+}
+
+double seconds(engine::Time ns) { return static_cast<double>(ns) * 1e-9; }
+
+void add(std::vector<Named>& rows, const std::string& name, double value) {
+  const auto found = std::find_if(rows.begin(), rows.end(), [&](const Named& n) { return n.name == name; });
+  if (found == rows.end())
+    rows.push_back({name, value});
+  else
+    found->value += value;
+}
+
+// Where a kind of work happens, for bound_by.
+const char* place_of(const program::Op& op, const program::StepProgram& program, const Scenario& s) {
+  if (program::is_collective(op.kind))
+    return cost::place(program.groups[op.group], s.used_per_node(), s.gpus()).nodes > 1 ? "network" : "NVLink";
+  if (op.stream == Stream::host) return "host CPU and DRAM";
+  if (op.kind == OpKind::copy_h2d || op.kind == OpKind::copy_d2h) return "PCIe";
+  return program::is_memory_bound(op.kind) ? "HBM bandwidth" : "tensor cores";
+}
+
+void explain(const Scenario& s, const Details& d, Prediction& p) {
+  const engine::Report& r = d.report;
+  p.steady = r.steady;
+  p.operations = r.tasks;
+  p.step_time = seconds(r.step_time);
+  std::vector<Named> bound;
+  for (const engine::Stretch& stretch : r.critical_path) {
+    const double t = seconds(stretch.end - stretch.start);
+    if (stretch.task == engine::kLaunch) {
+      add(p.time, "launch", t);
+      add(p.time_by_kind, "launch", t);
+      add(bound, "kernel launches", t);
+      continue;
+    }
+    const uint32_t kind = d.fold.classes[stretch.rank].kind;
+    const program::Op& op = d.programs[kind].ops[d.schedules[kind].op_of_task[stretch.task]];
+    add(p.time, program::name(op.component), t);
+    add(p.time_by_kind, fmt::format("{} {}", program::name(op.component), program::name(op.kind)), t);
+    add(bound, fmt::format("{} on {}", program::name(op.component), place_of(op, d.programs[kind], s)), t);
+  }
+  const auto larger = [](const Named& a, const Named& b) { return a.value > b.value; };
+  std::sort(p.time.begin(), p.time.end(), larger);
+  std::sort(p.time_by_kind.begin(), p.time_by_kind.end(), larger);
+  if (const auto top = std::max_element(bound.begin(), bound.end(), [](const Named& a, const Named& b) { return a.value < b.value; });
+      top != bound.end() && *p.step_time > 0)
+    p.bound_by = fmt::format("{} ({:.0f} % of the step)", top->name, 100 * top->value / *p.step_time);
+  for (int resource = 0; resource < engine::kResources; ++resource) {
+    double most = 0;
+    for (const engine::RankReport& rank : r.ranks)
+      most = std::max(most, static_cast<double>(rank.used[static_cast<size_t>(resource)]) /
+                                (static_cast<double>(std::max<engine::Time>(1, r.step_time)) * static_cast<double>(engine::kFull)));
+    if (most > 0) p.busy.push_back({engine::name(static_cast<engine::Resource>(resource)), most});
+  }
+  for (const engine::RankReport& rank : r.ranks) {
+    p.exposed_communication = std::max(p.exposed_communication, seconds(rank.exposed_communication));
+    p.compute_busy = std::max(p.compute_busy, seconds(rank.compute_busy));
+  }
+  p.tokens_per_s_per_gpu = static_cast<double>(p.tokens_per_step) / *p.step_time / static_cast<double>(s.gpus());
+  p.mfu = p.tokens_per_s_per_gpu * p.model_flops_per_token / s.cluster["peak_flops"];
+
+  std::map<std::string, int> outside;
+  for (size_t k = 0; k < d.schedules.size(); ++k)
+    for (const program::OpId id : d.schedules[k].outside) {
+      const program::Op& op = d.programs[k].ops[id];
+      ++outside[fmt::format("{} {}", program::name(op.component), program::name(op.kind))];
+    }
+  for (const auto& [name, count] : outside)
+    p.warnings.push_back(fmt::format("{} ({} operations) is outside the calibrated range of {}", name, count, s.cluster.name));
+  if (!r.steady) p.warnings.push_back("step times had not become steady after 8 steps");
+}
+
+}  // namespace
+
+Prediction predict(const Scenario& s, const PredictOptions& options, Details* details) {
+  const auto begin = std::chrono::steady_clock::now();
+  validate(s);
+  Details own;
+  Details& d = details != nullptr ? *details : own;
+  d = {};
+  Prediction p;
+  const plan::Layout layout = plan::layout(s.plan, s.gpus());
+  const model::Parameters parameters = model::count_parameters(s.model);
+  p.tokens_per_step = tokens_per_step(s);
+  p.model_flops_per_token = model::flops_per_token(s.model, s.workload.context).total();
+
+  const Kinds kinds = find_kinds(s, layout);
+  std::map<int64_t, std::vector<std::vector<program::ExpertLoad>>> loads_of_group;
+  std::vector<std::vector<program::ExpertLoad>> loads;
+  for (const Kinds::Kind& kind : kinds.kinds) {
+    auto found = loads_of_group.find(kind.group);
+    if (found == loads_of_group.end()) {
+      double imbalance = 1;
+      found = loads_of_group.emplace(kind.group, expert_loads(s, layout, static_cast<int>(kind.group), &imbalance)).first;
+      p.imbalance = std::max(p.imbalance, imbalance);
+    }
+    loads.push_back(found->second[static_cast<size_t>(kind.expert)]);
+    // mop programs do not depend on the loads: one serves all kinds.
+    if (s.plan.family == plan::Family::fsdp2 || d.programs.empty())
+      d.programs.push_back(program::lower({s.model, parameters, s.plan, layout, s.workload, s.used_per_node(), kind.context, loads.back()}));
+    else
+      d.programs.push_back(d.programs.front());
+  }
+  p.program_operations = d.programs.front().ops.size();
+  memory(s, kinds, d, p);
+  p.classes = kinds.kinds.size();
+  if (p.fits && !options.only_memory) {
+    simulate(s, kinds, loads, options, d);
+    p.classes = d.fold.classes.size();
+    explain(s, d, p);
+    p.estimate = estimate_step_time(s, d);
+    check(s, d, p);
+  } else if (!p.fits) {
+    p.bound_by = p.hbm_peak > p.hbm_capacity ? "HBM capacity" : "host memory capacity";
+  }
+  p.wall_time = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  return p;
+}
+
+}  // namespace mop::predict

@@ -1,0 +1,175 @@
+#include "sim/predict/schedule.h"
+
+#include <algorithm>
+#include <unordered_map>
+
+#include "sim/base/error.h"
+
+namespace mop::predict {
+
+using program::Op;
+using program::OpId;
+using program::Routed;
+using program::Shape;
+
+namespace {
+
+int64_t scaled(int64_t capacity, int64_t part, int64_t whole) {
+  return whole == 0 ? 0 : static_cast<int64_t>(static_cast<double>(capacity) * static_cast<double>(part) / static_cast<double>(whole));
+}
+
+// What a price depends on.
+struct Key {
+  uint64_t what = 0;  // kind, phase, component, communicator, kernels
+  uint32_t shape = 0;
+  program::ExpertLoad rows;  // of one round
+  bool operator==(const Key&) const = default;
+};
+struct Hash {
+  size_t operator()(const Key& k) const {
+    uint64_t h = k.what * 0x9e3779b97f4a7c15ULL + k.shape;
+    for (const int64_t v : {k.rows.computed, k.rows.sent, k.rows.experts, k.rows.spilled_in * 1024 + k.rows.spilled_out})
+      h = (h ^ static_cast<uint64_t>(v)) * 0xff51afd7ed558ccdULL, h ^= h >> 29;
+    return static_cast<size_t>(h);
+  }
+};
+
+}  // namespace
+
+Shape routed_shape(const program::StepProgram& program, const Op& op, const program::ExpertLoad& load, int64_t round) {
+  Shape shape = program.shape(op);
+  if (op.routed == Routed::no) return shape;
+  if (op.routed == Routed::spill) {
+    // The shape is that of one expert's slot times the slots; what moves is what was borrowed and lent.
+    const int64_t slots = program.spill_slots;
+    const bool back = op.phase == program::Phase::backward;
+    const int64_t out = back ? load.spilled_in : load.spilled_out, in = back ? load.spilled_out : load.spilled_in;
+    if (program::is_collective(op.kind)) {
+      shape.v[0] = shape.v[0] / slots * out;
+      shape.v[1] = shape.v[1] / slots * in;
+    } else {
+      for (int i = 0; i < 3; ++i) shape.v[i] = shape.v[i] / slots * in;
+    }
+    return shape;
+  }
+  const int64_t capacity = program.round_rows;
+  const int64_t computed = rows_of_round(load.computed, round, load.rounds), sent = rows_of_round(load.sent, round, load.rounds);
+  switch (op.routed) {
+    case Routed::compute:
+      if (op.kind == program::OpKind::grouped_gemm) {
+        shape.v[0] = computed;
+        shape.v[3] = std::max<int64_t>(1, load.experts);
+      } else {
+        for (int i = 0; i < 3; ++i) shape.v[i] = scaled(shape.v[i], computed, capacity);
+      }
+      break;
+    case Routed::source:
+      for (int i = 0; i < 3; ++i) shape.v[i] = scaled(shape.v[i], sent, capacity);
+      break;
+    case Routed::dispatch:
+      shape.v[0] = scaled(shape.v[0], sent, capacity);
+      shape.v[1] = scaled(shape.v[1], computed, capacity);
+      break;
+    case Routed::combine:
+      shape.v[0] = scaled(shape.v[0], computed, capacity);
+      shape.v[1] = scaled(shape.v[1], sent, capacity);
+      break;
+    default:
+      break;
+  }
+  return shape;
+}
+
+Schedule make_schedule(const program::StepProgram& program, const std::vector<program::ExpertLoad>& loads,
+                       const cost::CostModel& cost) {
+  Schedule schedule;
+  engine::TaskGraph& graph = schedule.graph;
+  std::vector<uint32_t> first(program.ops.size()), stride(program.ops.size());  // task of round i: first + i * stride
+  std::vector<int64_t> rounds_of(program.regions.size(), 1);
+  for (size_t r = 1; r < program.regions.size(); ++r)
+    rounds_of[r] = std::max<int64_t>(1, loads[static_cast<size_t>(program.regions[r].layer)].rounds);
+  size_t total = 0;
+  for (const Op& op : program.ops) total += static_cast<size_t>(rounds_of[op.region]);
+  graph.tasks.reserve(total);
+  schedule.op_of_task.reserve(total);
+
+  struct Known {
+    uint32_t demand;
+    uint32_t launch_ns;
+    bool outside;
+    double flops, bytes;
+  };
+  std::unordered_map<Key, Known, Hash> known;
+  std::vector<bool> flagged(program.ops.size(), false);
+
+  const auto add = [&](OpId id, int64_t round) {
+    const Op& op = program.ops[id];
+    const bool routed = op.routed != Routed::no;
+    const program::ExpertLoad* load = routed ? &loads[static_cast<size_t>(op.layer)] : nullptr;
+    Key key{static_cast<uint64_t>(op.kind) | static_cast<uint64_t>(op.phase) << 8 | static_cast<uint64_t>(op.component) << 12 |
+                static_cast<uint64_t>(op.group) << 16 | static_cast<uint64_t>(op.kernels) << 32 |
+                static_cast<uint64_t>(op.routed) << 48 | static_cast<uint64_t>(op.layer >= 0) << 56,
+            op.shape, {}};
+    if (routed) {
+      key.rows = *load;
+      key.rows.computed = rows_of_round(load->computed, round, load->rounds);
+      key.rows.sent = rows_of_round(load->sent, round, load->rounds);
+    }
+    auto found = known.find(key);
+    if (found == known.end()) {
+      const Shape shape = routed ? routed_shape(program, op, *load, round) : program.shape(op);
+      const cost::Price price = cost.price(op, shape, op.group == program::kNoGroup ? nullptr : &program.groups[op.group]);
+      ensure(price.demand.duration >= 0, "an operation takes time forwards");
+      graph.demands.push_back(price.demand);
+      found = known.emplace(key, Known{static_cast<uint32_t>(graph.demands.size() - 1), static_cast<uint32_t>(price.launch_ns),
+                                       price.outside, program::flops(op.kind, shape), program::hbm_bytes(op.kind, shape)}).first;
+    }
+    const Known& k = found->second;
+    schedule.flops += k.flops;
+    if (op.stream == program::Stream::compute) schedule.hbm_bytes += k.bytes;
+    if (k.outside && !flagged[id]) flagged[id] = true, schedule.outside.push_back(id);
+    engine::Task task;
+    task.demand = k.demand;
+    task.launch_ns = k.launch_ns;
+    task.comm = op.group == program::kNoGroup ? engine::kNoComm : op.group;
+    task.stream = static_cast<uint8_t>(op.stream);
+    task.blocks_launch = op.blocking;
+    task.communication = op.stream != program::Stream::compute && op.stream != program::Stream::host;
+    graph.tasks.push_back(task);
+    schedule.op_of_task.push_back(id);
+  };
+
+  for (OpId id = 0; id < program.ops.size();) {
+    const Op& op = program.ops[id];
+    if (op.region == 0) {
+      first[id] = static_cast<uint32_t>(graph.tasks.size());
+      stride[id] = 0;
+      add(id++, 0);
+      continue;
+    }
+    const program::Region& region = program.regions[op.region];
+    for (OpId body = region.first; body < region.last; ++body) {
+      first[body] = static_cast<uint32_t>(graph.tasks.size()) + (body - region.first);
+      stride[body] = region.last - region.first;
+    }
+    for (int64_t round = 0; round < rounds_of[op.region]; ++round)
+      for (OpId body = region.first; body < region.last; ++body) add(body, round);
+    id = region.last;
+  }
+
+  graph.edges.reserve(program.dependencies.size() * 2);
+  for (const program::Dependency& d : program.dependencies) {
+    const uint16_t from_region = program.ops[d.from].region, to_region = program.ops[d.to].region;
+    if (from_region != 0 && from_region == to_region) {
+      for (int64_t round = d.distance; round < rounds_of[to_region]; ++round)
+        graph.edges.push_back({first[d.from] + static_cast<uint32_t>(round - d.distance) * stride[d.from],
+                               first[d.to] + static_cast<uint32_t>(round) * stride[d.to], 0});
+      continue;
+    }
+    // From outside: after the last round of the one, before the first of the other (streams keep the order within).
+    graph.edges.push_back({first[d.from] + static_cast<uint32_t>(rounds_of[from_region] - 1) * stride[d.from], first[d.to], d.distance});
+  }
+  return schedule;
+}
+
+}  // namespace mop::predict

@@ -1,0 +1,30 @@
+// Static memory planning: every buffer of one space gets an offset in one arena. Two buffers share bytes only when every
+// use of the one has completed before the first use of the other may start, in this step and across to the next one,
+// as the program's dependencies and streams guarantee it: no allocator, no synchronisation of its own.
+#pragma once
+#include <array>
+#include <cstdint>
+#include <vector>
+
+#include "sim/program/program.h"
+
+namespace mop::program {
+
+inline constexpr int64_t kAlignment = 512;  // bytes; PyTorch's allocator rounds alike
+inline constexpr int64_t kNotHere = -1;
+
+struct Arena {
+  int64_t bytes = 0;                 // size of the arena
+  int64_t live_bytes = 0;            // most bytes of live buffers at any operation, in issue order
+  OpId live_peak = 0;                // there
+  std::array<int64_t, kHolds> live_by_holds{};  // of the live bytes at that operation
+  std::vector<int64_t> offset;       // by buffer; kNotHere: of another space or never used
+};
+
+Arena plan_arena(const StepProgram& program, Space space);
+
+// What the planner knows of order: does every use of `before` complete before the first use of `after` starts, within a
+// step (steps_later 0) or in the next one (1)? For tests.
+bool ordered(const StepProgram& program, BufferId before, BufferId after, int steps_later);
+
+}  // namespace mop::program

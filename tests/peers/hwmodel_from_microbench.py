@@ -1,0 +1,151 @@
+#!/usr/bin/env python3
+"""Turns the tables of microbench.py into a cluster file of hwmodels/ (h200x4.json).
+
+Usage: tests/peers/hwmodel_from_microbench.py reports/measurements/h200x4/microbench.json > hwmodels/h200x4.json
+Every figure carries its source; nothing here looks at a training step.
+"""
+import json
+import sys
+
+with open(sys.argv[1]) as f:
+    bench = json.load(f)
+where = f"reports/measurements/h200x4/microbench.json, {bench['provenance']['date']}, {bench['provenance']['machine']}"
+
+
+def rows(table, **match):
+    return [r for r in bench[table]["rows"] if all(r.get(k) == v for k, v in match.items())]
+
+
+def one(table, field, **match):
+    found = rows(table, **match)
+    assert len(found) == 1, (table, match, len(found))
+    return found[0][field]
+
+
+def figure(value, source, why):
+    return {"value": value, "source": source, "where": why}
+
+
+def measured(value, what):
+    return figure(value, "measured", f"{what}; {where}")
+
+
+def copies(gpus, direction, field):
+    return one("host_copies", field, gpus=gpus, direction=direction, bytes=1 << 28) * 1e9
+
+
+def interference(victim, other):
+    hits = [r for r in rows("interference", measured=victim, against=[other]) if "collective_stream_priority" not in r]
+    assert len(hits) == 1
+    return hits[0]["slowdown"]
+
+
+def constants():
+    by_step = {r["after"]: r for r in rows("hbm_constants")}
+    context = by_step["first element-wise kernel"]["outside_torch_bytes"]
+    kept = by_step["empty_cache (what torch keeps: cuBLAS workspaces)"]
+    libraries = kept["outside_torch_bytes"] - context + kept["torch_reserved_bytes"]
+    comm = by_step["communicator 2, 4 GPUs: first all-gather"]["delta_outside_bytes"]
+    p2p = by_step["communicator 2, 4 GPUs: first all-to-all (point-to-point connections)"]["delta_outside_bytes"]
+    return by_step, context, libraries, comm, p2p
+
+
+by_step, context, libraries, comm, p2p = constants()
+launch = {r["what"]: r for r in rows("launch")}
+cpu = {(r["what"], r["data"], r["processes"]): r for r in rows("cpu")}
+pinned_adam = cpu[("adamw_fused", "list of 8.4M-element tensors, parameters and gradients pinned", 4)]
+norm = cpu[("foreach_norm_and_scale", "list of 8.4M-element tensors", 4)]
+gpus = bench["provenance"]["gpus"]
+
+figures = {
+    "gpus_per_node": measured(gpus, "GPUs of the host"),
+    "host_bytes": figure(512 * 2**30, "measured", "memory of the host, 512 GiB"),
+    "dram_bw": figure(217e9, "measured", "host DRAM ceiling with 64 cores, 215-220 GB/s; design notes gpu.md, 2026-11-22"),
+    "root_up_bw": measured(gpus * copies(gpus, "up", "up_gb_per_s"), "four GPUs reading the host at once, in all"),
+    "root_down_bw": measured(gpus * copies(gpus, "down", "down_gb_per_s"), "four GPUs writing the host at once, in all"),
+    "root_both_bw": measured(
+        gpus * (copies(gpus, "both", "up_gb_per_s") + copies(gpus, "both", "down_gb_per_s")),
+        "four GPUs reading and writing the host at once, in all"),
+    "host_adam_rate_alone": figure(5.3e9, "measured", "fused AdamW, one large tensor, 16 threads (a GPU's share) and nothing else on the DRAM, parameters/s; design notes gpu.md, 2026-11-22"),
+    "torch_adam_rate": measured(pinned_adam["parameters_per_s_all"] / gpus,
+                                "torch.optim.AdamW(fused=True), list of 8.4M-element tensors, parameters and gradients pinned, 4 processes x 16 threads, parameters/s of one process"),
+    "torch_norm_bw": measured(norm["norm_gb_per_s_all"] * 1e9 / gpus, "torch foreach norm of a list of CPU tensors, 4 processes, bytes/s of one"),
+    "torch_scale_bw": measured(norm["scale_gb_per_s_all"] * 1e9 / gpus, "torch foreach in-place multiply of a list of CPU tensors, 4 processes, bytes read and written/s of one"),
+    "peak_flops": figure(989e12, "published", "H200 SXM data sheet, dense bf16"),
+    "hbm_bytes": measured(by_step["CUDA context creation"]["total_bytes"], "cudaMemGetInfo total"),
+    "hbm_peak_bw": figure(4.8e12, "published", "H200 SXM data sheet"),
+    "nvlink_bw": figure(18 * 26.56e9, "measured", "18 links x 26.56 GB/s each way; design notes gpu.md, 2026-11-22"),
+    "pcie_up_bw": measured(copies(1, "up", "up_gb_per_s"), "pinned host to device, one GPU"),
+    "pcie_down_bw": measured(copies(1, "down", "down_gb_per_s"), "device to pinned host, one GPU"),
+    "pcie_both_bw": measured(copies(1, "both", "up_gb_per_s") + copies(1, "both", "down_gb_per_s"), "both ways at once, one GPU, sum"),
+    "pcie_peak_bw": figure(63e9, "published", "PCIe Gen5 x16 each way after encoding"),
+    "kernel_ns": measured(launch["tiny_kernel_gpu_side"]["gpu_us_per_kernel"] * 1e3, "tiny kernels back to back, device side"),
+    "copy_latency_ns": measured(one("host_copies", "down_us", gpus=1, direction="down", bytes=65536) * 1e3, "64 KiB copy"),
+    "nic_bw": figure(46e9, "published", "8 x 400 Gb/s InfiniBand a node, NCCL all-to-all bus bandwidth a GPU; design notes gpu.md"),
+    "nic_peak_bw": figure(50e9, "published", "400 Gb/s line rate"),
+    "nic_latency_ns": figure(15000, "assumed", "one network hop of an NCCL collective, small message"),
+    "all_gather_matmul_slowdown": measured(interference("matmul_8192", "all_gather_1GiB"), "8192^3 matmul under an all-gather"),
+    "all_gather_slowdown": measured(interference("all_gather_1GiB", "matmul_8192"), "1 GiB all-gather under matmuls"),
+    "reduce_scatter_matmul_slowdown": measured(interference("matmul_8192", "reduce_scatter_1GiB"), "8192^3 matmul under a reduce-scatter"),
+    "reduce_scatter_slowdown": measured(interference("reduce_scatter_1GiB", "matmul_8192"), "1 GiB reduce-scatter under matmuls"),
+    "all_to_all_matmul_slowdown": measured(interference("matmul_8192", "all_to_all_1GiB"), "8192^3 matmul under an all-to-all"),
+    "all_to_all_slowdown": measured(interference("all_to_all_1GiB", "matmul_8192"), "1 GiB all-to-all under matmuls"),
+    "context_bytes": measured(context, "CUDA context and kernels"),
+    "library_bytes": measured(libraries, "cuBLAS, cuDNN and their workspaces"),
+    "communicator_bytes": measured(comm, "one NCCL communicator of 4 GPUs (the first takes 370 MB more)"),
+    "communicator_p2p_bytes": measured(p2p / (gpus - 1), "NCCL point-to-point buffers of one communicator, a peer of the node"),
+    "native_launch_ns": figure(4000, "assumed", "C++ launch of one kernel with its event wait"),
+    "eager_launch_ns": measured(launch["x_plus_1_allocating_no_grad"]["cpu_us_per_op"] * 1e3, "eager op without autograd, CPU time"),
+    "eager_autograd_launch_ns": measured(launch["autograd_linear_mul_add"]["forward_cpu_us_per_op"] * 1e3, "eager op recorded by autograd, CPU time"),
+    "eager_backward_launch_ns": measured(launch["autograd_linear_mul_add"]["backward_cpu_us_per_forward_op"] * 1e3 / 2,
+                                         "autograd backward, CPU time a kernel (two kernels a forward op)"),
+    "compiled_launch_ns": measured(launch["x_add_no_grad"]["cpu_us_per_op"] * 1e3, "one launch from Python"),
+    "collective_launch_ns": measured(launch["call_all_gather_into_tensor"]["cpu_us_per_op"] * 1e3, "torch.distributed collective call, CPU time"),
+}
+
+
+def table(points, what):
+    return {"source": "measured", "where": f"{what}; {where}", "points": points}
+
+
+def collective(op):
+    points = [[r["gpus"], r["bytes"], r["bus_gb_per_s"] * 1e9] for r in rows("nccl", op=op, dtype="bf16")]
+    return table(points, f"NCCL {op}, back to back; (ranks, bytes of the full buffer) -> bus bytes/s")
+
+
+ok = lambda name: [r for r in rows(name) if "error" not in r]
+grid = lambda values: all(v & (v - 1) == 0 for v in values)
+tables = {
+    "matmul": table([[r["M"], r["N"], r["K"], r["tflops"] * 1e12] for r in ok("dense_matmul")
+                     if r["layout"] == "forward" and "tflops" in r and grid((r["M"], r["N"], r["K"]))
+                     and r["M"] in (128, 512, 2048, 8192, 32768, 131072) and r["N"] in (128, 512, 2048, 8192, 32768)
+                     and r["K"] in (128, 512, 2048, 8192, 32768)],
+                    "bf16 matmul through cuBLAS; (m, n, k) -> FLOP/s"),
+    "grouped_matmul": table([[r["K"], r["N"], r["experts"], r["rows_per_expert"], r["tflops"] * 1e12] for r in ok("grouped_matmul")
+                             if r["layout"] == "forward" and "tflops" in r and r["experts"] in (4, 16, 64, 128)
+                             and r["rows_per_expert"] in (16, 64, 256, 1024, 4096, 16384)],
+                            "torch._grouped_mm (CUTLASS), equal rows; (k, n, experts, rows an expert) -> FLOP/s"),
+    "attention_forward": table([[r["d_qk"], r["d_v"], r["heads"] * r["batch"], r["S"], r["forward_tflops"] * 1e12]
+                                for r in ok("attention") if r["backend"] == "cudnn" and "forward_tflops" in r],
+                               "cuDNN causal attention; (qk, v, heads x batch, S) -> FLOP/s, causal"),
+    "attention_backward": table([[r["d_qk"], r["d_v"], r["heads"] * r["batch"], r["S"], r["backward_tflops"] * 1e12]
+                                 for r in ok("attention") if r["backend"] == "cudnn" and "backward_tflops" in r],
+                                "cuDNN causal attention backward, 2.5 x forward FLOPs; (qk, v, heads x batch, S) -> FLOP/s"),
+    "memory_bound": table([[r["moved_bytes"], r["rw_gb_per_s"] * 1e9] for r in rows("memory_bound", kernel="copy")],
+                          "device copy; (bytes read + written) -> bytes/s"),
+    "all_gather": collective("all_gather"),
+    "reduce_scatter": collective("reduce_scatter"),
+    "all_reduce": collective("all_reduce"),
+    "all_to_all": collective("all_to_all"),
+}
+print("{")
+print('"description": "4 x H200 SXM in one host (64 cores, 512 GiB), as measured",')
+print('"figures": {')
+print(",\n".join(f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in figures.items()))
+print('},\n"tables": {')
+blocks = []
+for k, v in tables.items():
+    body = ",\n    ".join(json.dumps(p) for p in v["points"])
+    blocks.append(f'  {json.dumps(k)}: {{"source": {json.dumps(v["source"])}, "where": {json.dumps(v["where"])}, "points": [\n    {body}]}}')
+print(",\n".join(blocks))
+print("}\n}")
