@@ -14,12 +14,13 @@ constexpr Time kLongest = Time{1} << 42;  // 73 minutes: work in ns x kFull must
 template <typename... Args>
 void check(bool holds, size_t graph, fmt::format_string<Args...> text, Args&&... args) {
   if (holds) return;
-  throw InternalError(fmt::format("task graph {}: {}", graph, fmt::format(text, std::forward<Args>(args)...)));
+  throw InternalError(
+      fmt::format("task graph {}: {}", graph, fmt::format(text, std::forward<Args>(args)...)));
 }
 
 CompiledDemand compile(const Demand& demand, size_t graph, size_t index) {
-  check(demand.duration >= 0 && demand.duration <= kLongest, graph, "demand {} lasts {} ns, not 0 to 2^42", index,
-        demand.duration);
+  check(demand.duration >= 0 && demand.duration <= kLongest, graph, "demand {} lasts {} ns, not 0 to 2^42",
+        index, demand.duration);
   check(demand.weight >= 1 && demand.weight <= kFull, graph, "demand {} has weight {}, not 1 to 2^20", index,
         demand.weight);
   check(demand.uses <= demand.use.size(), graph, "demand {} has {} uses, at most 8 fit", index, demand.uses);
@@ -53,10 +54,12 @@ IncomingEdges incoming_edges(const TaskGraph& graph, size_t index) {
   const size_t size = graph.tasks.size();
   IncomingEdges in{std::vector<uint32_t>(size + 1), std::vector<Incoming>(graph.edges.size())};
   for (const Edge& edge : graph.edges) {
-    check(edge.from < size && edge.to < size, index, "edge {} -> {} leaves the {} tasks", edge.from, edge.to, size);
+    check(edge.from < size && edge.to < size, index, "edge {} -> {} leaves the {} tasks", edge.from, edge.to,
+          size);
     check(edge.steps <= 1, index, "edge {} -> {} spans {} steps, at most 1 is possible", edge.from, edge.to,
           edge.steps);
-    check(edge.steps == 1 || edge.from < edge.to, index, "edge {} -> {} goes backwards: a cycle", edge.from, edge.to);
+    check(edge.steps == 1 || edge.from < edge.to, index, "edge {} -> {} goes backwards: a cycle", edge.from,
+          edge.to);
     ++in.first[edge.to + 1];
   }
   for (size_t t = 0; t < size; ++t) in.first[t + 1] += in.first[t];
@@ -70,8 +73,9 @@ struct Kept {
   bool next_step;
 };
 
-// The edges that are not implied. `done[t * streams + s]` counts from one the last task of stream s that has certainly
-// completed when task t starts; what a stream waits for carried edges only ever grows along the stream.
+// The edges that are not implied. `done[t * streams + s]` counts from one the last task of stream s that has
+// certainly completed when task t starts; what a stream waits for carried edges only ever grows along the
+// stream.
 std::vector<Kept> needed_edges(const TaskGraph& graph, const CompiledGraph& compiled, size_t index) {
   const size_t size = graph.tasks.size(), streams = compiled.heads.size();
   const IncomingEdges in = incoming_edges(graph, index);
@@ -105,7 +109,8 @@ std::vector<Kept> needed_edges(const TaskGraph& graph, const CompiledGraph& comp
     for (uint32_t s = 0; s < streams; ++s) {
       if (same[s] > 0) order[count++] = s;
     }
-    std::sort(order.begin(), order.begin() + count, [&](uint32_t a, uint32_t b) { return same[a] > same[b]; });
+    std::sort(order.begin(), order.begin() + count,
+              [&](uint32_t a, uint32_t b) { return same[a] > same[b]; });
     for (uint32_t i = 0; i < count; ++i) {
       const uint32_t s = order[i], from = same[s] - 1;
       if (known[s] > from) continue;
@@ -119,7 +124,8 @@ std::vector<Kept> needed_edges(const TaskGraph& graph, const CompiledGraph& comp
       uint32_t& waited = carried_done[stream * streams + s];
       if (carried[s] <= waited) continue;
       waited = carried[s];
-      if (known[s] == 0) kept.push_back({carried[s] - 1, to, true});  // else all of the previous step is done there
+      if (known[s] == 0)
+        kept.push_back({carried[s] - 1, to, true});  // else all of the previous step is done there
     }
   }
   return kept;
@@ -179,8 +185,8 @@ CompiledGraph compile(const TaskGraph& graph, size_t index) {
     }
     if (compiled.comm_tasks[task.comm]++ == 0) compiled.comm_stream[task.comm] = static_cast<uint8_t>(stream);
     check(compiled.comm_stream[task.comm] == stream, index,
-          "task {} uses communicator {} from stream {}, earlier tasks from stream {}", t, task.comm, task.stream,
-          compiled.stream_names[compiled.comm_stream[task.comm]]);
+          "task {} uses communicator {} from stream {}, earlier tasks from stream {}", t, task.comm,
+          task.stream, compiled.stream_names[compiled.comm_stream[task.comm]]);
   }
 
   // Edges, by the task that they come from.
@@ -192,7 +198,8 @@ CompiledGraph compile(const TaskGraph& graph, size_t index) {
     ++compiled.waits[edge.to];
     if (!edge.next_step) ++compiled.first_waits[edge.to];
   }
-  for (size_t t = 0; t < size; ++t) compiled.tasks[t + 1].first_successor += compiled.tasks[t].first_successor;
+  for (size_t t = 0; t < size; ++t)
+    compiled.tasks[t + 1].first_successor += compiled.tasks[t].first_successor;
   compiled.successors.resize(edges.size());
   std::vector<uint32_t> filled(size);
   for (const Kept& edge : edges) {

@@ -1,6 +1,6 @@
-// A TaskGraph made compact and immutable for the engine; all ranks of a class share one. Compiling checks every index
-// and drops the edges that other edges or the order of a stream already imply, so that a task waits at most once for
-// each stream and its counter fits a byte.
+// A TaskGraph made compact and immutable for the engine; all ranks of a class share one. Compiling checks
+// every index and drops the edges that other edges or the order of a stream already imply, so that a task
+// waits at most once for each stream and its counter fits a byte.
 #pragma once
 #include <array>
 #include <cstddef>
@@ -50,7 +50,7 @@ class Successor {
 
 // Launches that follow one another without a wait: up to and with a task that blocks, or the end of the step.
 struct Segment {
-  uint32_t opener;  // the blocking task after whose completion it begins; kNone: it goes on from the previous step
+  uint32_t opener;  // the blocking task whose completion begins it; kNone: it goes on from the previous step
   Time length;
 };
 
@@ -67,8 +67,9 @@ struct CompiledGraph {
   std::vector<uint8_t> comm_stream;  // by communicator: the dense stream that uses it
 };
 
-// Errors: InternalError for an index out of range, a same-step edge that goes backwards (a cycle), a communicator
-// used from two streams, a share or weight outside its bounds. `index` names the graph in the message.
+// Errors: InternalError for an index out of range, a same-step edge that goes backwards (a cycle), a
+// communicator used from two streams, a share or weight outside its bounds. `index` names the graph in the
+// message.
 CompiledGraph compile(const TaskGraph& graph, size_t index);
 
 }  // namespace mop::engine

@@ -12,7 +12,7 @@ struct Span {
   Time start = 0, end = 0;  // start: resources held from here, after the launch, the waits and the meeting
 };
 
-// One stretch of the critical path of the last step, latest first. `task` = kLaunch: the CPU thread's launches.
+// One stretch of the last step's critical path, latest first. `task` = kLaunch: the CPU thread launches.
 inline constexpr uint32_t kLaunch = 0xffffffff;
 struct Stretch {
   uint32_t rank, task;
@@ -23,8 +23,8 @@ struct RankReport {
   Time exposed_communication = 0;  // last step: communication runs and stream 0 does not compute
   Time compute_busy = 0;           // last step: stream 0 computes
   std::vector<Span> spans;         // by task, last step
-  // By resource, over the last step: capacity used, in ns x kFull. At most step_time x kFull, or the engine is wrong.
-  // A node's resources count all that its ranks use, and read the same in each of them.
+  // By resource, over the last step: capacity used, in ns x kFull. At most step_time x kFull, or the engine
+  // is wrong. A node's resources count all that its ranks use, and read the same in each of them.
   std::array<__int128, kResources> used{};
 };
 
@@ -35,7 +35,7 @@ struct Report {
   uint64_t events = 0;  // task starts and completions processed
   uint64_t tasks = 0;   // tasks completed
   std::vector<RankReport> ranks;
-  std::vector<Stretch> critical_path;  // covers the last step's window without holes; durations add up to step_time
+  std::vector<Stretch> critical_path;  // covers the last step without holes: the durations add up to step_time
 };
 
 struct Options {

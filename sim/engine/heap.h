@@ -1,5 +1,5 @@
-// A priority queue of slots by (time, slot) in which a slot's time can be changed. Four children a node: half the
-// levels of a binary heap, and the children of a node share a cache line.
+// A priority queue of slots by (time, slot) in which a slot's time can be changed. Four children a node: half
+// the levels of a binary heap, and the children of a node share a cache line.
 #pragma once
 #include <cstdint>
 #include <vector>

@@ -1,4 +1,5 @@
-// What a finished simulation has to say: the last step's spans, sums and critical path, or why it stands still.
+// What a finished simulation has to say: the last step's spans, sums and critical path, or why it stands
+// still.
 #include <fmt/format.h>
 
 #include "sim/base/error.h"
@@ -33,8 +34,9 @@ Report Simulation::report() {
   return report;
 }
 
-// From the completion that ended the step back to the step's beginning, always to the cause of what started last.
-// All of the path lies in the last step's own tasks, for whatever belongs to an earlier step ended before the window.
+// From the completion that ended the step back to the step's beginning, always to the cause of what started
+// last. All of the path lies in the last step's own tasks, for whatever belongs to an earlier step ended
+// before the window.
 std::vector<Stretch> Simulation::critical_path() const {
   std::vector<Stretch> path;
   const Time begin = step_end_.size() > 1 ? step_end_[step_end_.size() - 2] : 0;

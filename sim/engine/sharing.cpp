@@ -7,7 +7,9 @@ namespace {
 
 using Wide = unsigned __int128;
 
-Wide product(int64_t a, int64_t b) { return static_cast<Wide>(a) * static_cast<Wide>(b); }
+Wide product(int64_t a, int64_t b) {
+  return static_cast<Wide>(a) * static_cast<Wide>(b);
+}
 
 }  // namespace
 
@@ -52,13 +54,15 @@ void Sharing::solve() {
     }
 
     for (Resource& resource : resources_) {
-      resource.saturated = resource.demand != 0 && product(resource.left, demand) == product(left, resource.demand);
+      resource.saturated =
+          resource.demand != 0 && product(resource.left, demand) == product(left, resource.demand);
     }
     kept = 0;
     for (const uint32_t i : rising_) {
       Flow& flow = flows_[i];
       bool saturated = false;
-      for (uint32_t u = flow.first_use; u < flow.last_use; ++u) saturated |= resources_[uses_[u].resource].saturated;
+      for (uint32_t u = flow.first_use; u < flow.last_use; ++u)
+        saturated |= resources_[uses_[u].resource].saturated;
       if (saturated) {
         freeze(flow, static_cast<uint32_t>(left * flow.weight / demand));
       } else {

@@ -1,15 +1,16 @@
 // Who gets how much of the resources that too many want: weighted max-min fairness with bounds.
 //
-// Task i has a weight w_i and draws a_ir of resource r at full speed (kFull = all of it). Its rate x_i satisfies
+// Task i has a weight w_i and draws a_ir of resource r at full speed (kFull = all of it). Its rate x_i
+// satisfies
 //
 //     sum_i a_ir * x_i  <=  kFull * kFull        for every resource r          (capacity)
 //     0 <= x_i <= kFull                          for every task i              (bound)
 //
-// and x_i / w_i cannot grow without shrinking some x_j / w_j that is no larger (fairness). Progressive filling finds
-// the one solution: a common level rises from 0 and x_i = min(kFull, level * w_i), until a resource saturates; its
-// tasks keep their rates, the others go on rising. Levels are exact fractions and rates are rounded down, so the
-// capacities always hold, and all resources that saturate at one level freeze together, so the order in which tasks
-// and resources were added cannot matter.
+// and x_i / w_i cannot grow without shrinking some x_j / w_j that is no larger (fairness). Progressive
+// filling finds the one solution: a common level rises from 0 and x_i = min(kFull, level * w_i), until a
+// resource saturates; its tasks keep their rates, the others go on rising. Levels are exact fractions and
+// rates are rounded down, so the capacities always hold, and all resources that saturate at one level freeze
+// together, so the order in which tasks and resources were added cannot matter.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -46,7 +47,7 @@ class Sharing {
  private:
   struct Resource {
     int64_t left = 0;    // capacity that the frozen tasks leave
-    int64_t demand = 0;  // sum of amount * weight over the tasks still rising: it saturates at level left / demand
+    int64_t demand = 0;  // sum of amount * weight of the tasks still rising: saturates at level left / demand
     bool saturated = false;
   };
   struct Flow {

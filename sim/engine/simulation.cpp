@@ -18,14 +18,19 @@ void check(bool holds, fmt::format_string<Args...> text, Args&&... args) {
   if (!holds) throw InternalError(fmt::format(text, std::forward<Args>(args)...));
 }
 
-uint32_t set_of(int32_t step) { return static_cast<uint32_t>(step) % kSets; }
+uint32_t set_of(int32_t step) {
+  return static_cast<uint32_t>(step) % kSets;
+}
 
 }  // namespace
 
 // ---- Setting up ----
 
 Simulation::Simulation(const Machine& machine, const Options& options)
-    : options_(options), ranks_(machine.ranks.size()), nodes_(machine.nodes), meetings_(machine.meeting_size.size()) {
+    : options_(options),
+      ranks_(machine.ranks.size()),
+      nodes_(machine.nodes),
+      meetings_(machine.meeting_size.size()) {
   check(!machine.ranks.empty(), "the machine has no ranks");
   check(options.max_steps >= 1, "max_steps is {}, it must be at least 1", options.max_steps);
   graphs_.reserve(machine.graphs.size());
@@ -34,8 +39,8 @@ Simulation::Simulation(const Machine& machine, const Options& options)
   for (uint32_t r = 0; r < ranks_.size(); ++r) join_meetings(machine, r);
   for (size_t m = 0; m < meetings_.size(); ++m) {
     const size_t ranks = meetings_[m].slots.size();
-    check(ranks == 0 || ranks == machine.meeting_size[m], "{} ranks use meeting point {}, which is for {}", ranks, m,
-          machine.meeting_size[m]);
+    check(ranks == 0 || ranks == machine.meeting_size[m], "{} ranks use meeting point {}, which is for {}",
+          ranks, m, machine.meeting_size[m]);
   }
   for (RankState& rank : ranks_) {
     for (uint32_t& m : rank.meeting) {
@@ -94,13 +99,15 @@ void Simulation::join_meetings(const Machine& machine, uint32_t r) {
   for (size_t comm = 0; comm < meeting.size(); ++comm) {
     const uint32_t tasks = graph.comm_tasks[comm];
     if (tasks == 0) continue;
-    check(comm < given.size(), "rank {} uses communicator {} but has meeting points for {}", r, comm, given.size());
+    check(comm < given.size(), "rank {} uses communicator {} but has meeting points for {}", r, comm,
+          given.size());
     const uint32_t m = meeting[comm] = given[comm];
-    check(m < meetings_.size(), "rank {}, communicator {}: meeting point {} of {}", r, comm, m, meetings_.size());
+    check(m < meetings_.size(), "rank {}, communicator {}: meeting point {} of {}", r, comm, m,
+          meetings_.size());
     Meeting& joined = meetings_[m];
     const uint32_t slot = ranks_[r].first_slot + graph.comm_stream[comm];
-    check(joined.slots.empty() || slots_[joined.slots.back()].rank != r, "rank {} meets itself at meeting point {}", r,
-          m);
+    check(joined.slots.empty() || slots_[joined.slots.back()].rank != r,
+          "rank {} meets itself at meeting point {}", r, m);
     check(joined.slots.empty() || joined.tasks == tasks,
           "rank {} has {} tasks a step at meeting point {}, rank {} has {}", r, tasks, m,
           joined.slots.empty() ? 0 : slots_[joined.slots.front()].rank, joined.tasks);
@@ -252,8 +259,8 @@ void Simulation::consider_all(const RankState& rank, Cause cause) {
   for (uint32_t stream = 0; stream < streams; ++stream) consider(rank.first_slot + stream, cause);
 }
 
-// Launches go on from one step into the next, so opening the last segment of a step opens the first of the next one,
-// as far as there is state for that step.
+// Launches go on from one step into the next, so opening the last segment of a step opens the first of the
+// next one, as far as there is state for that step.
 void Simulation::open_segment(RankState& rank, int32_t step, uint32_t segment, Time base) {
   const std::vector<Segment>& segments = rank.graph->segments;
   rank.opened[set_of(step)][segment] = base;
@@ -352,8 +359,8 @@ void Simulation::release(Slot& slot) {
   }
 }
 
-// A task that uses no overloaded resource runs at full speed and slows nobody down. Otherwise its rank is to be solved
-// again, or its node when a resource of the node is overloaded.
+// A task that uses no overloaded resource runs at full speed and slows nobody down. Otherwise its rank is to
+// be solved again, or its node when a resource of the node is overloaded.
 void Simulation::mark_dirty(RankState& rank, uint32_t mask) {
   NodeState& node = nodes_[rank.node];
   if (mask & node.over && !node.dirty) {
@@ -426,7 +433,8 @@ void Simulation::set_rate(uint32_t s, uint32_t rate) {
   if (slot.rate == rate) return;
   account(slot);
   slot.rate = rate;
-  // Rounded down, a rate can be 0. Whoever saturates the resource then moves, and the rate is found anew when it ends.
+  // Rounded down, a rate can be 0. Whoever saturates the resource then moves, and the rate is found anew when
+  // it ends.
   heap_.set(s, rate == 0 ? kNever : now_ + (slot.remaining + rate - 1) / rate);
 }
 

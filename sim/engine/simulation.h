@@ -1,4 +1,5 @@
-// The state of one run of the engine. simulation.cpp sets it up and moves it through time; report.cpp reads it out.
+// The state of one run of the engine. simulation.cpp sets it up and moves it through time; report.cpp reads
+// it out.
 #pragma once
 #include <array>
 #include <cstdint>
@@ -16,8 +17,8 @@ namespace mop::engine {
 
 inline constexpr Time kNever = Time{1} << 61;
 
-// With s the first step that a rank has not completed: tasks of s and s + 1 may run, and what completes in s + 1 already
-// counts for edges into s + 2. So a rank keeps the state of three steps, by step modulo three.
+// With s the first step that a rank has not completed: tasks of s and s + 1 may run, and what completes in s
+// + 1 already counts for edges into s + 2. So a rank keeps the state of three steps, by step modulo three.
 inline constexpr uint32_t kSets = 3;
 
 // Why a task started when it did: `task` completed on `rank` or, with kLaunched set, its launch ended.
@@ -57,7 +58,7 @@ struct alignas(64) Slot {
 using Used = std::array<__int128, kResources>;  // share x work in ns x kFull, since the last step ended
 
 struct NodeState {
-  std::array<int64_t, kResources> load{};  // by resource: shares x multiplicity of the running tasks, at full speed
+  std::array<int64_t, kResources> load{};  // by resource: full-speed shares x multiplicity of what runs
   uint32_t over = 0;                       // bit by resource: the load exceeds the capacity
   bool dirty = false;
   Used used{};
@@ -69,7 +70,7 @@ struct RankState {
   uint32_t first_slot = 0, node = 0;
   int64_t multiplicity = 1;
 
-  int32_t done = 0;  // steps completed
+  int32_t done = 0;                      // steps completed
   std::array<uint32_t, kSets> left{};    // tasks that have not completed
   std::array<uint8_t*, kSets> waits{};   // by task: completions that it still waits for
   std::array<Time*, kSets> opened{};     // by segment: when its launches began; kNever: they have not
@@ -81,8 +82,8 @@ struct RankState {
   std::array<int64_t, kResources> load{};
   Used used{};
 
-  uint32_t computing = 0, communicating = 0;  // tasks running
-  Time tallied = 0;                           // the times below are complete up to here
+  uint32_t computing = 0, communicating = 0;         // tasks running
+  Time tallied = 0;                                  // the times below are complete up to here
   Time compute_busy = 0, exposed_communication = 0;  // since the last step ended
 
   std::vector<uint32_t> meeting;  // by communicator; kNone: it meets nobody else
@@ -147,7 +148,7 @@ class Simulation {
 
   Time now_ = 0;
   bool stopped_ = false, steady_ = false;
-  Cause last_{};                    // the task that completed the last step
+  Cause last_{};                     // the task that completed the last step
   std::vector<uint32_t> finishers_;  // by step: how many ranks have completed it
   std::vector<Time> step_end_;
   uint64_t started_ = 0, completed_ = 0;

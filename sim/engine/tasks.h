@@ -29,7 +29,7 @@ struct Use {
 // What one task asks for. Running alone it takes `duration`; when the shares on a resource add up to more than
 // kFull, the tasks there slow down, weighted max-min fairly: task i progresses at rate min(1, level x weight).
 struct Demand {
-  Time duration = 0;
+  Time duration = 0;  // up to 2^42: 73 minutes
   uint32_t weight = 1;  // 1 .. kFull: inversely proportional to the bytes/s drawn at full speed, so bytes are shared fairly
   uint8_t uses = 0;
   std::array<Use, 8> use{};
@@ -45,7 +45,7 @@ struct Task {
   uint16_t comm = kNoComm;  // communicator: the task starts when every rank of the group has arrived at it
   uint8_t stream = 0;       // first in, first out
   bool blocks_launch = false;  // the CPU thread launches nothing more until this task has completed
-  bool communication = false;  // counts as communication when exposed; a task on stream 0 counts as computation
+  bool communication = false;  // counts as communication when exposed; what else is on stream 0, as computation
 };
 
 struct Edge {

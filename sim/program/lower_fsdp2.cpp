@@ -138,7 +138,7 @@ class Fsdp2Lowering {
   std::vector<BufferId> inputs_;      // (L + 1) block inputs: what checkpointing keeps
   std::vector<Saved> saved_;          // without checkpointing
   BufferId states_ = kNoBuffer, norm_ = kNoBuffer;
-  BufferId d_x_ = kNoBuffer;
+  BufferId d_x_ = kNoBuffer, embedding_gradient_ = kNoBuffer;
   BufferId held_gather_ = kNoBuffer;  // forward: the previous group's all-gather output, freed at the next copy-out
   BufferId copied_out_ = kNoBuffer;   // event: the copy-out that the next all-gather waits for
   BufferId copying_out_ = kNoBuffer;  // event: the last copy-out, for the all-gather after the next in forward
@@ -187,7 +187,9 @@ void Fsdp2Lowering::unshard(Group& g) {
   BufferId source = g.shard;
   if (plan_.offload) {
     source = buffer("uploaded_shard", kFp32 * g.shards(), Holds::gathered_weights);
-    b_.op({OpKind::copy_h2d, Stream::h2d, Component::weights, {{kFp32 * g.shards()}}}, {g.shard}, {source});
+    const std::array reads{g.shard, copied_out_};
+    b_.op({OpKind::copy_h2d, Stream::h2d, Component::weights, {{kFp32 * g.shards()}}},
+          std::span(reads).first(copied_out_ == kNoBuffer ? 1 : 2), std::array{source});
   }
   g.gathered = buffer("all_gather_output", bytes, Holds::gathered_weights);
   OpSpec cast{OpKind::cast, Stream::gather, Component::weights, {{g.shards(), kFp32 * g.shards(), kBf16 * g.shards()}}};
@@ -231,10 +233,10 @@ void Fsdp2Lowering::reduce_gradients(Group& g, bool last) {
   const BufferId input = buffer("reduce_scatter_input", unit * g.parameters(), Holds::unsharded_gradients);
   OpSpec copy_in{OpKind::copy, Stream::compute, Component::weights, {{g.parameters(), kBf16 * g.parameters(), unit * g.parameters()}}};
   copy_in.kernels = eager::kReduce / 2;
-  if (reduced_ != kNoBuffer)
-    b_.op(copy_in, {g.unsharded_gradient, reduced_}, {input});
-  else
-    b_.op(copy_in, {g.unsharded_gradient}, {input});
+  std::vector<BufferId> gradients{g.unsharded_gradient};
+  if (&g == &root_) gradients.push_back(embedding_gradient_);
+  if (reduced_ != kNoBuffer) gradients.push_back(reduced_);
+  b_.op(copy_in, gradients, std::array{input});
   const BufferId output = buffer("reduce_scatter_output", unit * g.shards(), Holds::gradients);
   reduced_ = event();
   const auto reduce = [&](uint16_t group, int64_t parameters) {
@@ -275,8 +277,9 @@ void Fsdp2Lowering::embed_forward() {
 void Fsdp2Lowering::embed_backward() {
   at(Phase::backward, -1);
   const int64_t elements = c_.vocab * c_.hidden / plan_.tensor;
-  // Sort of the ids and a scatter into a cleared table.
-  kernel(OpKind::embedding_bwd, Component::embedding, elements, {2, 4, 2, 4}, 10, {d_x_}, {root_.unsharded_gradient});
+  // Sort of the ids and a scatter into a cleared table, which a tied head's gradient is added to.
+  embedding_gradient_ = buffer("embedding_gradient", kBf16 * elements, Holds::unsharded_gradients);
+  kernel(OpKind::embedding_bwd, Component::embedding, elements, {2, 4, 2, 4}, 10, {d_x_}, {embedding_gradient_});
 }
 
 // ---- attention ----
@@ -646,7 +649,13 @@ void Fsdp2Lowering::head_and_loss() {
   if (plan_.reshard) reshard(root_);
   unshard(root_);
   wait_unshard(root_);
-  root_.unsharded_gradient = buffer("root_gradient", kBf16 * root_.parameters(), Holds::unsharded_gradients);
+  if (plan_.prefetch) {
+    at(Phase::backward, layer - 1);
+    unshard(blocks_.back());
+    at(Phase::backward, layer);
+  }
+  const int64_t head = (in_.parameters.head > 0 ? in_.parameters.head : in_.parameters.embedding) + in_.parameters.final_norm;
+  root_.unsharded_gradient = buffer("head_gradient", kBf16 * head / plan_.tensor, Holds::unsharded_gradients);
   const BufferId d_normed = buffer("final_normed_gradient", kBf16 * t_ * h, Holds::vocabulary_activations);
   size_t index = kept.size();
   for (int64_t done = 0; done < t_; done += chunk) {
@@ -657,9 +666,12 @@ void Fsdp2Lowering::head_and_loss() {
       l = forward(tokens);
       at(Phase::backward, layer);
     }
+    // The loss's own gradient is as large as the logits: zeros but for the targets.
+    const BufferId d_log = buffer("log_softmax_gradient", kFp32 * tokens * vocab, Holds::vocabulary_activations);
     const BufferId d_logits = buffer("logits_gradient_fp32", kFp32 * tokens * vocab, Holds::vocabulary_activations);
+    kernel(OpKind::cross_entropy, part, tokens * vocab, {0, 4, 0, 4}, 2, {l.fp32}, {d_log});
     const BufferId narrow = buffer("logits_gradient", kBf16 * tokens * vocab, Holds::vocabulary_activations);
-    kernel(OpKind::cross_entropy, part, tokens * vocab, {8, 4, 8, 4}, eager::kCrossEntropy, {l.fp32}, {d_logits});
+    kernel(OpKind::cross_entropy, part, tokens * vocab, {8, 4, 8, 4}, 1, {l.fp32, d_log}, {d_logits});
     kernel(OpKind::cast, part, tokens * vocab, {4, 2, 4, 2}, 1, {d_logits}, {narrow});
     gemm(part, tokens, h, vocab, {narrow, root_.unsharded}, {d_normed});
     gemm(part, vocab, h, tokens, {narrow, normed}, {root_.unsharded_gradient});

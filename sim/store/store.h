@@ -28,10 +28,10 @@ class Database;
 namespace mop::store {
 
 struct Query {
-  std::vector<std::string> where =
-      {};  // all must hold: "context>=128K", "model=kimi-k2", "fits=1"; see filter.h
-  std::vector<std::string> order =
-      {};                   // column names, first decides; "-mfu" is largest first; unknown values last
+  // All must hold: "context>=128K", "model=kimi-k2", "fits=1"; see filter.h.
+  std::vector<std::string> where = {};
+  // Column names, the first decides; "-mfu" is largest first; unknown values come last.
+  std::vector<std::string> order = {};
   int64_t limit = 0;        // 0: all
   bool with_detail = true;  // false leaves RunRecord::detail as "{}", for listings of many records
 };

@@ -8,7 +8,9 @@
 namespace mop::engine {
 namespace {
 
-uint32_t below(std::mt19937& random, uint32_t bound) { return static_cast<uint32_t>(random() % bound); }
+uint32_t below(std::mt19937& random, uint32_t bound) {
+  return static_cast<uint32_t>(random() % bound);
+}
 
 Task on(uint32_t stream, uint32_t demand) {
   Task task;
@@ -31,8 +33,8 @@ TaskGraph chain(uint32_t tasks) {
   return graph;
 }
 
-// Like a training step: layer after layer, each task after two of other streams; `crowd` is how much of a link each
-// transfer wants, in percent.
+// Like a training step: layer after layer, each task after two of other streams; `crowd` is how much of a
+// link each transfer wants, in percent.
 TaskGraph layered(uint32_t tasks, uint32_t crowd, bool meetings) {
   std::mt19937 random(1);
   TaskGraph graph;
@@ -89,7 +91,9 @@ void measure(benchmark::State& state, const Machine& machine, int steps) {
   state.counters["tasks/s"] = benchmark::Counter(static_cast<double>(tasks), benchmark::Counter::kIsRate);
 }
 
-void BM_Chain(benchmark::State& state) { measure(state, machine_of(chain(12000), 1), 3); }
+void BM_Chain(benchmark::State& state) {
+  measure(state, machine_of(chain(12000), 1), 3);
+}
 BENCHMARK(BM_Chain)->Unit(benchmark::kMillisecond);
 
 // Arguments: tasks a step, percent of a link that a transfer wants.
@@ -97,7 +101,11 @@ void BM_Layered(benchmark::State& state) {
   const auto tasks = static_cast<uint32_t>(state.range(0)), crowd = static_cast<uint32_t>(state.range(1));
   measure(state, machine_of(layered(tasks, crowd, false), 1), 3);
 }
-BENCHMARK(BM_Layered)->Args({12000, 20})->Args({12000, 60})->Args({12000, 100})->Unit(benchmark::kMillisecond);
+BENCHMARK(BM_Layered)
+    ->Args({12000, 20})
+    ->Args({12000, 60})
+    ->Args({12000, 100})
+    ->Unit(benchmark::kMillisecond);
 
 // Arguments: ranks, percent. Every rank has 12,000 tasks a step and meets its node's others at one in eight.
 void BM_Unfolded(benchmark::State& state) {
@@ -107,7 +115,9 @@ void BM_Unfolded(benchmark::State& state) {
 BENCHMARK(BM_Unfolded)->Args({8, 20})->Args({96, 20})->Args({96, 100})->Unit(benchmark::kMillisecond);
 
 // What preparing a run costs: one step of a program is compiled and run.
-void BM_OneStep(benchmark::State& state) { measure(state, machine_of(layered(12000, 20, false), 1), 1); }
+void BM_OneStep(benchmark::State& state) {
+  measure(state, machine_of(layered(12000, 20, false), 1), 1);
+}
 BENCHMARK(BM_OneStep)->Unit(benchmark::kMillisecond);
 
 }  // namespace

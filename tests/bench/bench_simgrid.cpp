@@ -1,8 +1,10 @@
-// The same flows over the same links through SimGrid (s4u, with latencies and corrections off: plain max-min fairness)
-// and through the engine. Prints what each takes, and fails when a flow's completion differs by more than 2 %.
+// The same flows over the same links through SimGrid (s4u, with latencies and corrections off: plain max-min
+// fairness) and through the engine. Prints what each takes, and fails when a flow's completion differs by
+// more than 2 %.
 //
-// The patterns are kept short: where many flows meet, who shares with whom depends on the last nanosecond, and in runs
-// four times as long making every flow 1 ns longer moves single completions by 2 % in either simulator.
+// The patterns are kept short: where many flows meet, who shares with whom depends on the last nanosecond,
+// and in runs four times as long making every flow 1 ns longer moves single completions by 2 % in either
+// simulator.
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -26,7 +28,8 @@ namespace {
 namespace sg = simgrid::s4u;
 
 // Bytes per ns. Powers of two, so that shares and weights are exact.
-constexpr Resource kNic = Resource::nic_out, kOther = Resource::nic_in, kRoot = Resource::root_up, kDram = Resource::dram;
+constexpr Resource kNic = Resource::nic_out, kOther = Resource::nic_in, kRoot = Resource::root_up,
+                   kDram = Resource::dram;
 int64_t bandwidth(Resource resource) {
   return resource == kNic ? 8 : resource == kOther ? 4 : resource == kRoot ? 16 : 32;
 }
@@ -56,7 +59,9 @@ struct Outcome {
   std::vector<std::vector<double>> end;  // ns, by rank and flow
 };
 
-double processor_seconds() { return double(std::clock()) / CLOCKS_PER_SEC; }
+double processor_seconds() {
+  return double(std::clock()) / CLOCKS_PER_SEC;
+}
 
 // ---- The engine ----
 
@@ -77,7 +82,8 @@ Outcome with_engine(const Pattern& pattern) {
       Demand demand;
       demand.duration = flow.bytes / rate;
       demand.weight = static_cast<uint32_t>(kFastest / rate);
-      for (const Resource link : flow.links) demand.add(link, static_cast<uint32_t>(kFull * rate / bandwidth(link)));
+      for (const Resource link : flow.links)
+        demand.add(link, static_cast<uint32_t>(kFull * rate / bandwidth(link)));
       Task task;
       task.demand = static_cast<uint32_t>(graph.demands.size());
       task.stream = static_cast<uint8_t>(flow.stream);
@@ -106,17 +112,18 @@ Outcome with_engine(const Pattern& pattern) {
   Outcome outcome{processor_seconds() - start, {}};
   for (const RankReport& rank : report.ranks) {
     outcome.end.emplace_back();
-    for (size_t t = 0; t + 1 < rank.spans.size(); ++t) outcome.end.back().push_back(double(rank.spans[t].end));
+    for (size_t t = 0; t + 1 < rank.spans.size(); ++t)
+      outcome.end.back().push_back(double(rank.spans[t].end));
   }
   return outcome;
 }
 
 // ---- SimGrid ----
 
-// A pair of hosts for each rank and set of links; a flow is a message between them. A stream is an actor that sends one
-// after another; for each dependency it takes a semaphore that another actor releases. (As a graph of activities with
-// successors, which SimGrid also offers, the same takes it ten times as long.) Only Engine::run is timed, not the making
-// of the platform and the actors.
+// A pair of hosts for each rank and set of links; a flow is a message between them. A stream is an actor that
+// sends one after another; for each dependency it takes a semaphore that another actor releases. (As a graph
+// of activities with successors, which SimGrid also offers, the same takes it ten times as long.) Only
+// Engine::run is timed, not the making of the platform and the actors.
 Outcome with_simgrid(const Pattern& pattern) {
   int argc = 2;
   char name[] = "bench_simgrid", quiet[] = "--log=root.thres:warning";
@@ -134,10 +141,13 @@ Outcome with_simgrid(const Pattern& pattern) {
   std::map<std::string, std::pair<sg::Host*, sg::Host*>> hosts;
   const auto link_of = [&](size_t rank, Resource resource) {
     const bool shared = static_cast<int>(resource) >= kFirstNodeResource;
-    const std::string at = std::string(shared ? "node" : "rank") + std::to_string(shared ? pattern.node_of(rank) : rank);
+    const std::string at =
+        std::string(shared ? "node" : "rank") + std::to_string(shared ? pattern.node_of(rank) : rank);
     sg::Link*& link = links[at + mop::engine::name(resource)];
     if (link == nullptr) {
-      link = zone->create_link(at + mop::engine::name(resource), 1e9 * double(bandwidth(resource)))->set_latency(0)->seal();
+      link = zone->create_link(at + mop::engine::name(resource), 1e9 * double(bandwidth(resource)))
+                 ->set_latency(0)
+                 ->seal();
     }
     return link;
   };
@@ -164,7 +174,7 @@ Outcome with_simgrid(const Pattern& pattern) {
 
   Outcome outcome;
   for (const auto& rank : pattern.ranks) outcome.end.emplace_back(rank.size());
-  std::vector<std::vector<sg::SemaphorePtr>> ready(pattern.ranks.size());         // of flows with dependencies
+  std::vector<std::vector<sg::SemaphorePtr>> ready(pattern.ranks.size());        // of flows with dependencies
   std::vector<std::vector<std::vector<uint32_t>>> before(pattern.ranks.size());  // by flow: who waits for it
   for (size_t r = 0; r < pattern.ranks.size(); ++r) {
     const std::vector<Flow>& flows = pattern.ranks[r];
@@ -175,7 +185,8 @@ Outcome with_simgrid(const Pattern& pattern) {
       for (const uint32_t from : flows[f].after) before[r][from].push_back(f);
     }
     for (int stream = 0; stream < kMaxStreams; ++stream) {
-      if (std::none_of(flows.begin(), flows.end(), [&](const Flow& f) { return f.stream == stream; })) continue;
+      if (std::none_of(flows.begin(), flows.end(), [&](const Flow& f) { return f.stream == stream; }))
+        continue;
       sg::Actor::create(std::to_string(r), routes[r][0].first, [&, r, stream] {
         for (size_t f = 0; f < flows.size(); ++f) {
           if (flows[f].stream != stream) continue;
@@ -265,7 +276,8 @@ std::vector<Pattern> patterns() {
       if (f % 3 == 0) flow.links.push_back(kRoot);
       for (uint32_t e = 0; e < 2 && f > 0; ++e) {
         const auto from = static_cast<uint32_t>(f - 1 - random() % std::min(f, 12u));
-        if (std::find(flow.after.begin(), flow.after.end(), from) == flow.after.end()) flow.after.push_back(from);
+        if (std::find(flow.after.begin(), flow.after.end(), from) == flow.after.end())
+          flow.after.push_back(from);
       }
       rank.push_back(flow);
     }
@@ -289,8 +301,8 @@ int compare() {
   constexpr double kTolerance = 0.02;
   constexpr int kRuns = 3;  // the best counts, on both sides
   bool agree = true;
-  std::printf("%-16s %8s %16s %16s %8s %14s\n", "pattern", "flows", "engine flows/s", "SimGrid flows/s", "ratio",
-              "worst differs");
+  std::printf("%-16s %8s %16s %16s %8s %14s\n", "pattern", "flows", "engine flows/s", "SimGrid flows/s",
+              "ratio", "worst differs");
   for (const Pattern& pattern : patterns()) {
     Outcome ours = with_engine(pattern), theirs = in_child(pattern);
     const double worst = difference(ours, theirs);
@@ -310,4 +322,6 @@ int compare() {
 }  // namespace
 }  // namespace mop::engine
 
-int main() { return mop::engine::compare(); }
+int main() {
+  return mop::engine::compare();
+}

@@ -30,7 +30,8 @@ TEST(Compiled, DropsWhatOtherEdgesImply) {
 
 TEST(Compiled, KeepsTheLatestCarriedEdgeOfAStream) {
   Program program;
-  const uint32_t a = program.task(0, 1), b = program.task(0, 1), c = program.task(1, 1), d = program.task(1, 1);
+  const uint32_t a = program.task(0, 1), b = program.task(0, 1), c = program.task(1, 1),
+                 d = program.task(1, 1);
   program.carry(a, c);
   program.carry(b, c);
   program.carry(a, d);  // c has waited for it

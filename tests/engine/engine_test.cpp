@@ -1,4 +1,5 @@
-// Cases whose answer follows from a formula: chains, forks, shared links, nodes, launches, steps that overlap.
+// Cases whose answer follows from a formula: chains, forks, shared links, nodes, launches, steps that
+// overlap.
 #include "sim/engine/engine.h"
 
 #include <gtest/gtest.h>
@@ -10,7 +11,9 @@ namespace {
 
 constexpr Resource kLink = Resource::nic_out, kOther = Resource::nic_in, kShared = Resource::dram;
 
-Time first_step(const Program& program) { return run_steps(machine_of({program}), 1).step_end[0]; }
+Time first_step(const Program& program) {
+  return run_steps(machine_of({program}), 1).step_end[0];
+}
 
 TEST(Engine, ChainAddsUp) {
   Program program;
@@ -24,7 +27,8 @@ TEST(Engine, ChainAddsUp) {
 TEST(Engine, ForkAndJoinTakeTheLongestBranch) {
   Program program;
   const uint32_t root = program.task(0, 5);
-  const uint32_t a = program.task(1, 30, {root}), b = program.task(2, 50, {root}), c = program.task(3, 20, {root});
+  const uint32_t a = program.task(1, 30, {root}), b = program.task(2, 50, {root}),
+                 c = program.task(3, 20, {root});
   program.task(0, 7, {a, b, c});
   EXPECT_EQ(first_step(program), 5 + 50 + 7);
 }
@@ -62,7 +66,8 @@ TEST(Engine, EqualFlowsShareALinkAndThenHaveItAlone) {
 }
 
 TEST(Engine, WeightedFlowsShareBytesFairly) {
-  // At full speed one draws a quarter of the link, the other all: half the link each is double what the first wants.
+  // At full speed one draws a quarter of the link, the other all: half the link each is double what the first
+  // wants.
   Program program;
   program.task(0, 100, {}, {{kLink, kFull / 4}}, 4);
   program.task(1, 100, {}, {{kLink, kAll}}, 1);
@@ -89,7 +94,7 @@ TEST(Engine, BottleneckElsewhereFreesALink) {
   Program program;
   program.task(0, 900, {}, {{kLink, kAll}, {kOther, kAll}});
   for (int i = 1; i < 4; ++i) program.task(i, 900, {}, {{kOther, kAll}});  // kOther: a quarter each
-  program.task(4, 900, {}, {{kLink, kAll}});                              // kLink: three quarters
+  program.task(4, 900, {}, {{kLink, kAll}});                               // kLink: three quarters
   program.task(5, 0, {0, 1, 2, 3, 4});
   program.barrier();
   const Report report = run_steps(machine_of({program}), 1);
@@ -115,7 +120,8 @@ TEST(Engine, NodeResourceCouplesItsRanksOnly) {
   program.task(0, 100, {}, {{kShared, kHalf}});
   Machine machine = machine_of({program});
   machine.nodes = 2;
-  for (int i = 0; i < 3; ++i) machine.ranks.push_back(machine.ranks[0]);  // four on node 0: demand is twice the capacity
+  for (int i = 0; i < 3; ++i)
+    machine.ranks.push_back(machine.ranks[0]);  // four on node 0: demand is twice the capacity
   machine.ranks.push_back(machine.ranks[0]);
   machine.ranks.back().node = 1;
   const Report report = run_steps(machine, 1);
@@ -149,7 +155,8 @@ TEST(Engine, ReleasedResourcesSpeedUpTheRest) {
 TEST(Engine, ZeroDurationTasksTakeNoTime) {
   Program program;
   uint32_t last = program.task(0, 0, {}, {{kLink, kAll}});
-  for (int i = 0; i < 50000; ++i) last = program.task(i % 5, 0, {last}, {{kLink, kAll}});  // no deep recursion either
+  for (int i = 0; i < 50000; ++i)
+    last = program.task(i % 5, 0, {last}, {{kLink, kAll}});  // no deep recursion either
   program.task(1, 3, {last});
   EXPECT_EQ(first_step(program), 3);
   Program nothing;
@@ -230,7 +237,8 @@ TEST(Engine, NoStreamRunsTwoStepsAhead) {
   program.task(0, 10);
   program.task(1, 100);
   const Report report = run_steps(machine_of({program}), 4);
-  EXPECT_EQ(report.ranks[0].spans[0].start, report.step_end.back() - 200);  // when the step but one before had ended
+  EXPECT_EQ(report.ranks[0].spans[0].start,
+            report.step_end.back() - 200);  // when the step but one before had ended
   EXPECT_EQ(report.step_time, 100);
 }
 

@@ -1,8 +1,9 @@
 // Whatever is wrong with a machine is said, with the numbers needed to find it.
+#include "sim/base/error.h"
+
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include "sim/base/error.h"
 #include "tests/engine/program.h"
 
 namespace mop::engine {
@@ -103,7 +104,8 @@ TEST(Error, Demands) {
   EXPECT_THAT(with([](Demand& d) { d.weight = 0; }), HasSubstr("weight 0"));
   EXPECT_THAT(with([](Demand& d) { d.use[0].share = kAll + 1; }), HasSubstr("more than all of it"));
   EXPECT_THAT(with([](Demand& d) { d.uses = 9; }), HasSubstr("9 uses"));
-  EXPECT_THAT(with([](Demand& d) { d.use[0].resource = static_cast<Resource>(14); }), HasSubstr("resource 14 of 14"));
+  EXPECT_THAT(with([](Demand& d) { d.use[0].resource = static_cast<Resource>(14); }),
+              HasSubstr("resource 14 of 14"));
   EXPECT_THAT(with([](Demand& d) { d.add(Resource::sm, 1); }), HasSubstr("names sm twice"));
 }
 
@@ -112,7 +114,8 @@ TEST(Error, Meetings) {
   program.meet(0, 1, 10);
   other.meet(0, 1, 10);
   other.meet(0, 1, 10);
-  EXPECT_THAT(error(machine_of({program, other})), HasSubstr("rank 1 has 2 tasks a step at meeting point 0, rank 0 has 1"));
+  EXPECT_THAT(error(machine_of({program, other})),
+              HasSubstr("rank 1 has 2 tasks a step at meeting point 0, rank 0 has 1"));
   Machine machine = machine_of({program});
   machine.meeting_size = {2};
   EXPECT_THAT(error(machine), HasSubstr("1 ranks use meeting point 0, which is for 2"));
@@ -126,7 +129,8 @@ TEST(Error, Meetings) {
   machine.ranks[0].meeting = {0, 0};
   EXPECT_THAT(error(machine), HasSubstr("rank 0 meets itself"));
   program.meet(0, 2, 10);
-  EXPECT_THAT(error(machine_of({program})), HasSubstr("task 2 uses communicator 0 from stream 2, earlier tasks from stream 1"));
+  EXPECT_THAT(error(machine_of({program})),
+              HasSubstr("task 2 uses communicator 0 from stream 2, earlier tasks from stream 1"));
 }
 
 }  // namespace

@@ -55,7 +55,8 @@ struct Program {
   }
 };
 
-// Every rank on node 0 and with a program of its own; communicator c of each is meeting point c of all that use it.
+// Every rank on node 0 and with a program of its own; communicator c of each is meeting point c of all that
+// use it.
 inline Machine machine_of(std::initializer_list<Program> programs) {
   Machine machine;
   machine.nodes = 1;

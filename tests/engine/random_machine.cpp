@@ -7,7 +7,9 @@ namespace {
 
 constexpr uint16_t kNode = 0, kAcross = 1, kEveryone = 2;
 
-uint32_t below(std::mt19937& random, uint32_t bound) { return static_cast<uint32_t>(random() % bound); }
+uint32_t below(std::mt19937& random, uint32_t bound) {
+  return static_cast<uint32_t>(random() % bound);
+}
 
 Demand draw_demand(bool contention, std::mt19937& random) {
   Demand demand;
@@ -33,7 +35,9 @@ Demand draw_demand(bool contention, std::mt19937& random) {
 TaskGraph draw_graph(const Draw& what, uint32_t everyone, std::mt19937& random) {
   TaskGraph graph;
   const uint32_t comm_streams = std::min(3u, what.streams - 1);
-  const auto stream_of = [&](uint16_t comm) { return static_cast<uint8_t>(what.streams - 1 - comm % comm_streams); };
+  const auto stream_of = [&](uint16_t comm) {
+    return static_cast<uint8_t>(what.streams - 1 - comm % comm_streams);
+  };
   std::vector<uint16_t> comms(what.tasks, kNoComm);
   if (what.meetings) {
     for (uint16_t& comm : comms) {
@@ -45,7 +49,8 @@ TaskGraph draw_graph(const Draw& what, uint32_t everyone, std::mt19937& random) 
     Task task;
     task.demand = t;
     task.comm = comms[t];
-    task.stream = task.comm == kNoComm ? static_cast<uint8_t>(below(random, what.streams)) : stream_of(task.comm);
+    task.stream =
+        task.comm == kNoComm ? static_cast<uint8_t>(below(random, what.streams)) : stream_of(task.comm);
     task.communication = task.comm != kNoComm || below(random, 8) == 0;
     if (what.launches) {
       task.launch_ns = below(random, 3) ? below(random, 300) : below(random, 3000);
@@ -70,7 +75,8 @@ TaskGraph draw_graph(const Draw& what, uint32_t everyone, std::mt19937& random) 
 Pair draw(const Draw& what, std::mt19937& random) {
   Pair pair;
   const uint32_t everyone = 1 + below(random, 4), alike = what.ranks_of_class;
-  for (uint32_t c = 0; c < what.classes; ++c) pair.folded.graphs.push_back(draw_graph(what, everyone, random));
+  for (uint32_t c = 0; c < what.classes; ++c)
+    pair.folded.graphs.push_back(draw_graph(what, everyone, random));
   pair.unfolded.graphs = pair.folded.graphs;
   // A class that has no task on a communicator leaves its meeting points empty, which is allowed.
   for (const bool fold : {true, false}) {
@@ -88,8 +94,10 @@ Pair draw(const Draw& what, std::mt19937& random) {
       for (uint32_t c = 0; c < what.classes; ++c) {
         const uint32_t within = meeting(copies);
         for (uint32_t i = 0; i < copies; ++i) {
-          machine.ranks.push_back(
-              {.graph = c, .node = node, .multiplicity = fold ? alike : 1, .meeting = {within, across[c * copies + i], 0}});
+          machine.ranks.push_back({.graph = c,
+                                   .node = node,
+                                   .multiplicity = fold ? alike : 1,
+                                   .meeting = {within, across[c * copies + i], 0}});
         }
       }
     }

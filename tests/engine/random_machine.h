@@ -15,8 +15,9 @@ struct Draw {
   bool contention = true, launches = true, carried = true, meetings = true;
 };
 
-// The same machine twice. Folded, one rank stands for the alike ones of its node; unfolded, each is there. Every class
-// has three communicators: its alike ranks of the node; those in its place on the other nodes; all ranks of all classes.
+// The same machine twice. Folded, one rank stands for the alike ones of its node; unfolded, each is there.
+// Every class has three communicators: its alike ranks of the node; those in its place on the other nodes;
+// all ranks of all classes.
 struct Pair {
   Machine folded, unfolded;
 };

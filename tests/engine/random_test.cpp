@@ -11,7 +11,9 @@
 namespace mop::engine {
 namespace {
 
-Report run_steps(const Machine& machine, int steps) { return run(machine, {.max_steps = steps, .tolerance = -1}); }
+Report run_steps(const Machine& machine, int steps) {
+  return run(machine, {.max_steps = steps, .tolerance = -1});
+}
 
 void expect_sound(const Machine& machine, const Report& report) {
   // The path covers the window without holes.
@@ -38,7 +40,8 @@ void expect_sound(const Machine& machine, const Report& report) {
       if (edge.steps == 1) continue;
       ASSERT_LE(rank.spans[edge.from].end, rank.spans[edge.to].start);
     }
-    for (const __int128 used : rank.used) ASSERT_TRUE(used >= 0 && used <= __int128{report.step_time} * kFull);
+    for (const __int128 used : rank.used)
+      ASSERT_TRUE(used >= 0 && used <= __int128{report.step_time} * kFull);
     ASSERT_LE(rank.compute_busy + rank.exposed_communication, report.step_time);
   }
 }
@@ -58,7 +61,7 @@ Draw shape(int trial, std::mt19937& random) {
 
 TEST(Random, AgreesWithTheSlowSimulator) {
   double worst = 0;
-  for (int trial = 0; trial < 400; ++trial) {
+  for (int trial = 0; trial < 300; ++trial) {
     SCOPED_TRACE(trial);
     std::mt19937 random(static_cast<uint32_t>(1000 + trial));
     Draw what = shape(trial, random);
@@ -77,7 +80,8 @@ TEST(Random, AgreesWithTheSlowSimulator) {
     }
     for (size_t r = 0; r < machine.ranks.size(); ++r) {
       for (size_t t = 0; t < report.ranks[r].spans.size(); ++t) {
-        ASSERT_NEAR(double(report.ranks[r].spans[t].start), expected.start[r][t], allowed(expected.end[r][t]));
+        ASSERT_NEAR(double(report.ranks[r].spans[t].start), expected.start[r][t],
+                    allowed(expected.end[r][t]));
         ASSERT_NEAR(double(report.ranks[r].spans[t].end), expected.end[r][t], allowed(expected.end[r][t]));
       }
     }
@@ -86,7 +90,7 @@ TEST(Random, AgreesWithTheSlowSimulator) {
 }
 
 TEST(Random, FoldedEqualsUnfoldedExactly) {
-  for (int trial = 0; trial < 400; ++trial) {
+  for (int trial = 0; trial < 300; ++trial) {
     SCOPED_TRACE(trial);
     std::mt19937 random(static_cast<uint32_t>(trial));
     Draw what = shape(trial, random);
@@ -135,7 +139,8 @@ TEST(Random, TheOrderOfRanksDoesNotMatter) {
 
 TEST(Random, TheSameMachineGivesTheSameReport) {
   std::mt19937 random(5);
-  const Machine machine = draw({.nodes = 2, .classes = 2, .ranks_of_class = 4, .tasks = 200}, random).unfolded;
+  const Machine machine =
+      draw({.nodes = 2, .classes = 2, .ranks_of_class = 4, .tasks = 200}, random).unfolded;
   const Report one = run(machine), other = run(machine);
   EXPECT_EQ(one.step_end, other.step_end);
   EXPECT_EQ(one.events, other.events);

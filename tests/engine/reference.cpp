@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 #include <stdexcept>
+#include <utility>
 
 namespace mop::engine {
 namespace {
@@ -17,6 +18,8 @@ struct Instance {
   int step;
   double remaining = 0, start = kInfinity, work_end = kInfinity, end = kInfinity;
   bool arrived = false;
+  std::vector<std::pair<size_t, size_t>>
+      meets;  // (rank, instance) of all that meet; just itself without a communicator
 };
 
 struct Flow {
@@ -61,7 +64,6 @@ struct Slow {
     return true;
   }
 
-  // The participants of the meeting that rank r's instance n belongs to, as (rank, instance); just itself without one.
   std::vector<std::pair<size_t, size_t>> participants(size_t r, size_t n) const {
     const uint16_t comm = graph(r).tasks[ranks[r][n].task].comm;
     if (comm == kNoComm) return {{r, n}};
@@ -139,9 +141,10 @@ struct Slow {
             changed = true;
           }
           if (i.start == kInfinity && !i.arrived && ready(r, n, launched)) i.arrived = changed = true;
-          const auto all = participants(r, n);
+          const auto& all = i.meets;
           const auto every = [&](auto holds) {
-            return std::all_of(all.begin(), all.end(), [&](auto p) { return holds(ranks[p.first][p.second]); });
+            return std::all_of(all.begin(), all.end(),
+                               [&](auto p) { return holds(ranks[p.first][p.second]); });
           };
           if (i.start == kInfinity && every([](const Instance& p) { return p.arrived; })) {
             for (const auto& [other, at] : all) ranks[other][at].start = now;
@@ -178,6 +181,9 @@ struct Slow {
         }
       }
     }
+    for (size_t r = 0; r < ranks.size(); ++r) {
+      for (size_t n = 0; n < ranks[r].size(); ++n) ranks[r][n].meets = participants(r, n);
+    }
     for (;;) {
       settle();
       if (step_end(steps - 1) < kInfinity) return;
@@ -195,7 +201,8 @@ struct Slow {
         }
       }
       share(flows);
-      for (size_t f = 0; f < flows.size(); ++f) next = std::min(next, now + owners[f]->remaining / flows[f].rate);
+      for (size_t f = 0; f < flows.size(); ++f)
+        next = std::min(next, now + owners[f]->remaining / flows[f].rate);
       if (next == kInfinity) throw std::runtime_error("the reference is stuck");
       for (size_t f = 0; f < flows.size(); ++f) owners[f]->remaining -= (next - now) * flows[f].rate;
       now = next;

@@ -1,5 +1,5 @@
-// A second simulator of the same rules, slow and plain: it recomputes everything at every event, in doubles, and shares
-// no code with the engine.
+// A second simulator of the same rules, slow and plain: it recomputes everything at every event, in doubles,
+// and shares no code with the engine.
 #pragma once
 #include <vector>
 

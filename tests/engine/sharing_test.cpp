@@ -28,7 +28,9 @@ std::vector<uint32_t> rates(uint32_t resources, const std::vector<Flow>& flows) 
   return rates;
 }
 
-uint32_t part(double of_full) { return static_cast<uint32_t>(of_full * kFull); }
+uint32_t part(double of_full) {
+  return static_cast<uint32_t>(of_full * kFull);
+}
 
 TEST(Sharing, EqualFlowsHalveALink) {
   EXPECT_EQ(rates(1, {{1, {{0, kFull}}}, {1, {{0, kFull}}}}), (std::vector{part(0.5), part(0.5)}));
@@ -40,7 +42,8 @@ TEST(Sharing, WeightsDivideALink) {
 
 // A flow that needs little is served in full, the rest goes to the others.
 TEST(Sharing, BoundedFlowLeavesTheRest) {
-  // Weights undo the unequal shares, so that bytes are shared fairly: 1/4 each would be fair, one asks for 1/8.
+  // Weights undo the unequal shares, so that bytes are shared fairly: 1/4 each would be fair, one asks for
+  // 1/8.
   const auto got = rates(1, {{8, {{0, kFull / 8}}}, {1, {{0, kFull}}}, {1, {{0, kFull}}}});
   EXPECT_EQ(got[0], kFull);
   EXPECT_EQ(got[1], part(7.0 / 16));
@@ -69,8 +72,8 @@ TEST(Sharing, AmountsBeyondTheCapacity) {
   EXPECT_EQ(rates(1, {{1, {{0, 8 * kFull}}}}), std::vector{part(0.125)});
 }
 
-// Whatever is drawn: within capacity and bound, nothing left over for anyone, and fair: a task that does not run at full
-// speed has a saturated resource on which no other has a higher level.
+// Whatever is drawn: within capacity and bound, nothing left over for anyone, and fair: a task that does not
+// run at full speed has a saturated resource on which no other has a higher level.
 TEST(Sharing, RandomSolutionsAreMaxMinFairAndIgnoreTheOrder) {
   std::mt19937 random(11);
   for (int trial = 0; trial < 2000; ++trial) {
@@ -80,7 +83,8 @@ TEST(Sharing, RandomSolutionsAreMaxMinFairAndIgnoreTheOrder) {
       flow.weight = 1 + static_cast<uint32_t>(random() % (trial % 2 ? 1 : 200));
       for (uint32_t r = 0; r < resources; ++r) {
         if (random() % 2 || (r + 1 == resources && flow.uses.empty())) {
-          flow.uses.push_back({r, 1 + static_cast<int64_t>(random() % (random() % 2 ? 2 * kFull : kFull / 50))});
+          flow.uses.push_back(
+              {r, 1 + static_cast<int64_t>(random() % (random() % 2 ? 2 * kFull : kFull / 50))});
         }
       }
     }
@@ -94,7 +98,8 @@ TEST(Sharing, RandomSolutionsAreMaxMinFairAndIgnoreTheOrder) {
     const __int128 capacity = static_cast<__int128>(kFull) * kFull;
     std::vector<double> top(resources);
     for (size_t i = 0; i < flows.size(); ++i) {
-      for (const auto& [r, amount] : flows[i].uses) top[r] = std::max(top[r], got[i] / double(flows[i].weight));
+      for (const auto& [r, amount] : flows[i].uses)
+        top[r] = std::max(top[r], got[i] / double(flows[i].weight));
     }
     for (uint32_t r = 0; r < resources; ++r) ASSERT_TRUE(used[r] <= capacity);
     for (size_t i = 0; i < flows.size(); ++i) {
@@ -105,7 +110,8 @@ TEST(Sharing, RandomSolutionsAreMaxMinFairAndIgnoreTheOrder) {
         for (const Flow& flow : flows) {
           for (const auto& [other, much] : flow.uses) slack += other == r ? much : 0;
         }
-        bottleneck |= capacity - used[r] <= slack && (got[i] + 1) / double(flows[i].weight) >= top[r] * (1 - 1e-12);
+        bottleneck |=
+            capacity - used[r] <= slack && (got[i] + 1) / double(flows[i].weight) >= top[r] * (1 - 1e-12);
       }
       ASSERT_TRUE(bottleneck) << "trial " << trial << " flow " << i;
     }
@@ -120,9 +126,24 @@ TEST(Sharing, RandomSolutionsAreMaxMinFairAndIgnoreTheOrder) {
   }
 }
 
+// Both links saturate at level 1/3, as 1 / 3 and as 0.75 / 2.25, and lose a fraction to rounding. Whichever
+// of them is looked at first, the other must not profit from it.
+TEST(Sharing, LinksThatSaturateTogetherFreezeTogether) {
+  for (const uint32_t first : {0u, 1u}) {
+    const uint32_t second = 1 - first;
+    const auto got = rates(2, {{1, {{first, kFull}, {second, kFull}}},
+                               {1, {{first, kFull}}},
+                               {1, {{first, kFull}}},
+                               {4, {{second, kFull / 4}}},
+                               {2, {{second, kFull * 5 / 8}}}});
+    EXPECT_EQ(got, (std::vector<uint32_t>{kFull / 3, kFull / 3, kFull / 3, kFull, 2 * kFull / 3}));
+  }
+}
+
 // Sums of shares are what counts, not how many flows they come from: the ground on which folding stands.
 TEST(Sharing, EightAlikeEqualOneWithEightfoldAmount) {
-  const std::vector<Flow> folded{{5, {{0, 8 * 300000}, {1, 900000}}}, {2, {{0, 8 * 400000}}}, {7, {{1, 800000}}}};
+  const std::vector<Flow> folded{
+      {5, {{0, 8 * 300000}, {1, 900000}}}, {2, {{0, 8 * 400000}}}, {7, {{1, 800000}}}};
   std::vector<Flow> unfolded;
   for (uint32_t rank = 0; rank < 8; ++rank) {
     unfolded.push_back({5, {{0, 300000}, {1 + rank, 900000}}});
