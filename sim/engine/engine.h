@@ -35,7 +35,7 @@ struct Report {
   uint64_t events = 0;  // task starts and completions processed
   uint64_t tasks = 0;   // tasks completed
   std::vector<RankReport> ranks;
-  std::vector<Stretch> critical_path;  // covers the last step without holes: the durations add up to step_time
+  std::vector<Stretch> critical_path;  // covers the last step without holes: durations add up to step_time
 };
 
 struct Options {

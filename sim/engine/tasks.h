@@ -45,7 +45,7 @@ struct Task {
   uint16_t comm = kNoComm;  // communicator: the task starts when every rank of the group has arrived at it
   uint8_t stream = 0;       // first in, first out
   bool blocks_launch = false;  // the CPU thread launches nothing more until this task has completed
-  bool communication = false;  // counts as communication when exposed; what else is on stream 0, as computation
+  bool communication = false;  // counts as communication when exposed; all else on stream 0 as computation
 };
 
 struct Edge {

@@ -102,8 +102,12 @@ void memory(const Scenario& s, const Kinds& kinds, Details& d, Prediction& p) {
   const bool torch = s.plan.family == plan::Family::fsdp2;
   std::vector<program::Arena> hosts;
   for (size_t k = 0; k < d.programs.size(); ++k) {
-    const program::Arena hbm = program::plan_arena(d.programs[k], program::Space::hbm);
-    hosts.push_back(program::plan_arena(d.programs[k], program::Space::host));
+    if (k > 0 && !torch) {  // one program serves all kinds
+      hosts.push_back(hosts.front());
+      continue;
+    }
+    auto [hbm, host] = program::plan_arenas(d.programs[k]);
+    hosts.push_back(std::move(host));
     const bool worse = k == 0 || (torch ? hbm.live_bytes > d.hbm.live_bytes : hbm.bytes > d.hbm.bytes);
     if (worse) d.hbm = hbm, d.worst = k;
   }

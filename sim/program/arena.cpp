@@ -53,6 +53,8 @@ class Order {
     for (OpId id = ops_; id-- > 0;)
       for (size_t s = 0; s < kStreams; ++s)
         next_[s][id] = static_cast<size_t>(program.ops[id].stream) == s ? id : next_[s][id + 1];
+    for (OpId id = 0; id < ops_; ++id)
+      by_stream_[static_cast<size_t>(program.ops[id].stream)].emplace_back(id, complete_below(id, 0));
   }
 
   const Clock& clock(OpId op, int step) const { return clocks_[op + static_cast<OpId>(step) * ops_]; }
@@ -65,10 +67,22 @@ class Order {
     return below;
   }
 
+  // No operation at or after the result starts before everything up to `op` has completed. On one stream complete_below
+  // never falls, so each stream is searched by halving.
+  OpId all_wait_from(OpId op) const {
+    OpId from = 0;
+    for (const auto& stream : by_stream_) {
+      const auto found = std::partition_point(stream.begin(), stream.end(), [&](const auto& entry) { return entry.second <= op; });
+      if (found != stream.begin()) from = std::max(from, std::prev(found)->first + 1);
+    }
+    return from;
+  }
+
  private:
   OpId ops_;
   std::vector<Clock> clocks_;
   std::array<std::vector<OpId>, kStreams> next_;
+  std::array<std::vector<std::pair<OpId, OpId>>, kStreams> by_stream_;  // operation, complete_below
 };
 
 struct Life {
@@ -78,6 +92,7 @@ struct Life {
   OpId opener;         // operation of the first use: every other use comes after it
   Clock users{};       // last user by stream, index + 1
   OpId safe, safe_next;  // complete_below of the opener, in this step and the next
+  OpId reach = 0;        // openers from here on never conflict within the step
 };
 
 bool completed(const Clock& users, const Clock& known) {
@@ -103,6 +118,7 @@ std::vector<Life> lives(const StepProgram& program, const Order& order, Space sp
       all[index[b]].users[static_cast<size_t>(op.stream)] = id + 1;
     }
   }
+  for (Life& life : all) life.reach = std::max(life.opener + 1, order.all_wait_from(life.last));
   return all;
 }
 
@@ -113,27 +129,22 @@ bool disjoint(const Order& order, const Life& a, const Life& b) {
   return this_step && (b.last < a.safe_next || completed(b.users, order.clock(a.opener, 1)));
 }
 
-}  // namespace
+bool apart(const Order& order, const Life& a, const Life& b) {
+  return a.opener <= b.opener ? disjoint(order, a, b) : disjoint(order, b, a);
+}
 
-Arena plan_arena(const StepProgram& program, Space space) {
-  Arena arena;
-  arena.offset.assign(program.buffers.size(), kNotHere);
-  const Order order(program);
-  std::vector<Life> all = lives(program, order, space);
-
-  // Live bytes in issue order.
+void measure_live_bytes(const StepProgram& program, const std::vector<Life>& all, Space space, Arena& arena) {
   std::vector<int64_t> change(program.ops.size() + 1, 0);
-  int64_t persistent = 0;
+  int64_t live = 0;
   for (BufferId b = 0; b < program.buffers.size(); ++b) {
     const Buffer& buffer = program.buffers[b];
     if (buffer.space != space || !buffer.persistent) continue;
-    arena.offset[b] = persistent;
-    persistent += (buffer.bytes + kAlignment - 1) / kAlignment * kAlignment;
+    arena.offset[b] = live;
+    live += (buffer.bytes + kAlignment - 1) / kAlignment * kAlignment;
     arena.live_by_holds[static_cast<size_t>(buffer.holds)] += buffer.bytes;
   }
+  arena.bytes = arena.live_bytes = live;
   for (const Life& life : all) change[life.first] += life.bytes, change[life.last + 1] -= life.bytes;
-  int64_t live = persistent;
-  arena.live_bytes = persistent;
   for (OpId id = 0; id < program.ops.size(); ++id) {
     live += change[id];
     if (live > arena.live_bytes) arena.live_bytes = live, arena.live_peak = id;
@@ -141,37 +152,62 @@ Arena plan_arena(const StepProgram& program, Space space) {
   for (const Life& life : all)
     if (life.first <= arena.live_peak && arena.live_peak <= life.last)
       arena.live_by_holds[static_cast<size_t>(program.buffers[life.buffer].holds)] += life.bytes;
+}
 
-  // Largest first, each at the lowest offset that no conflicting buffer covers.
+Arena plan(const StepProgram& program, const Order& order, Space space) {
+  Arena arena;
+  arena.offset.assign(program.buffers.size(), kNotHere);
+  const std::vector<Life> all = lives(program, order, space);
+  measure_live_bytes(program, all, space, arena);
+  const int64_t base = arena.bytes;
+
+  // Largest first, each at the lowest offset that no conflicting buffer covers. Buffers that live briefly can conflict only
+  // with neighbours in issue order, which keeps the cost near linear; the few that live long are looked at by all.
+  const auto ops = static_cast<OpId>(program.ops.size());
+  const OpId window = std::max<OpId>(64, ops / 64);
+  std::vector<uint32_t> brief, lasting;  // brief: in order of their openers
+  for (uint32_t i = 0; i < all.size(); ++i) {
+    const bool is_brief = all[i].reach - all[i].opener <= window && all[i].safe_next == ops;
+    (is_brief ? brief : lasting).push_back(i);
+  }
   std::vector<uint32_t> by_size(all.size());
   std::iota(by_size.begin(), by_size.end(), 0U);
   std::sort(by_size.begin(), by_size.end(), [&](uint32_t x, uint32_t y) {
     return all[x].bytes != all[y].bytes ? all[x].bytes > all[y].bytes : x < y;
   });
+  std::vector<int64_t> offset(all.size(), kNotHere);
   std::vector<std::pair<int64_t, int64_t>> taken;  // offset, end
-  std::vector<uint32_t> placed;
-  arena.bytes = persistent;
   for (const uint32_t i : by_size) {
     const Life& life = all[i];
     taken.clear();
-    for (const uint32_t j : placed) {
-      const Life& other = all[j];
-      const bool apart = other.opener <= life.opener ? disjoint(order, other, life) : disjoint(order, life, other);
-      if (apart) continue;
-      const int64_t at = arena.offset[other.buffer];
-      taken.emplace_back(at, at + other.bytes);
+    const auto look_at = [&](uint32_t j) {
+      if (offset[j] != kNotHere && !apart(order, life, all[j])) taken.emplace_back(offset[j], offset[j] + all[j].bytes);
+    };
+    if (life.reach - life.opener <= window && life.safe_next == ops) {
+      const OpId earliest = life.opener > window ? life.opener - window : 0;
+      auto near = std::lower_bound(brief.begin(), brief.end(), earliest, [&](uint32_t j, OpId id) { return all[j].opener < id; });
+      for (; near != brief.end() && all[*near].opener < life.reach; ++near) look_at(*near);
+      for (const uint32_t j : lasting) look_at(j);
+    } else {
+      for (uint32_t j = 0; j < all.size(); ++j) look_at(j);
     }
     std::sort(taken.begin(), taken.end());
-    int64_t at = persistent;
+    int64_t at = base;
     for (const auto& [begin, end] : taken) {
       if (at + life.bytes <= begin) break;
       at = std::max(at, end);
     }
-    arena.offset[life.buffer] = at;
+    offset[i] = arena.offset[life.buffer] = at;
     arena.bytes = std::max(arena.bytes, at + life.bytes);
-    placed.push_back(i);
   }
   return arena;
+}
+
+}  // namespace
+
+Arenas plan_arenas(const StepProgram& program) {
+  const Order order(program);
+  return {plan(program, order, Space::hbm), plan(program, order, Space::host)};
 }
 
 bool ordered(const StepProgram& program, BufferId before, BufferId after, int steps_later) {

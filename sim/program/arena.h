@@ -21,7 +21,10 @@ struct Arena {
   std::vector<int64_t> offset;       // by buffer; kNotHere: of another space or never used
 };
 
-Arena plan_arena(const StepProgram& program, Space space);
+struct Arenas {
+  Arena hbm, host;
+};
+Arenas plan_arenas(const StepProgram& program);
 
 // What the planner knows of order: does every use of `before` complete before the first use of `after` starts, within a
 // step (steps_later 0) or in the next one (1)? For tests.

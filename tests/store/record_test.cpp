@@ -68,7 +68,7 @@ TEST(Check, RefusesWhatIsNot) {
       {"step_time_s", [](RunRecord& r) { r.fits = false; }},
       {"detail", [](RunRecord& r) { r.detail = ""; }},
       {"detail", [](RunRecord& r) { r.detail = "[]"; }},
-      {"detail", [](RunRecord& r) { r.detail = "{"; }},
+      {"detail", [](RunRecord& r) { r.detail = "{\"cut"; }},
   };
   for (const auto& [field, spoil] : faults) {
     RunRecord record = sample(1);

@@ -1,0 +1,59 @@
+#include "sim/search/settings.h"
+
+#include <algorithm>
+
+#include "sim/base/error.h"
+#include "sim/base/quantity.h"
+
+namespace mop::search {
+
+using predict::Scenario;
+
+const std::vector<Setting>& settings() {
+  static const std::vector<Setting> all{
+      {"model", "", "NAME|PATH", "shipped model, or a Hugging Face config.json or its folder",
+       [](Scenario& s, const std::string& text) {
+         if (text.empty()) throw UserError("no model is given; write --model kimi-k2, or the path of a config.json");
+         s.model = model::read_config(text);
+       }},
+      {"cluster", "h200", "NAME|PATH", "shipped cluster, or the path of a cluster file",
+       [](Scenario& s, const std::string& text) { s.cluster = cluster::read_cluster(text); }},
+      {"nodes", "1", "N", "nodes of the cluster",
+       [](Scenario& s, const std::string& text) { s.nodes = parse_count(text, "nodes"); }},
+      {"gpus-per-node", "all", "N", "GPUs used of each node",
+       [](Scenario& s, const std::string& text) {
+         s.gpus_per_node = text == "all" ? 0 : parse_count(text, "gpus-per-node");
+       }},
+      {"context", "4096", "TOKENS", "tokens of one sequence: 4096, 128K, 1M",
+       [](Scenario& s, const std::string& text) { s.workload.context = parse_count(text, "context"); }},
+      {"sequences", "1", "N", "sequences of a micro-batch, for each group of GPUs that shares sequences",
+       [](Scenario& s, const std::string& text) { s.workload.sequences = parse_count(text, "sequences"); }},
+      {"accumulate", "1", "N", "micro-batches of an optimizer step",
+       [](Scenario& s, const std::string& text) { s.workload.accumulate = parse_count(text, "accumulate"); }},
+      {"calibration", "measured", "NAME", "where speeds come from: measured, or paper (a fit to one table)",
+       [](Scenario& s, const std::string& text) { s.calibration = cost::parse_calibration(text); }},
+      {"routing", "balanced", "FORM", "balanced, zipf:1.2, hot:0.3@4 or histogram:FILE; then ,seed=7 ,independent",
+       [](Scenario& s, const std::string& text) { s.workload.routing = plan::parse_routing(text); }},
+      {"plan", "mop", "PLAN", "mop, fsdp2, fsdp2-best (degrees chosen), or with settings: fsdp2:ep=8,cp=2",
+       [](Scenario& s, const std::string& text) { s.plan = parse_plan(text); }},
+  };
+  return all;
+}
+
+void set(Scenario& scenario, const std::string& name, const std::string& text) {
+  const auto setting = std::ranges::find(settings(), name, &Setting::name);
+  if (setting != settings().end())
+    setting->set(scenario, text);
+  else
+    plan::set_knob(scenario.plan, name, text);
+}
+
+plan::Plan parse_plan(const std::string& text) {
+  return plan::parse_plan(text == "fsdp2-best" ? "fsdp2:tp=auto,cp=auto,ep=auto,replicate=auto" : text);
+}
+
+bool has_knob(const plan::Plan& plan, const plan::Knob& knob) {
+  return plan.family == plan::Family::mop ? knob.mop : knob.fsdp2;
+}
+
+}  // namespace mop::search
