@@ -30,8 +30,10 @@ const std::vector<const char*> kFigures{
     // HBM that is not in any buffer
     "context_bytes", "library_bytes", "communicator_bytes", "communicator_p2p_bytes",
     // launches
-    "native_launch_ns", "eager_launch_ns", "eager_autograd_launch_ns", "eager_backward_launch_ns", "compiled_launch_ns",
-    "collective_launch_ns",
+    "native_launch_ns", "eager_launch_ns", "eager_recompute_launch_ns", "eager_backward_launch_ns", "compiled_launch_ns",
+    "collective_launch_ns", "fsdp_unshard_launch_ns", "fsdp_reduce_launch_ns",
+    // bandwidth of a fused memory-bound kernel over that of a copy
+    "fused_kernel_share",
 };
 
 namespace {
@@ -51,6 +53,15 @@ constexpr std::array kTables{
     TableForm{"reduce_scatter", 0, 2},
     TableForm{"all_reduce", 0, 2},
     TableForm{"all_to_all", 0, 2},
+    // PyTorch's eager operations: elements -> elements/s
+    TableForm{"torch_rms_norm", 0, 1}, TableForm{"torch_rms_norm_bwd", 0, 1}, TableForm{"torch_rope", 0, 1},
+    TableForm{"torch_rope_bwd", 0, 1}, TableForm{"torch_gather", 0, 1}, TableForm{"torch_index_add", 0, 1},
+    TableForm{"torch_gate_multiply", 0, 1}, TableForm{"torch_gate_multiply_bwd", 0, 1}, TableForm{"torch_swiglu", 0, 1},
+    TableForm{"torch_swiglu_bwd", 0, 1}, TableForm{"torch_router", 0, 1}, TableForm{"torch_router_bwd", 0, 1},
+    TableForm{"torch_sort", 0, 1}, TableForm{"torch_cross_entropy", 0, 1}, TableForm{"torch_cross_entropy_bwd", 0, 1},
+    TableForm{"torch_embedding_bwd", 0, 1}, TableForm{"torch_shard_copy_in", 0, 1}, TableForm{"torch_unsharded_copy_out", 0, 1},
+    TableForm{"torch_gradient_cast", 0, 1}, TableForm{"torch_gradient_norm", 0, 1}, TableForm{"torch_gradient_scale", 0, 1},
+    TableForm{"torch_adamw", 0, 1},
 };
 
 Source parse_source(const std::string& text, const std::string& where) {

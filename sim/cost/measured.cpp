@@ -61,15 +61,48 @@ class Measured : public CostModel {
   }
   static constexpr double kComputeWeight = 1024;  // that of a kernel that draws 4 TB/s
 
+  // CPU time. PyTorch: a kernel's share of eager forward, recompute or backward, and FSDP's own hooks around a group's copies.
   double launch(const program::Op& op) const {
-    if (program::is_collective(op.kind) && torch_) return c_["collective_launch_ns"];
     if (!torch_) return op.kernels * c_["native_launch_ns"];
+    if (program::is_collective(op.kind)) return c_["collective_launch_ns"];
+    if (op.component == program::Component::weights) {
+      if (op.kind == OpKind::copy) return c_["fsdp_unshard_launch_ns"];
+      return op.kind == OpKind::concatenate ? c_["fsdp_reduce_launch_ns"] : 0;
+    }
     if (compiled_ && op.layer >= 0 && op.phase != Phase::optimizer) return op.kernels * c_["compiled_launch_ns"];
     const bool recorded = op.phase == Phase::recompute || (op.phase == Phase::forward && !checkpointed_);
     const char* each = op.phase == Phase::backward ? "eager_backward_launch_ns"
-                       : recorded                  ? "eager_autograd_launch_ns"
+                       : recorded                  ? "eager_recompute_launch_ns"
                                                    : "eager_launch_ns";
     return op.kernels * c_[each];
+  }
+
+  // The measured rate of an eager operation, or null where bytes over bandwidth will do.
+  static const char* eager_table(const program::Op& op, const Shape& s) {
+    switch (op.kind) {
+      case OpKind::rms_norm: return "torch_rms_norm";
+      case OpKind::rms_norm_bwd: return "torch_rms_norm_bwd";
+      case OpKind::rope: return "torch_rope";
+      case OpKind::rope_bwd: return "torch_rope_bwd";
+      case OpKind::swiglu: return "torch_swiglu";
+      case OpKind::swiglu_bwd: return "torch_swiglu_bwd";
+      case OpKind::topk: return "torch_router";
+      case OpKind::topk_bwd: return "torch_router_bwd";
+      case OpKind::sort: return "torch_sort";
+      case OpKind::permute: return "torch_gather";
+      case OpKind::unpermute: return "torch_index_add";
+      case OpKind::scale: return op.phase == Phase::optimizer ? "torch_gradient_scale" : "torch_gate_multiply";
+      case OpKind::scale_bwd: return "torch_gate_multiply_bwd";
+      case OpKind::cross_entropy: return "torch_cross_entropy";
+      case OpKind::cross_entropy_bwd: return "torch_cross_entropy_bwd";
+      case OpKind::embedding_bwd: return "torch_embedding_bwd";
+      case OpKind::cast: return s.v[1] > s.v[2] ? "torch_shard_copy_in" : "torch_gradient_cast";
+      case OpKind::copy:
+      case OpKind::concatenate: return "torch_unsharded_copy_out";
+      case OpKind::square_sum: return "torch_gradient_norm";
+      case OpKind::adam: return "torch_adamw";
+      default: return nullptr;
+    }
   }
 
   Price kernel(double seconds, double bytes, bool outside) const {
@@ -114,9 +147,13 @@ class Measured : public CostModel {
         return host(op.kind, v(0), v(1));
       default: {
         if (op.kernels == 0) return {};
+        if (const char* table = op.eager ? eager_table(op, s) : nullptr; table != nullptr && v(0) > 0) {
+          const auto rate = c_.table(table).at({v(0)});
+          return kernel(std::max({least / 4, v(0) / rate.value, bytes / hbm_bw_}), bytes, rate.outside);
+        }
         const double each = bytes / op.kernels;
-        const double seconds = each <= 0 ? least : op.kernels * each / c_.table("memory_bound").at({each}).value;
-        return kernel(std::max(least, seconds), bytes, false);
+        const double rate = each > 0 ? c_.table("memory_bound").at({each}).value * (op.eager ? 1 : c_["fused_kernel_share"]) : 1;
+        return kernel(std::max(least, bytes / rate), bytes, false);
       }
     }
   }

@@ -53,8 +53,6 @@ class Order {
     for (OpId id = ops_; id-- > 0;)
       for (size_t s = 0; s < kStreams; ++s)
         next_[s][id] = static_cast<size_t>(program.ops[id].stream) == s ? id : next_[s][id + 1];
-    for (OpId id = 0; id < ops_; ++id)
-      by_stream_[static_cast<size_t>(program.ops[id].stream)].emplace_back(id, complete_below(id, 0));
   }
 
   const Clock& clock(OpId op, int step) const { return clocks_[op + static_cast<OpId>(step) * ops_]; }
@@ -67,22 +65,10 @@ class Order {
     return below;
   }
 
-  // No operation at or after the result starts before everything up to `op` has completed. On one stream complete_below
-  // never falls, so each stream is searched by halving.
-  OpId all_wait_from(OpId op) const {
-    OpId from = 0;
-    for (const auto& stream : by_stream_) {
-      const auto found = std::partition_point(stream.begin(), stream.end(), [&](const auto& entry) { return entry.second <= op; });
-      if (found != stream.begin()) from = std::max(from, std::prev(found)->first + 1);
-    }
-    return from;
-  }
-
  private:
   OpId ops_;
   std::vector<Clock> clocks_;
   std::array<std::vector<OpId>, kStreams> next_;
-  std::array<std::vector<std::pair<OpId, OpId>>, kStreams> by_stream_;  // operation, complete_below
 };
 
 struct Life {
@@ -118,19 +104,25 @@ std::vector<Life> lives(const StepProgram& program, const Order& order, Space sp
       all[index[b]].users[static_cast<size_t>(op.stream)] = id + 1;
     }
   }
-  for (Life& life : all) life.reach = std::max(life.opener + 1, order.all_wait_from(life.last));
+  // Reach: on one stream `safe` never falls, so each stream's openers are searched by halving.
+  std::array<std::vector<const Life*>, kStreams> openers;
+  for (const Life& life : all) openers[static_cast<size_t>(program.ops[life.opener].stream)].push_back(&life);
+  for (Life& life : all) {
+    life.reach = life.opener + 1;
+    for (const auto& stream : openers) {
+      const auto found = std::partition_point(stream.begin(), stream.end(), [&](const Life* other) { return other->safe <= life.last; });
+      if (found != stream.begin()) life.reach = std::max(life.reach, (*std::prev(found))->opener + 1);
+    }
+  }
   return all;
 }
 
-// May the two share bytes? `a` is opened first.
+// May `a`, opened first, and `b` share bytes? The scalars decide nearly always; the clocks are exact.
 bool disjoint(const Order& order, const Life& a, const Life& b) {
   if (a.last >= b.first) return false;
-  const bool this_step = a.last < b.safe || completed(a.users, order.clock(b.opener, 0));
-  return this_step && (b.last < a.safe_next || completed(b.users, order.clock(a.opener, 1)));
-}
-
-bool apart(const Order& order, const Life& a, const Life& b) {
-  return a.opener <= b.opener ? disjoint(order, a, b) : disjoint(order, b, a);
+  if (a.last < b.safe && b.last < a.safe_next) return true;
+  return (a.last < b.safe || completed(a.users, order.clock(b.opener, 0))) &&
+         (b.last < a.safe_next || completed(b.users, order.clock(a.opener, 1)));
 }
 
 void measure_live_bytes(const StepProgram& program, const std::vector<Life>& all, Space space, Arena& arena) {
@@ -161,35 +153,55 @@ Arena plan(const StepProgram& program, const Order& order, Space space) {
   measure_live_bytes(program, all, space, arena);
   const int64_t base = arena.bytes;
 
-  // Largest first, each at the lowest offset that no conflicting buffer covers. Buffers that live briefly can conflict only
-  // with neighbours in issue order, which keeps the cost near linear; the few that live long are looked at by all.
+  // Largest first, each at the lowest offset that no conflicting buffer covers. Buffers that live briefly, away from the
+  // end of the step (which the next step may overlap), can conflict only with neighbours in issue order: that keeps the cost
+  // near linear. The few others are looked at by all.
   const auto ops = static_cast<OpId>(program.ops.size());
-  const OpId window = std::max<OpId>(64, ops / 64);
-  std::vector<uint32_t> brief, lasting;  // brief: in order of their openers
+  std::vector<OpId> spans;
+  for (const Life& life : all) spans.push_back(life.reach - life.opener);
+  std::sort(spans.begin(), spans.end());
+  const OpId window = spans.empty() ? 0 : spans[spans.size() * 15 / 16];  // nearly all are brief by this measure
+  const OpId tail = ops > 4 * window ? ops - window : 0;
+  const auto lives_briefly = [&](const Life& life) {
+    return life.reach - life.opener <= window && life.safe_next >= tail && life.last < tail;
+  };
+  struct Placed {  // what the search reads, close together
+    OpId opener, last, safe, safe_next;
+    uint32_t index;
+    int64_t offset, bytes;
+  };
+  std::vector<Placed> brief, lasting;  // in order of their openers
   for (uint32_t i = 0; i < all.size(); ++i) {
-    const bool is_brief = all[i].reach - all[i].opener <= window && all[i].safe_next == ops;
-    (is_brief ? brief : lasting).push_back(i);
+    const Life& l = all[i];
+    (lives_briefly(l) ? brief : lasting).push_back({l.opener, l.last, l.safe, l.safe_next, i, kNotHere, l.bytes});
   }
-  std::vector<uint32_t> by_size(all.size());
-  std::iota(by_size.begin(), by_size.end(), 0U);
-  std::sort(by_size.begin(), by_size.end(), [&](uint32_t x, uint32_t y) {
-    return all[x].bytes != all[y].bytes ? all[x].bytes > all[y].bytes : x < y;
+  std::vector<Placed*> by_size;
+  for (Placed& p : brief) by_size.push_back(&p);
+  for (Placed& p : lasting) by_size.push_back(&p);
+  std::sort(by_size.begin(), by_size.end(), [](const Placed* x, const Placed* y) {
+    return x->bytes != y->bytes ? x->bytes > y->bytes : x->index < y->index;
   });
-  std::vector<int64_t> offset(all.size(), kNotHere);
   std::vector<std::pair<int64_t, int64_t>> taken;  // offset, end
-  for (const uint32_t i : by_size) {
-    const Life& life = all[i];
+  for (Placed* const p : by_size) {
+    const Life& life = all[p->index];
     taken.clear();
-    const auto look_at = [&](uint32_t j) {
-      if (offset[j] != kNotHere && !apart(order, life, all[j])) taken.emplace_back(offset[j], offset[j] + all[j].bytes);
+    const auto look_at = [&](const Placed& other) {
+      if (other.offset == kNotHere) return;
+      const bool other_first = other.opener <= p->opener;
+      if (other_first ? other.last < p->safe && p->last < other.safe_next && other.last < life.first
+                      : p->last < other.safe && other.last < p->safe_next && p->last < all[other.index].first)
+        return;
+      const Life& its = all[other.index];
+      if (!(other_first ? disjoint(order, its, life) : disjoint(order, life, its)))
+        taken.emplace_back(other.offset, other.offset + other.bytes);
     };
-    if (life.reach - life.opener <= window && life.safe_next == ops) {
+    for (const Placed& other : lasting) look_at(other);
+    if (lives_briefly(life)) {
       const OpId earliest = life.opener > window ? life.opener - window : 0;
-      auto near = std::lower_bound(brief.begin(), brief.end(), earliest, [&](uint32_t j, OpId id) { return all[j].opener < id; });
-      for (; near != brief.end() && all[*near].opener < life.reach; ++near) look_at(*near);
-      for (const uint32_t j : lasting) look_at(j);
+      auto near = std::partition_point(brief.begin(), brief.end(), [&](const Placed& other) { return other.opener < earliest; });
+      for (; near != brief.end() && near->opener < life.reach; ++near) look_at(*near);
     } else {
-      for (uint32_t j = 0; j < all.size(); ++j) look_at(j);
+      for (const Placed& other : brief) look_at(other);
     }
     std::sort(taken.begin(), taken.end());
     int64_t at = base;
@@ -197,7 +209,7 @@ Arena plan(const StepProgram& program, const Order& order, Space space) {
       if (at + life.bytes <= begin) break;
       at = std::max(at, end);
     }
-    offset[i] = arena.offset[life.buffer] = at;
+    p->offset = arena.offset[life.buffer] = at;
     arena.bytes = std::max(arena.bytes, at + life.bytes);
   }
   return arena;

@@ -71,7 +71,7 @@ OpId Builder::op(const OpSpec& spec, std::span<const BufferId> reads, std::span<
     same_hash.push_back(shape);
   }
   program_.ops.push_back({spec.kind, spec.stream, phase_, spec.component, layer_, spec.group, spec.kernels, region_,
-                          spec.blocking, spec.routed, shape, static_cast<uint32_t>(program_.uses.size()),
+                          spec.blocking, spec.eager, spec.routed, shape, static_cast<uint32_t>(program_.uses.size()),
                           static_cast<uint32_t>(reads.size() + writes.size())});
 
   auto& clock = clocks_.emplace_back();

@@ -19,6 +19,7 @@ struct OpSpec {
   uint16_t group = kNoGroup;
   uint16_t kernels = 1;
   bool blocking = false;
+  bool eager = false;
   Routed routed = Routed::no;
 };
 

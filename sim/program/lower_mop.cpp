@@ -583,7 +583,7 @@ void MopLowering::attention_backward(int layer, const Latents& in, const Gathere
         b_.op(remote(OpKind::all_to_all, Stream::sequence, part, sequence_, q_bytes, q_bytes), {d_q}, {d_q_home});
       }
     }
-    b_.op(local(OpKind::rope, part, rows(n_ * heads * qd, kBf16, kBf16)), {d_q_home}, {d_q_home});
+    b_.op(local(OpKind::rope_bwd, part, rows(n_ * heads * qd, kBf16, kBf16)), {d_q_home}, {d_q_home});
     const BufferId q_from = q_lora ? in.q : in.normed;
     gemm(part, q_width, heads * qd, n_, {q_from, d_q_home}, {gradient});
     gemm(part, n_, q_width, heads * qd, {d_q_home, g.dense}, {q_lora ? d_q_latent : d_normed});
@@ -593,7 +593,7 @@ void MopLowering::attention_backward(int layer, const Latents& in, const Gathere
       gemm(part, c_.kv_lora_rank, own * (c_.qk_nope_dim + vd), tokens, {in.kv, d_kv_home}, {gradient});
       gemm(part, tokens, c_.kv_lora_rank, own * (c_.qk_nope_dim + vd), {d_kv_home, g.dense}, {d_kv_latent});
     } else {
-      b_.op(local(OpKind::rope, part, rows(n_ * kv_heads_chunk * qd, kBf16, kBf16)), {d_kv_home}, {d_kv_home});
+      b_.op(local(OpKind::rope_bwd, part, rows(n_ * kv_heads_chunk * qd, kBf16, kBf16)), {d_kv_home}, {d_kv_home});
       gemm(part, h, kv_heads_chunk * (qd + vd), n_, {in.normed, d_kv_home}, {gradient});
       gemm(part, n_, h, kv_heads_chunk * (qd + vd), {d_kv_home, g.dense}, {d_normed});
     }
@@ -901,7 +901,7 @@ void MopLowering::backward_layer(int layer, bool last) {
     settle(experts, expert_gradient, last);
     b_.at(Phase::backward, layer);
     const BufferId d_logits = transient("router_logits_gradient", kBf16 * n_ * c_.experts, Holds::other_activations, layer);
-    b_.op(local(OpKind::topk, Component::router, rows(n_ * c_.experts, kBf16, kBf16)), {d_gates, saved.gates}, {d_logits});
+    b_.op(local(OpKind::topk_bwd, Component::router, rows(n_ * c_.experts, kBf16, kBf16)), {d_gates, saved.gates}, {d_logits});
     gemm(Component::router, c_.hidden, c_.experts, n_, {normed, d_logits}, {dense_gradient});
     gemm(Component::router, n_, c_.hidden, c_.experts, {d_logits, g.dense}, {d_normed});
   } else {
@@ -974,7 +974,7 @@ void MopLowering::tokens_move(BufferId x, BufferId d_x, BufferId gradient) {
       statistics = all;
     }
     b_.at(Phase::backward, layer);
-    b_.op(local(OpKind::cross_entropy, part, rows(m * columns, kBf16, kBf16)), {statistics, logits}, {logits});
+    b_.op(local(OpKind::cross_entropy_bwd, part, rows(m * columns, kBf16, kBf16)), {statistics, logits}, {logits});
     gemm(part, columns, h, m, {logits, tile}, {gradient});
     if (vocabulary_ != kNoGroup) {
       const BufferId d_tile = transient("vocabulary_tile_gradient", kBf16 * m * h, holds, layer);
@@ -1023,7 +1023,7 @@ void MopLowering::weights_move(BufferId x, BufferId d_x, BufferId gradient) {
       const int64_t t = std::min(tile, n_ - done);
       const BufferId logits = transient("logits", kBf16 * t * columns, holds, layer);
       gemm(part, t, columns, h, {x, now}, {logits});
-      b_.op(local(OpKind::cross_entropy, part, rows(t * columns, kBf16, kBf16)), {statistics, logits}, {logits});
+      b_.op(local(OpKind::cross_entropy_bwd, part, rows(t * columns, kBf16, kBf16)), {statistics, logits}, {logits});
       gemm(part, columns, h, t, {logits, x}, {block_gradient});
       gemm(part, t, h, columns, {logits, now}, {d_x});
     }

@@ -39,16 +39,20 @@ const char* name(Holds holds) {
 
 const char* name(OpKind kind) {
   static constexpr const char* kNames[] = {
-      "gemm",       "grouped_gemm", "attention_fwd", "attention_bwd", "rms_norm", "rms_norm_bwd",  "rope",
-      "swiglu",     "swiglu_bwd",   "add",           "cast",          "copy",     "topk",          "permute",
-      "unpermute",  "embedding",    "embedding_bwd", "softmax",       "cross_entropy", "square_sum", "adam",
-      "scale",      "layout",       "all_gather",    "reduce_scatter", "all_reduce", "all_to_all", "send_recv",
-      "copy_h2d",   "copy_d2h",     "adam_host",     "norm_host",    "scale_host", "plan_routing"};
+      "gemm",          "grouped_gemm", "attention_fwd", "attention_bwd", "rms_norm",     "rms_norm_bwd",
+      "rope",          "swiglu",       "swiglu_bwd",    "add",           "cast",         "copy",
+      "concatenate",
+      "topk",          "topk_bwd",     "sort",          "permute",       "unpermute",    "embedding",
+      "embedding_bwd", "cross_entropy", "cross_entropy_bwd", "rope_bwd", "scale_bwd",    "square_sum",
+      "adam",          "scale",        "all_gather",    "reduce_scatter", "all_reduce",  "all_to_all",
+      "send_recv",     "copy_h2d",     "copy_d2h",      "adam_host",     "norm_host",    "scale_host",
+      "plan_routing"};
+  static_assert(std::size(kNames) == static_cast<size_t>(OpKind::plan_routing) + 1);
   return kNames[static_cast<size_t>(kind)];
 }
 
 bool is_collective(OpKind kind) { return kind >= OpKind::all_gather && kind <= OpKind::send_recv; }
-bool is_memory_bound(OpKind kind) { return kind >= OpKind::rms_norm && kind <= OpKind::layout; }
+bool is_memory_bound(OpKind kind) { return kind >= OpKind::rms_norm && kind <= OpKind::scale; }
 
 double AttentionShape::pairs() const {
   const auto q = static_cast<double>(q_len), kv = static_cast<double>(kv_len);

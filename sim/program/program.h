@@ -39,8 +39,8 @@ enum class OpKind : uint8_t {
   attention_fwd,  // Shape: see attention_shape
   attention_bwd,
   // Memory-bound kernels: (elements, bytes read, bytes written)
-  rms_norm, rms_norm_bwd, rope, swiglu, swiglu_bwd, add, cast, copy, topk, permute, unpermute, embedding, embedding_bwd,
-  softmax, cross_entropy, square_sum, adam, scale, layout,
+  rms_norm, rms_norm_bwd, rope, swiglu, swiglu_bwd, add, cast, copy, concatenate, topk, topk_bwd, sort, permute, unpermute, embedding, embedding_bwd,
+  cross_entropy, cross_entropy_bwd, rope_bwd, scale_bwd, square_sum, adam, scale,
   // Collectives over a group: (bytes of the full buffer); all_to_all: (bytes sent, bytes received) over all peers
   all_gather, reduce_scatter, all_reduce, all_to_all, send_recv,
   copy_h2d, copy_d2h,  // (bytes)
@@ -116,6 +116,7 @@ struct Op {
   uint16_t kernels;    // kernels launched for it
   uint16_t region;     // 0: once a step; else index of the repeat region that it is in
   bool blocking;       // the launching thread waits for its completion
+  bool eager;          // a sequence of PyTorch's eager kernels rather than one fused kernel
   Routed routed;
   uint32_t shape;
   uint32_t uses, use_count;  // range in StepProgram::uses

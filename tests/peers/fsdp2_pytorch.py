@@ -265,20 +265,20 @@ def category(name, in_fsdp, phase):
         return phase
     if in_fsdp:
         return "fsdp copy/cast"
+    if n.startswith("triton"):
+        return "fused (compiled)"
     if "sdpa" in n or "flash" in n or "fmha" in n or "cudnn" in n:
-        return "attention backward" if re.search("bprop|bwd|backward|dot_do_o|convert_dq|dq", n) else "attention forward"
-    if "groupproblemshape" in n or "grouped" in n or "groupedgemm" in n:
+        return "attention backward" if re.search("bprop|bwd|backward|dot_do_o|convert_dq|reduce_head", n) else "attention forward"
+    if "groupproblemshape" in n or "gemmuniversalins5_17gr" in n or "grouped" in n:
         return "grouped gemm"
     if re.search("nvjet|gemm|cutlass|splitk|gemv|xmma", n):
         return "gemm"
-    if "triton" in n:
-        return "fused (compiled)"
-    if re.search("index|gather|scatter|embedding", n):
-        return "index/scatter"
-    if re.search("sort|topk|radix|scan|histogram|kernelhistogram|bitonic|gatherTopK".lower(), n):
+    if re.search("sort|topk|radix|scan|histogram|bitonic|fill_reverse_indices", n):
         return "sort/top-k/scan"
     if "softmax" in n or "nll" in n or "cross" in n:
         return "softmax/loss"
+    if re.search("index|gather|scatter|embedding", n):
+        return "index/scatter"
     if "catarray" in n:
         return "cat"
     if "reduce_kernel" in n or "reduce" in n:
@@ -289,6 +289,8 @@ def category(name, in_fsdp, phase):
 
 
 def short(name):
+    if "GemmUniversalINS5_17Gr" in name or "GroupProblemShape" in name:
+        return "cutlass grouped GemmUniversal"
     n = re.sub(r"^void ", "", name).replace("(anonymous namespace)::", "")
     m = re.search(r"(\w+Functor\w*|\w*_kernel_cuda\w*|direct_copy_kernel\w*|bfloat16_copy_kernel\w*|\w*silu\w*|sigmoid\w*|pow_tensor\w*|rsqrt_kernel\w*|neg_kernel\w*|clamp\w*|MeanOps|NormTwoOps|sum_functor|FillFunctor)", n)
     head = re.split(r"[<(]", n)[0].replace("at::native::", "")
@@ -371,7 +373,11 @@ def analyse(path, layers):
         for r in sel:
             pc[r["cat"]][0] += 1
             pc[r["cat"]][1] += r["dur"]
-        ph[p] = dict(cpu_us_profiled=round(b - a, 1), kernels=len(sel), by_category={
+        a_, b_ = (min(r["ts"] for r in sel), max(r["end"] for r in sel)) if sel else (0, 0)
+        al, co = union([(r["ts"], r["end"]) for r in sel]), union([(r["ts"], r["end"]) for r in sel if not is_comm(r)])
+        durs = {c: sorted(r["dur"] for r in sel if r["cat"] == c) for c in pc if c.startswith("nccl")}
+        ph[p] = dict(gpu_span_us=round(b_ - a_, 1), gpu_busy_us=round(al, 1), compute_busy_us=round(co, 1), nccl_us_min_median_max={
+            c: [round(v[0], 1), round(statistics.median(v), 1), round(v[-1], 1)] for c, v in durs.items()}, cpu_us_profiled=round(b - a, 1), kernels=len(sel), by_category={
             k: dict(count=v[0], gpu_us=round(v[1], 1)) for k, v in sorted(pc.items(), key=lambda x: -x[1][1])},
             cpu_waits=dict(count=sum(a <= e["ts"] <= b for e in syncs), us=round(sum(e["dur"] for e in syncs if a <= e["ts"] <= b), 1)))
     out["phases"] = ph

@@ -1,14 +1,21 @@
 #!/usr/bin/env python3
 """Turns the tables of microbench.py into a cluster file of hwmodels/ (h200x4.json).
 
-Usage: tests/peers/hwmodel_from_microbench.py reports/measurements/h200x4/microbench.json > hwmodels/h200x4.json
+Usage: tests/peers/hwmodel_from_microbench.py reports/measurements/h200x4 > hwmodels/h200x4.json
+Reads microbench.json, microbench_eager.json and launch.json (a model too small for the GPUs to matter) of that folder.
 Every figure carries its source; nothing here looks at a training step.
 """
 import json
 import sys
 
-with open(sys.argv[1]) as f:
-    bench = json.load(f)
+
+
+def read(name):
+    with open(f"{sys.argv[1]}/{name}") as f:
+        return json.load(f)
+
+
+bench, eager, launches = read("microbench.json"), read("microbench_eager.json"), read("launch.json")
 where = f"reports/measurements/h200x4/microbench.json, {bench['provenance']['date']}, {bench['provenance']['machine']}"
 
 
@@ -57,6 +64,28 @@ pinned_adam = cpu[("adamw_fused", "list of 8.4M-element tensors, parameters and 
 norm = cpu[("foreach_norm_and_scale", "list of 8.4M-element tensors", 4)]
 gpus = bench["provenance"]["gpus"]
 
+block = launches["cpu_submit"]["per_block_median_us"]
+kernels = launches["kernels_per_block"]
+unshard_us = block["forward_with_hooks"] - block["forward_body"]
+backward_kernels = next(v for k, v in kernels.items() if k.startswith("backward")) - (kernels["forward with FSDP hooks"] - kernels["forward body"])
+backward_us = launch["autograd_linear_mul_add"]["backward_cpu_us_per_forward_op"] / 2
+reduce_us = max(0.0, block["backward_with_hooks"] - unshard_us - backward_kernels * backward_us)
+
+
+def tiny(us, what):
+    p = launches["provenance"]
+    return figure(us * 1e3, "measured", f"{what}; reports/measurements/h200x4/launch.json, {p['date']}, {p['machine']}")
+
+
+def eager_table(op):
+    p = eager["provenance"]
+    points = [[r["elements"], r["elements_per_s"]] for r in eager["rows"] if r["op"] == op]
+    assert points, op
+    return {"source": "measured", "points": points,
+            "where": f"eager PyTorch {op}, all its kernels; (elements) -> elements/s; "
+                     f"reports/measurements/h200x4/microbench_eager.json, {p['date']}, {p['machine']}"}
+
+
 figures = {
     "gpus_per_node": measured(gpus, "GPUs of the host"),
     "host_bytes": figure(512 * 2**30, "measured", "memory of the host, 512 GiB"),
@@ -95,11 +124,16 @@ figures = {
     "communicator_bytes": measured(comm, "one NCCL communicator of 4 GPUs (the first takes 370 MB more)"),
     "communicator_p2p_bytes": measured(p2p / (gpus - 1), "NCCL point-to-point buffers of one communicator, a peer of the node"),
     "native_launch_ns": figure(4000, "assumed", "C++ launch of one kernel with its event wait"),
-    "eager_launch_ns": measured(launch["x_plus_1_allocating_no_grad"]["cpu_us_per_op"] * 1e3, "eager op without autograd, CPU time"),
-    "eager_autograd_launch_ns": measured(launch["autograd_linear_mul_add"]["forward_cpu_us_per_op"] * 1e3, "eager op recorded by autograd, CPU time"),
+    "eager_launch_ns": tiny(block["forward_body"] / kernels["forward body"], "one eager kernel in forward, CPU time"),
+    "eager_recompute_launch_ns": tiny(block["recompute_body"] / kernels["recompute body"], "one eager kernel recorded by autograd, CPU time"),
     "eager_backward_launch_ns": measured(launch["autograd_linear_mul_add"]["backward_cpu_us_per_forward_op"] * 1e3 / 2,
                                          "autograd backward, CPU time a kernel (two kernels a forward op)"),
+    "fsdp_unshard_launch_ns": tiny(unshard_us, "FSDP2's unshard and reshard of one group, CPU time"),
+    "fsdp_reduce_launch_ns": tiny(reduce_us, "FSDP2's reduce-scatter of one group, CPU time"),
     "compiled_launch_ns": measured(launch["x_add_no_grad"]["cpu_us_per_op"] * 1e3, "one launch from Python"),
+    "fused_kernel_share": measured(one("memory_bound", "rw_gb_per_s", kernel="rmsnorm_fused", bytes=134217728) /
+                                   one("memory_bound", "rw_gb_per_s", kernel="copy", bytes=268435456),
+                                   "bandwidth of a fused RMSNorm over that of a copy"),
     "collective_launch_ns": measured(launch["call_all_gather_into_tensor"]["cpu_us_per_op"] * 1e3, "torch.distributed collective call, CPU time"),
 }
 
@@ -139,6 +173,10 @@ tables = {
     "all_reduce": collective("all_reduce"),
     "all_to_all": collective("all_to_all"),
 }
+for op in ("rms_norm", "rms_norm_bwd", "rope", "rope_bwd", "gather", "index_add", "gate_multiply", "gate_multiply_bwd", "swiglu",
+           "swiglu_bwd", "router", "router_bwd", "sort", "cross_entropy", "cross_entropy_bwd", "embedding_bwd", "shard_copy_in",
+           "unsharded_copy_out", "gradient_cast", "gradient_norm", "gradient_scale", "adamw"):
+    tables[f"torch_{op}"] = eager_table(op)
 print("{")
 print('"description": "4 x H200 SXM in one host (64 cores, 512 GiB), as measured",')
 print('"figures": {')

@@ -428,6 +428,254 @@ def t_memory(budget):
                     "`bytes`; rmsnorm_hf: all its kernels, 36 B an element)", "rows": each(pts, mem_point, budget)}
 
 
+def eager_factories():
+    """name, shape fields, factory -> (call, bytes that must move): the operations that an eager FSDP2 step of an MoE is made of."""
+    rnd = lambda *sh, dt=BF16: torch.randn(*sh, device=DEV, dtype=dt)
+    out = []
+    small = ARGS.smoke
+    add = lambda name, fields, f: out.append((name, fields, f))
+
+    def routing(T, k, E):
+        idx = torch.stack([torch.randperm(E, device=DEV)[:k] for _ in range(64)]).repeat(T // 64, 1)
+        flat = idx.view(-1)
+        order = torch.argsort(flat, stable=True)
+        return flat, order, order // k
+
+    for T in ([64] if small else [4096, 32768]):
+        for H, k, E, I in ((2048, 8, 128, 768), (2880, 4, 32, 2880)):
+            R = T * k
+            f = dict(tokens=T, rows=R, width=H, experts=E, top_k=k)
+
+            def gather(T=T, H=H, k=k, E=E):
+                _, _, rows = routing(T, k, E)
+                x = rnd(T, H)
+                return (lambda i: x.index_select(0, rows)), 4 * H * T * k
+            add("index_select_rows", f, gather)
+
+            def scatter(T=T, H=H, k=k, E=E):
+                _, _, rows = routing(T, k, E)
+                y, o = rnd(T * k, H), torch.zeros(T, H, device=DEV, dtype=BF16)
+                return (lambda i: o.index_add_(0, rows, y)), 2 * H * T * k + 4 * H * T
+            add("index_add_rows", f, scatter)
+
+            def scale(R=R, H=H):
+                y, w = rnd(R, H), rnd(R, 1)
+                return (lambda i: y * w), 4 * R * H
+            add("scale_rows", f, scale)
+
+            def scale_grad(R=R, H=H):
+                y, g = rnd(R, H), rnd(R, H)
+                return (lambda i: (y * g).sum(-1, keepdim=True)), 8 * R * H
+            add("scale_rows_weight_gradient (mul, sum)", f, scale_grad)
+
+            def swiglu(R=R, I=I):
+                g = rnd(R, 2 * I)
+                a, b = g.chunk(2, -1)
+                return (lambda i: F.silu(a) * b), 10 * R * I
+            add("silu_mul_of_halves (2 kernels)", dict(f, half_width=I), swiglu)
+
+            def swiglu_b(R=R, I=I):
+                g = rnd(R, 2 * I).requires_grad_()
+                a, b = g.chunk(2, -1)
+                y, dy = F.silu(a) * b, rnd(R, I)
+                return (lambda i: torch.autograd.grad(y, g, dy, retain_graph=True)), 26 * R * I
+            add("silu_mul_of_halves backward", dict(f, half_width=I), swiglu_b)
+        for rows, w in ((T, 2048), (T * 32, 128), (T * 4, 128), (T, 2880)):
+            f = dict(rows=rows, width=w)
+
+            def hf(x, wt):
+                h = x.to(FP32)
+                h = h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + 1e-6)
+                return wt * h.to(BF16)
+            for nm, fn in (("rmsnorm_hf", hf), ("rmsnorm_fused", lambda x, wt: F.rms_norm(x, (x.shape[-1],), wt, 1e-6))):
+                def fw(rows=rows, w=w, fn=fn, nm=nm):
+                    x, wt = rnd(rows, w), torch.ones(w, device=DEV, dtype=BF16)
+                    return (lambda i: fn(x, wt)), rows * w * (36 if nm == "rmsnorm_hf" else 4)
+                add(nm + " forward", f, fw)
+
+                def bw(rows=rows, w=w, fn=fn, nm=nm):
+                    x, wt = rnd(rows, w).requires_grad_(), torch.ones(w, device=DEV, dtype=BF16, requires_grad=True)
+                    y, dy = fn(x, wt), rnd(rows, w)
+                    return (lambda i: torch.autograd.grad(y, (x, wt), dy, retain_graph=True)), rows * w * 6
+                add(nm + " backward", f, bw)
+        for hq in (32, 4):
+            def rope(T=T, hq=hq):
+                x, c, s_ = rnd(1, T, hq, 128).transpose(1, 2), rnd(T, 128), rnd(T, 128)
+
+                def f(i):
+                    a, b = x.chunk(2, dim=-1)
+                    return x * c + torch.cat((-b, a), dim=-1) * s_
+                return f, T * hq * 128 * 2 * 11
+            add("rope_hf (mul, neg, cat, mul, add)", dict(tokens=T, heads=hq, d=128), rope)
+
+            def rope_b(T=T, hq=hq):
+                x, c, s_ = rnd(1, T, hq, 128).transpose(1, 2).requires_grad_(), rnd(T, 128), rnd(T, 128)
+                a, b = x.chunk(2, dim=-1)
+                y = x * c + torch.cat((-b, a), dim=-1) * s_
+                dy = torch.randn_like(y)
+                return (lambda i: torch.autograd.grad(y, x, dy, retain_graph=True)), T * hq * 128 * 2 * 12
+            add("rope_hf backward", dict(tokens=T, heads=hq, d=128), rope_b)
+        for E, k in ((128, 8), (64, 8), (32, 4)):
+            f = dict(tokens=T, experts=E, top_k=k)
+
+            def top(T=T, E=E, k=k):
+                x = rnd(T, E, dt=FP32)
+                return (lambda i: torch.topk(x, k, -1)), T * E * 4
+            add("topk", f, top)
+
+            def sort(T=T, E=E, k=k):
+                flat, _, _ = routing(T, k, E)
+                return (lambda i: torch.argsort(flat, stable=True)), T * k * 16
+            add("argsort", f, sort)
+
+            def hist(T=T, E=E, k=k):
+                flat, _, _ = routing(T, k, E)
+                return (lambda i: torch.cumsum(torch.histc(flat.int(), bins=E, min=0, max=E - 1), 0, dtype=torch.int32)), T * k * 12
+            add("histc_and_cumsum", f, hist)
+
+            def soft(T=T, E=E):
+                x = rnd(T, E)
+                return (lambda i: torch.softmax(x, -1, dtype=FP32)), T * E * 6
+            add("softmax_fp32_of_bf16", f, soft)
+        for N in (2048,):
+            def resid(T=T, N=N):
+                a, b = rnd(T, N), rnd(T, N)
+                return (lambda i: a + b), T * N * 6
+            add("add", dict(rows=T, width=N), resid)
+    for V, H in ([(512, 64)] if small else [(151936, 2048), (50304, 2048), (201088, 2880)]):
+        T = 64 if small else 4096
+        f = dict(tokens=T, vocabulary=V)
+
+        def ce(T=T, V=V):
+            x, y = rnd(T, V, dt=FP32), torch.randint(0, V, (T,), device=DEV)
+            return (lambda i: F.cross_entropy(x, y, reduction="sum")), T * V * 8
+        add("cross_entropy_fp32 forward", f, ce)
+
+        def ce_b(T=T, V=V):
+            x, y = rnd(T, V, dt=FP32).requires_grad_(), torch.randint(0, V, (T,), device=DEV)
+            l = F.cross_entropy(x, y, reduction="sum")
+            return (lambda i: torch.autograd.grad(l, x, retain_graph=True)), T * V * 12
+        add("cross_entropy_fp32 backward (fill, nll, softmax)", f, ce_b)
+
+        def up(T=T, V=V):
+            x = rnd(T, V)
+            return (lambda i: x.float()), T * V * 6
+        add("logits_bf16_to_fp32", f, up)
+
+        def emb(T=T, V=V, H=H):
+            w, t = rnd(V, H), torch.randint(0, V, (T,), device=DEV)
+            return (lambda i: F.embedding(t, w)), T * H * 4
+        add("embedding forward", dict(f, width=H), emb)
+
+        def emb_b(T=T, V=V, H=H):
+            w, t = rnd(V, H).requires_grad_(), torch.randint(0, V, (T,), device=DEV)
+            y, dy = F.embedding(t, w), rnd(T, H)
+            return (lambda i: torch.autograd.grad(y, w, dy, retain_graph=True)), V * H * 2
+        add("embedding backward (dense gradient)", dict(f, width=H), emb_b)
+    # FSDP2's own copies and the optimizer, for one block: local shard sizes of 4 ranks
+    blocks = {"qwen3-30b-a3b": [512, 512, 2 ** 21, 2 ** 18, 2 ** 18, 2 ** 21, 32, 32, 65536, 100663296, 50331648],
+              "olmoe-1b-7b": [512, 512, 2 ** 20, 2 ** 20, 2 ** 20, 2 ** 20, 512, 512, 32768, 67108864, 33554432],
+              "gpt-oss-20b": [720, 720, 2949120, 1024, 368640, 128, 368640, 128, 2949120, 720, 23040, 8, 132710400, 66355200, 46080, 23040]}
+    for name, sh in blocks.items():
+        if small:
+            sh = [max(8, n >> 12) for n in sh]
+        n = sum(sh)
+        f = dict(model=name, shard_elements=n, tensors=len(sh))
+
+        def cast_in(sh=sh, n=n):
+            src = [rnd(m, dt=FP32) for m in sh]
+            dst = torch.empty(n, device=DEV, dtype=BF16).split(sh)
+            return (lambda i: torch._foreach_copy_(dst, src)), 6 * n
+        add("fsdp: cast shards fp32 to bf16 (foreach)", f, cast_in)
+
+        def copy_in(sh=sh, n=n):
+            src = rnd(n).split(sh)
+            dst = torch.empty(n, device=DEV, dtype=BF16).split(sh)
+            return (lambda i: torch._foreach_copy_(dst, src)), 4 * n
+        add("fsdp: copy shards into the gather buffer (foreach)", f, copy_in)
+
+        def copy_out(sh=sh, n=n):
+            src = rnd(4 * n).view(4, n)
+            dst = [torch.empty(4, m, device=DEV, dtype=BF16) for m in sh]
+            return (lambda i: torch.split_with_sizes_copy(src, sh, dim=1, out=dst)), 16 * n
+        add("fsdp: copy gathered weights out (split_with_sizes_copy)", f, copy_out)
+
+        def cat(sh=sh, n=n):
+            g = [rnd(4, m) for m in sh]
+            o = torch.empty(4, n, device=DEV, dtype=BF16)
+            return (lambda i: torch._chunk_cat(g, dim=0, num_chunks=4, out=o)), 16 * n
+        add("fsdp: copy gradients into the reduce buffer (chunk_cat)", f, cat)
+
+        def cast_out(n=n):
+            g = rnd(n)
+            return (lambda i: g.to(FP32)), 6 * n
+        add("fsdp: cast reduced gradient bf16 to fp32", f, cast_out)
+
+        def adam(sh=sh, n=n):
+            ps = [rnd(m, dt=FP32).requires_grad_() for m in sh]
+            for q in ps:
+                q.grad = torch.randn_like(q)
+            o = torch.optim.AdamW(ps, fused=True)
+            return (lambda i: o.step()), 28 * n
+        add("adamw_fused on the GPU, fp32", f, adam)
+
+        def norm(sh=sh, n=n):
+            g = [rnd(m, dt=FP32) for m in sh]
+            return (lambda i: torch._foreach_norm(g)), 4 * n
+        add("clip: foreach_norm fp32", f, norm)
+
+        def mul(sh=sh, n=n):
+            g, c = [rnd(m, dt=FP32) for m in sh], torch.ones((), device=DEV)
+            return (lambda i: torch._foreach_mul_(g, c)), 8 * n
+        add("clip: foreach_mul_ fp32", f, mul)
+    return out
+
+
+def t_eager(budget):
+    fs = eager_factories()
+
+    def point(p):
+        f, moved = fs[p["i"]][2]()
+        t = bench(f, batch_ms=15, max_n=40)
+        r = {"op": fs[p["i"]][0], **fs[p["i"]][1], "time_us": t, "bytes_counted": moved, "gb_per_s": moved / t / 1e3}
+        return r
+    return {"what": "eager operations of an FSDP2 MoE step, each as PyTorch's own kernels; bytes_counted: every byte each kernel of the row "
+                    "reads and writes (a lower bound for the backward rows); routing is balanced", "rows": each(
+                        [dict(i=i) for i in range(len(fs))], point, budget)}
+
+
+def t_grouped_uneven(budget):
+    pools()
+
+    def point(p):
+        E, T, K, N = p["experts"], p["rows"], p["K"], p["N"]
+        g = torch.Generator().manual_seed(7)
+        if p["distribution"] == "equal":
+            c = torch.full((E,), T // E)
+        elif p["distribution"] == "uniform random":
+            c = torch.bincount(torch.randint(0, E, (T,), generator=g), minlength=E)
+        else:       # Zipf, exponent as named
+            w = 1.0 / torch.arange(1, E + 1).double() ** float(p["distribution"].split()[1])
+            c = torch.bincount(torch.multinomial(w[torch.randperm(E, generator=g)], T, replacement=True, generator=g), minlength=E)
+        offs = torch.cumsum(c, 0).to(torch.int32).to(DEV)
+        x, w, dy = rot(X.views((T, K))), rot(W.views((E, N, K))), rot(Y.views((T, N)))
+        r = dict(p, rows_max=int(c.max()), rows_min=int(c.min()))
+        for nm, f in (("forward", lambda i: torch._grouped_mm(x(i), w(i).transpose(-2, -1), offs=offs)),
+                      ("dgrad", lambda i: torch._grouped_mm(dy(i), w(i), offs=offs)),
+                      ("wgrad", lambda i: torch._grouped_mm(dy(i).t(), x(i), offs=offs))):
+            t = bench(f, batch_ms=15)
+            r[nm + "_us"] = t
+            r[nm + "_tflops"] = 2.0 * T * K * N / t / 1e6
+        return r
+    shapes = [(128, 2048, 1536), (128, 768, 2048), (64, 2048, 2048), (64, 1024, 2048), (32, 2880, 5760), (32, 2880, 2880)]
+    rows = [16384, 32768, 131072, 262144]
+    if ARGS.smoke:
+        shapes, rows = shapes[:1], [1024]
+    pts = [dict(experts=E, K=K, N=N, rows=T, distribution=d) for E, K, N in shapes for T in rows
+           for d in ("equal", "uniform random", "zipf 0.5", "zipf 1.0")]
+    return {"what": "grouped matmul (torch._grouped_mm, weights [E,N,K]) with uneven rows an expert", "rows": each(pts, point, budget)}
+
+
 def t_copies(budget):
     top = GIB if not ARGS.smoke else 4 * MIB
     hu, hd = (torch.empty(top, dtype=torch.uint8, pin_memory=True) for _ in range(2))
@@ -1027,7 +1275,7 @@ def t_constants(_):
 
 
 TABLES = {"hbm_constants": (t_constants, 60), "dense_matmul": (t_dense, 90), "grouped_matmul": (t_grouped, 90),
-          "attention": (t_attention, 110), "memory_bound": (t_memory, 40), "nccl": (t_nccl, 70), "host_copies": (t_copies, 60),
+          "grouped_matmul_uneven": (t_grouped_uneven, 40), "attention": (t_attention, 110), "eager_ops": (t_eager, 60), "memory_bound": (t_memory, 40), "nccl": (t_nccl, 70), "host_copies": (t_copies, 60),
           "launch": (t_launch, 20), "cpu": (t_cpu, 90), "interference": (t_interference, 50), "pinned_allocation": (t_pinned_alloc, 20)}
 
 

@@ -1,0 +1,134 @@
+#include "sim/cli/app.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cstdio>
+#include <system_error>
+
+#include "sim/base/error.h"
+#include "sim/base/suggest.h"
+#include "sim/cli/commands.h"
+
+namespace mop::cli {
+
+const char* const kVersion = MOP_VERSION;
+
+namespace {
+
+std::string quoted(const std::string& word) {
+  constexpr const char* plain = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_=.,:/@%+";
+  if (!word.empty() && word.find_first_not_of(plain) == std::string::npos) return word;
+  std::string result = "'";
+  for (const char c : word) result += c == '\'' ? std::string("'\\''") : std::string(1, c);
+  return result + "'";
+}
+
+std::string command_line(int argc, char** argv) {
+  std::string line = "mop";
+  for (int i = 1; i < argc; ++i) line += " " + quoted(argv[i]);
+  return line;
+}
+
+// The command that the user was in when the parser gave up.
+const CLI::App& innermost(const CLI::App& app) {
+  const auto parsed = app.get_subcommands();
+  return parsed.empty() ? app : innermost(*parsed.back());
+}
+
+std::vector<std::string> command_names(const CLI::App& app) {
+  std::vector<std::string> names;
+  for (const CLI::App* command : app.get_subcommands(nullptr)) names.push_back(command->get_name());
+  return names;
+}
+
+std::vector<std::string> flag_names(const CLI::App& app) {
+  std::vector<std::string> names;
+  for (const CLI::Option* option : app.get_options())
+    for (const std::string& name : option->get_lnames()) names.push_back("--" + name);
+  std::ranges::sort(names);
+  return names;
+}
+
+std::string path_of(const CLI::App& app) {
+  return app.get_parent() == nullptr ? app.get_name() : path_of(*app.get_parent()) + " " + app.get_name();
+}
+
+// One line for what the parser did not like.
+std::string explain(const CLI::App& program, const CLI::ParseError& error) {
+  const CLI::App& command = innermost(program);
+  const std::string help = fmt::format("see {} --help", path_of(command));
+  if (dynamic_cast<const CLI::ExtrasError*>(&error) != nullptr) {
+    const std::vector<std::string> extras = program.remaining(true);
+    const auto flag = std::ranges::find_if(extras, [](const std::string& word) { return word.starts_with("-"); });
+    if (flag != extras.end())
+      return unknown_name("flag", flag->substr(0, flag->find('=')), flag_names(command));
+    const std::string word = extras.empty() ? "" : extras.front();
+    if (const std::vector<std::string> commands = command_names(command); !commands.empty())
+      return unknown_name("command", word, commands);
+    return fmt::format("'{}' follows no flag that takes it; write it like --model kimi-k2, or {}", word, help);
+  }
+  if (dynamic_cast<const CLI::RequiredError*>(&error) != nullptr && !command_names(command).empty())
+    return fmt::format("no command is given; {} takes one of: {}", path_of(command),
+                       fmt::join(command_names(command), ", "));
+  std::string message = error.what();
+  std::ranges::replace(message, '\n', ' ');
+  return fmt::format("{}; {}", message, help);
+}
+
+void build(CLI::App& program, const Invocation& invocation) {
+  program.set_version_flag("--version", fmt::format("mop {}", kVersion), "print the version");
+  program.require_subcommand(1);
+  program.footer(
+      "Example:\n"
+      "  mop compare --model kimi-k2 --cluster h200 --nodes 12 --context 128K..1M --plan fsdp2-best --plan mop\n"
+      "Every command has examples of its own: mop simulate --help.");
+  add_simulate(program, invocation);
+  add_compare(program, invocation);
+  add_sweep(program, invocation);
+  CLI::App* show = program.add_subcommand("show", "what was understood: model, cluster, plan or step program");
+  show->require_subcommand(1);
+  show->footer("Example:\n  mop show model --model kimi-k2");
+  add_show_model(*show);
+  add_show_cluster(*show);
+  add_show_plan(*show);
+  add_show_program(*show);
+  add_results(program);
+}
+
+int fail(int status, const std::string& message) {
+  std::fflush(stdout);
+  fmt::print(stderr, "mop: {}\n", message);
+  return status;
+}
+
+}  // namespace
+
+int run(int argc, char** argv) {
+  const Invocation invocation{command_line(argc, argv)};
+  CLI::App program("Predicts memory and step time of training Mixture-of-Experts models on GPU clusters.", "mop");
+  try {
+    build(program, invocation);
+    try {
+      program.parse(argc, argv);
+    } catch (const CLI::Success& help) {
+      program.exit(help);
+    } catch (const CLI::ParseError& error) {
+      throw UserError(explain(program, error));
+    }
+    if (std::fflush(stdout) != 0) throw UserError("standard output cannot be written (is the disk full?)");
+    return 0;
+  } catch (const UserError& error) {
+    return fail(2, fmt::format("error: {}", error.what()));
+  } catch (const Interrupted& interrupted) {
+    return fail(130, interrupted.message);
+  } catch (const std::system_error& error) {  // of fmt::print
+    return fail(2, fmt::format("error: standard output cannot be written: {}", error.code().message()));
+  } catch (const std::exception& error) {
+    return fail(1, fmt::format("internal error: {}; please report it with the command line", error.what()));
+  }
+}
+
+}  // namespace mop::cli

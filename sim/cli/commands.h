@@ -1,0 +1,27 @@
+// Adds the commands to the program, a file a command. Each runs as a callback of its CLI::App, after the whole
+// command line has been read, and throws UserError, InternalError or Interrupted.
+#pragma once
+#include <CLI/App.hpp>
+#include <string>
+
+namespace mop::cli {
+
+struct Invocation {
+  std::string command_line;  // as it can be typed again
+};
+
+// The user pressed Ctrl-C; the message says how to go on.
+struct Interrupted {
+  std::string message;
+};
+
+void add_simulate(CLI::App& program, const Invocation& invocation);
+void add_compare(CLI::App& program, const Invocation& invocation);
+void add_sweep(CLI::App& program, const Invocation& invocation);
+void add_show_model(CLI::App& show);
+void add_show_cluster(CLI::App& show);
+void add_show_plan(CLI::App& show);
+void add_show_program(CLI::App& show);
+void add_results(CLI::App& program);
+
+}  // namespace mop::cli

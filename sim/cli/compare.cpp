@@ -1,0 +1,158 @@
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <memory>
+#include <thread>
+
+#include "sim/base/error.h"
+#include "sim/base/quantity.h"
+#include "sim/cli/answer.h"
+#include "sim/cli/commands.h"
+#include "sim/cli/flags.h"
+#include "sim/cli/text.h"
+#include "sim/search/planner.h"
+#include "sim/search/settings.h"
+#include "sim/search/sweep.h"
+
+namespace mop::cli {
+namespace {
+
+struct Row {
+  std::string plan, key;  // as given
+  predict::Scenario scenario;
+  predict::Prediction prediction;
+  std::string warning;
+};
+
+struct Compare {
+  Flags flags;
+  bool unequal = false;
+  std::string tokens;
+
+  explicit Compare(CLI::App& command) : flags(command, Flags::Values::contexts, {"fsdp2", "mop"}) {
+    CLI::Option* free = command.add_flag("--unequal-tokens", unequal,
+                                         "keep --accumulate; otherwise every plan of a context accumulates up to the "
+                                         "most tokens a step among them");
+    free->group("Scenario");
+    command.add_option("--tokens-per-step", tokens, "tokens a step of every plan; sets the micro-batches of each")
+        ->type_name("TOKENS")
+        ->group("Scenario")
+        ->excludes(free);
+    command.footer(
+        "Plan settings have flags of their own, such as --ep 8, for the plans that have them; mop show plan --help lists "
+        "them.\n"
+        "Example:\n"
+        "  mop compare --model kimi-k2 --cluster h200 --nodes 12 --context 128K..1M --plan fsdp2-best --plan mop\n"
+        "  mop compare --model mixtral-8x7b --nodes 2 --context 8K,32K --plan fsdp2:ep=8 --plan fsdp2:cp=4 --plan mop");
+  }
+
+  void run(const Invocation& invocation) {
+    flags.read_file();
+    flags.check_knobs();
+    const std::vector<std::string> contexts = search::expand_range(flags.text("context"), "context");
+    const predict::Scenario base = flags.scenario({"context", "plan"});
+    std::optional<store::Store> store = flags.open_store();
+
+    std::vector<Row> rows;
+    for (const std::string& context : contexts) {
+      std::vector<Row> together;
+      for (const std::string& plan : flags.plans()) {
+        Progress progress(fmt::format("context {}, plan {}", context, plan));
+        Row& row = together.emplace_back(Row{plan, "", base, {}, ""});
+        search::set(row.scenario, "context", context);
+        row.scenario.plan = flags.plan(plan);
+        predict::validate(row.scenario);
+        row.key = keys_of(row.scenario).key;
+        row.scenario.plan =
+            search::choose(row.scenario, [&](size_t done, size_t total) { progress.show(done, total); });
+      }
+      if (!unequal) equalise(together);
+      std::ranges::move(together, std::back_inserter(rows));
+    }
+    predict_all(rows, store, invocation);
+    print(rows, base);
+  }
+
+  // Sets the micro-batches of each plan so that all train on equally many tokens a step.
+  void equalise(std::vector<Row>& rows) const {
+    int64_t target = tokens.empty() ? 0 : parse_count(tokens, "tokens-per-step");
+    if (tokens.empty())
+      for (const Row& row : rows) target = std::max(target, predict::tokens_per_step(row.scenario));
+    for (Row& row : rows) {
+      plan::Workload& workload = row.scenario.workload;
+      const int64_t batch = predict::tokens_per_step(row.scenario) / workload.accumulate;
+      if (target % batch != 0 && !tokens.empty())
+        throw UserError(fmt::format("tokens-per-step {} is not a multiple of the {} tokens of a micro-batch of plan {} at "
+                                    "context {}; give a multiple, or --unequal-tokens",
+                                    tokens, format_count(batch), row.plan, format_count(workload.context)));
+      workload.accumulate = (target + batch - 1) / batch;
+      if (target % batch != 0)
+        row.warning = fmt::format("plan {} at context {} trains on {} tokens a step, the others on {}: its micro-batch has {}",
+                                  row.plan, format_count(workload.context), batch * workload.accumulate, target, batch);
+    }
+  }
+
+  void predict_all(std::vector<Row>& rows, std::optional<store::Store>& store, const Invocation& invocation) const {
+    const std::atomic<bool> never = false;
+    Progress progress("predicting");
+    search::run(
+        rows.size(), std::thread::hardware_concurrency(), never, [&](size_t i) { return rows[i].scenario; },
+        [&](std::vector<search::Outcome>&& finished, size_t done) {
+          std::vector<store::RunRecord> records;
+          for (search::Outcome& outcome : finished) {
+            Row& row = rows[outcome.index];
+            if (!outcome.prediction)
+              throw UserError(fmt::format("plan {} at context {}: {}", row.plan,
+                                          format_count(row.scenario.workload.context), outcome.why_not));
+            row.prediction = std::move(*outcome.prediction);
+            if (!row.warning.empty()) row.prediction.warnings.push_back(row.warning);
+            records.push_back(record(row.key, row.scenario, row.prediction, invocation.command_line));
+          }
+          if (store) store->insert(records);
+          progress.show(done, rows.size());
+        });
+  }
+
+  void print(const std::vector<Row>& rows, const predict::Scenario& base) const {
+    if (flags.json()) {
+      std::vector<std::string> objects;
+      for (const Row& row : rows) objects.push_back(answer_json(row.scenario, row.prediction));
+      fmt::print("{}\n", pretty_array(objects));
+      return;
+    }
+    fmt::print("{} on {} x {} GPUs of {}, {} routing, calibration {}\n\n", base.model.name, base.nodes, base.used_per_node(),
+               base.cluster.name, plan::describe(base.workload.routing), cost::name(base.calibration));
+    TextTable table({"context", "plan", "fits", "HBM/GPU", "host/node", "tokens/step", "step", "tokens/s/GPU", "MFU",
+                     "bound by"},
+                    "rllrrrrrrl");
+    TextTable details({"context", "plan", "micro-batches", "resolved"}, "rlrl");
+    std::vector<std::string> warnings, reasons;
+    for (const Row& row : rows) {
+      const predict::Prediction& p = row.prediction;
+      const std::string context = format_count(row.scenario.workload.context);
+      table.add({context, row.plan, p.fits ? "yes" : "no", format_bytes(static_cast<double>(p.hbm_peak)),
+                 format_bytes(static_cast<double>(p.host_peak)), format_count(p.tokens_per_step),
+                 p.step_time ? format_seconds(*p.step_time) : "-",
+                 p.step_time ? fmt::format("{:.1f}", p.tokens_per_s_per_gpu) : "-", p.step_time ? percent(p.mfu) : "-",
+                 p.bound_by});
+      details.add({context, row.plan, std::to_string(row.scenario.workload.accumulate), plan::describe(row.scenario.plan)});
+      if (!p.fits) reasons.push_back(fmt::format("{} at {} does not fit: {}", row.plan, context, p.why_not));
+      warnings.insert(warnings.end(), p.warnings.begin(), p.warnings.end());
+    }
+    fmt::print("{}\nmemory: {} of HBM a GPU, {} a node\n\n{}", table.text(),
+               format_bytes(base.cluster["hbm_bytes"]), format_bytes(base.cluster["host_bytes"]), details.text());
+    if (!reasons.empty()) fmt::print("\n");
+    for (const std::string& reason : reasons) fmt::print("{}\n", reason);
+    fmt::print("{}", warnings_text(warnings));
+  }
+};
+
+}  // namespace
+
+void add_compare(CLI::App& program, const Invocation& invocation) {
+  CLI::App* command = program.add_subcommand("compare", "several plans side by side, over contexts");
+  const auto compare = std::make_shared<Compare>(*command);
+  command->callback([compare, &invocation] { compare->run(invocation); });
+}
+
+}  // namespace mop::cli
