@@ -32,6 +32,18 @@ std::string command_line(int argc, char** argv) {
   return line;
 }
 
+// The parser takes "--db=" for a flag whose value follows; what was meant is an empty one. Last word first.
+std::vector<std::string> words(int argc, char** argv) {
+  std::vector<std::string> reversed;
+  for (int i = argc - 1; i > 0; --i) {
+    const std::string_view word = argv[i];
+    const bool empty_value = word.starts_with("--") && word.find('=') == word.size() - 1;
+    if (empty_value) reversed.emplace_back();
+    reversed.emplace_back(empty_value ? word.substr(0, word.size() - 1) : word);
+  }
+  return reversed;
+}
+
 // The command that the user was in when the parser gave up.
 const CLI::App& innermost(const CLI::App& app) {
   const auto parsed = app.get_subcommands();
@@ -60,19 +72,19 @@ std::string path_of(const CLI::App& app) {
 std::string explain(const CLI::App& program, const CLI::ParseError& error) {
   const CLI::App& command = innermost(program);
   const std::string help = fmt::format("see {} --help", path_of(command));
-  if (dynamic_cast<const CLI::ExtrasError*>(&error) != nullptr) {
-    const std::vector<std::string> extras = program.remaining(true);
+  const std::vector<std::string> extras = program.remaining(true), commands = command_names(command);
+  const bool missing_command = dynamic_cast<const CLI::RequiredError*>(&error) != nullptr && !commands.empty();
+  if (dynamic_cast<const CLI::ExtrasError*>(&error) != nullptr || (missing_command && !extras.empty())) {
     const auto flag = std::ranges::find_if(extras, [](const std::string& word) { return word.starts_with("-"); });
-    if (flag != extras.end())
-      return unknown_name("flag", flag->substr(0, flag->find('=')), flag_names(command));
-    const std::string word = extras.empty() ? "" : extras.front();
-    if (const std::vector<std::string> commands = command_names(command); !commands.empty())
-      return unknown_name("command", word, commands);
-    return fmt::format("'{}' follows no flag that takes it; write it like --model kimi-k2, or {}", word, help);
+    if (flag != extras.end()) {
+      const std::string message = unknown_name("flag", flag->substr(0, flag->find('=')), flag_names(command));
+      return fmt::format("{}; {}", message.substr(0, message.find("; known:")), help);  // too many to list
+    }
+    if (!commands.empty()) return unknown_name("command", extras.front(), commands);
+    return fmt::format("'{}' follows no flag that takes it; write it like --model kimi-k2, or {}", extras.front(), help);
   }
-  if (dynamic_cast<const CLI::RequiredError*>(&error) != nullptr && !command_names(command).empty())
-    return fmt::format("no command is given; {} takes one of: {}", path_of(command),
-                       fmt::join(command_names(command), ", "));
+  if (missing_command)
+    return fmt::format("no command is given; {} takes one of: {}", path_of(command), fmt::join(commands, ", "));
   std::string message = error.what();
   std::ranges::replace(message, '\n', ' ');
   return fmt::format("{}; {}", message, help);
@@ -112,7 +124,7 @@ int run(int argc, char** argv) {
   try {
     build(program, invocation);
     try {
-      program.parse(argc, argv);
+      program.parse(words(argc, argv));
     } catch (const CLI::Success& help) {
       program.exit(help);
     } catch (const CLI::ParseError& error) {

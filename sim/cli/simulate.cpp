@@ -43,12 +43,11 @@ struct Simulate {
     predict::Details details;
     const predict::Prediction p = predict::predict(scenario, {unfold, false}, trace.empty() ? nullptr : &details);
     if (store) store->insert(record(key, scenario, p, invocation.command_line));
-    if (!trace.empty() && p.fits) write_trace(trace, scenario, details);
     fmt::print("{}", flags.json() ? pretty(answer_json(scenario, p)) + "\n" : answer_text(scenario, p));
-    if (!trace.empty())
-      fmt::print(stderr, p.fits ? "mop: timeline in {}; open it at https://ui.perfetto.dev\n"
-                                : "mop: no timeline in {}: the plan does not fit\n",
-                 trace);
+    if (trace.empty()) return;
+    if (!p.fits) throw UserError(fmt::format("no timeline is written to '{}': the plan does not fit", trace));
+    write_trace(trace, scenario, details);
+    fmt::print(stderr, "mop: timeline in {}; open it at https://ui.perfetto.dev\n", trace);
   }
 };
 

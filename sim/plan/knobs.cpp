@@ -45,11 +45,8 @@ bool parse_switch(const std::string& text, bool& value) {
   return false;
 }
 
-}  // namespace
-
-namespace {
-
-constexpr std::array kPlaces{"hbm", "host"};
+constexpr std::array kPlaces{"auto", "hbm", "host"};
+constexpr std::array kSwitch{"auto", "off", "on"};
 constexpr std::array kRecompute{"none", "full"};
 constexpr std::array kReduce{"bf16", "fp32"};
 constexpr std::array kRuntime{"eager", "compiled"};
@@ -128,8 +125,8 @@ std::vector<Knob> make_knobs() {
        SWITCH("prefetch", prefetch)},
       {"loss-chunk", yes, no, "a number of tokens, or 0", "tokens a checkpointed chunk of the logits; 0: all at once",
        SIZE(loss_chunk)},
-      {"offload", yes, no, on_off, "CPUOffloadPolicy: parameters, gradients and optimizer live on the host",
-       SWITCH("offload", offload)},
+      {"offload", yes, no, "auto, on or off", "CPUOffloadPolicy: parameters, gradients and optimizer live on the host",
+       CHOICE("offload", offload, kSwitch)},
       {"runtime", yes, no, "eager or compiled", "PyTorch eager, or torch.compile of each block",
        CHOICE("runtime", runtime, kRuntime)},
 
@@ -148,7 +145,7 @@ std::vector<Knob> make_knobs() {
       {"head-chunks", no, yes, count, "pieces in which a rank's heads are processed", POSITIVE(head_chunks)},
       {"save-attention", no, yes, on_off, "keep attention outputs, so that backward does not re-run attention",
        SWITCH("save-attention", save_attention)},
-      {"checkpoints", no, yes, "hbm or host", "where the activation checkpoints wait for backward",
+      {"checkpoints", no, yes, "auto, hbm or host", "where the activation checkpoints wait for backward",
        CHOICE("checkpoints", checkpoints, kPlaces)},
       {"optimizer", no, yes, "auto, hbm, host, stream or split",
        "optimizer states: in HBM; on the host with CPU Adam; on the host, streamed through the GPU; split by layer",

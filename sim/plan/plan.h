@@ -10,7 +10,8 @@
 namespace mop::plan {
 
 enum class Family : uint8_t { fsdp2, mop };
-enum class Place : uint8_t { hbm, host };
+enum class Place : uint8_t { automatic, hbm, host };
+enum class Switch : uint8_t { automatic, off, on };
 enum class Recompute : uint8_t { none, full };           // activation checkpointing of whole blocks
 enum class Reduce : uint8_t { bf16, fp32 };              // type in which gradients are reduced (and, mop, held)
 enum class Runtime : uint8_t { eager, compiled };        // fsdp2: PyTorch eager, or torch.compile of each block
@@ -34,7 +35,7 @@ struct Plan {
   bool balanced_ring = true;      // context parallel: head-and-tail load balancing
   Recompute recompute = Recompute::full;
   int64_t loss_chunk = 4096;      // tokens a checkpointed chunk of logits; 0: all logits at once
-  bool offload = false;           // CPUOffloadPolicy: parameters, gradients and optimizer on the host
+  Switch offload = Switch::off;   // CPUOffloadPolicy: parameters, gradients and optimizer on the host
   Runtime runtime = Runtime::eager;
 
   // mop (arXiv 2607.01844)
@@ -47,7 +48,7 @@ struct Plan {
   MlaExchange mla_exchange = MlaExchange::automatic;
   int64_t head_chunks = 1;
   bool save_attention = true;     // keep the attention output and log-sum-exp, so that backward does not re-run it
-  Place checkpoints = Place::hbm;
+  Place checkpoints = Place::automatic;
   Optimizer optimizer = Optimizer::automatic;
   int64_t optimizer_hbm_layers = 0;  // split: states of this many layers stay in HBM
   bool least_loaded = true;
@@ -57,6 +58,7 @@ struct Plan {
   int64_t spill_slots = 2;
   int64_t round_rows = 16384;     // capacity of a streaming round
 
+  bool offloaded() const { return offload == Switch::on; }
   bool resolved() const;
 };
 

@@ -38,8 +38,8 @@ void must_divide(const char* name, int64_t value, std::initializer_list<Total> t
 }  // namespace
 
 bool Plan::resolved() const {
-  if (family == Family::fsdp2) return tensor > 0 && context > 0 && replicate > 0 && expert > 0;
-  return dense_shard > 0 && sequence > 0 && expert > 0 && vocabulary > 0 && optimizer != Optimizer::automatic &&
+  if (family == Family::fsdp2) return tensor > 0 && context > 0 && replicate > 0 && expert > 0 && offload != Switch::automatic;
+  return dense_shard > 0 && sequence > 0 && expert > 0 && vocabulary > 0 && optimizer != Optimizer::automatic && checkpoints != Place::automatic &&
          vocabulary_scheme != VocabularyScheme::automatic && mla_exchange != MlaExchange::automatic;
 }
 

@@ -191,7 +191,7 @@ Fsdp2Lowering::Group Fsdp2Lowering::make_group(int layer, int64_t dense, int64_t
   g.experts = plan_.expert > 1 ? experts / plan_.expert : ceil_div(experts, plan_.tensor);
   g.dense_shard = ceil_div(g.dense, layout_.dense.size);
   g.expert_shard = ceil_div(g.experts, layout_.expert_shard.size);
-  const Space home = plan_.offload ? Space::host : Space::hbm;
+  const Space home = plan_.offloaded() ? Space::host : Space::hbm;
   g.shard = b_.persistent("parameters_fp32", kFp32 * g.shards(), Holds::weights, layer, home);
   return g;
 }
@@ -202,7 +202,7 @@ void Fsdp2Lowering::unshard(Group& g) {
   if (g.gathered != kNoBuffer || g.unsharded != kNoBuffer) return;
   const int64_t bytes = kBf16 * g.parameters();
   BufferId source = g.shard;
-  if (plan_.offload) {
+  if (plan_.offloaded()) {
     source = buffer("uploaded_shard", kFp32 * g.shards(), Holds::gathered_weights);
     const std::array reads{g.shard, copied_out_};
     b_.op({OpKind::copy_h2d, Stream::h2d, Component::weights, {{kFp32 * g.shards()}}},
@@ -272,15 +272,15 @@ void Fsdp2Lowering::reduce_gradients(Group& g, bool last) {
   BufferId target = g.gradient;
   if (fresh)
     g.gradient = b_.buffer("sharded_gradients", kFp32 * g.shards(), Holds::gradients, g.layer,
-                           plan_.offload ? Space::host : Space::hbm);
+                           plan_.offloaded() ? Space::host : Space::hbm);
   target = g.gradient;
-  if (plan_.offload) target = buffer("reduced_gradients_fp32", kFp32 * g.shards(), Holds::gradients);
+  if (plan_.offloaded()) target = buffer("reduced_gradients_fp32", kFp32 * g.shards(), Holds::gradients);
   OpSpec cast{OpKind::cast, Stream::gather, Component::weights,
               {{g.shards(), unit * g.shards() + (fresh ? 0 : kFp32 * g.shards()), kFp32 * g.shards()}}};
   cast.kernels = 1;
   cast.eager = true;
   b_.op(cast, {output, input}, {target});
-  if (plan_.offload) {
+  if (plan_.offloaded()) {
     downloaded_ = event();
     b_.op({OpKind::copy_d2h, Stream::d2h, Component::weights, {{kFp32 * g.shards()}}}, {target}, {g.gradient, downloaded_});
   }
@@ -714,11 +714,11 @@ void Fsdp2Lowering::optimizer() {
   const auto each = [&](OpKind kind, double read, double written, int kernels, bool write_weights, bool norm_only) {
     for (Group* g : groups) {
       const double n = static_cast<double>(g->shards());
-      OpSpec spec{kind, plan_.offload ? Stream::host : Stream::compute, Component::optimizer,
+      OpSpec spec{kind, plan_.offloaded() ? Stream::host : Stream::compute, Component::optimizer,
                   {{g->shards(), static_cast<int64_t>(n * read), static_cast<int64_t>(n * written)}}};
       spec.kernels = static_cast<uint16_t>(kernels);
       spec.eager = true;
-      if (plan_.offload) {
+      if (plan_.offloaded()) {
         spec.kind = norm_only ? OpKind::norm_host : write_weights ? OpKind::adam_host : OpKind::scale_host;
         spec.shape = {{g->shards(), static_cast<int64_t>(n * (read + written))}};
         spec.blocking = true;
@@ -756,7 +756,7 @@ StepProgram Fsdp2Lowering::run() {
   int64_t parameters = root_.shards();
   for (const Group& g : blocks_) parameters += g.shards();
   states_ = b_.persistent("adam_moments", 2 * kFp32 * parameters, Holds::optimizer_states, -1,
-                          plan_.offload ? Space::host : Space::hbm);
+                          plan_.offloaded() ? Space::host : Space::hbm);
   norm_ = b_.persistent("gradient_norm", 256, Holds::other_activations, -1);
   inputs_.resize(static_cast<size_t>(layers) + 1);
 

@@ -34,7 +34,7 @@ const std::vector<Setting>& settings() {
        [](Scenario& s, const std::string& text) { s.calibration = cost::parse_calibration(text); }},
       {"routing", "balanced", "FORM", "balanced, zipf:1.2, hot:0.3@4 or histogram:FILE; then ,seed=7 ,independent",
        [](Scenario& s, const std::string& text) { s.workload.routing = plan::parse_routing(text); }},
-      {"plan", "mop", "PLAN", "mop, fsdp2, fsdp2-best (degrees chosen), or with settings: fsdp2:ep=8,cp=2",
+      {"plan", "mop", "PLAN", "mop, fsdp2, fsdp2-best (all chosen), or with settings: fsdp2:ep=8,cp=2",
        [](Scenario& s, const std::string& text) { s.plan = parse_plan(text); }},
   };
   return all;
@@ -49,7 +49,11 @@ void set(Scenario& scenario, const std::string& name, const std::string& text) {
 }
 
 plan::Plan parse_plan(const std::string& text) {
-  return plan::parse_plan(text == "fsdp2-best" ? "fsdp2:tp=auto,cp=auto,ep=auto,replicate=auto" : text);
+  if (text != "fsdp2-best") return plan::parse_plan(text);
+  plan::Plan plan = plan::parse_plan("fsdp2");
+  for (const plan::Knob& knob : plan::knobs())
+    if (knob.fsdp2 && std::string_view(knob.values).starts_with("auto")) knob.set(plan, "auto");
+  return plan;
 }
 
 bool has_knob(const plan::Plan& plan, const plan::Knob& knob) {

@@ -8,6 +8,7 @@
 #include <exception>
 #include <mutex>
 #include <thread>
+#include <utility>
 
 #include "sim/base/error.h"
 #include "sim/base/quantity.h"

@@ -81,6 +81,18 @@ def tests(rows):
     zg = gate_up.clone().requires_grad_()
     yield "swiglu", rows * i, lambda: swiglu(gate_up)
     yield "swiglu_bwd", rows * i, backward_of(lambda: (swiglu(zg), (zg,), act))
+    bias = rand(e, 2 * i)
+    of_row = torch.sort(torch.randint(0, e, (rows,), device=dev)).values
+    bg, sg = bias.clone().requires_grad_(), gate_up.clone().requires_grad_()
+    yield "expert_bias", rows * 2 * i, lambda: gate_up + bias.index_select(0, of_row)
+    yield "expert_bias_bwd", rows * 2 * i, backward_of(lambda: (sg + bg.index_select(0, of_row), (sg, bg), gate_up))
+
+    def clamped_swiglu(z):
+        g, u = z[:, ::2].clamp(max=7.0), z[:, 1::2].clamp(min=-7.0, max=7.0)
+        return (u + 1) * (g * torch.sigmoid(g * 1.702))
+
+    yield "clamped_swiglu", rows * i, lambda: clamped_swiglu(gate_up)
+    yield "clamped_swiglu_bwd", rows * i, backward_of(lambda: (clamped_swiglu(zg), (zg,), act))
     logits = rand(tokens, e)
     lg = logits.clone().requires_grad_()
 

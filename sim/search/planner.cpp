@@ -1,0 +1,204 @@
+#include "sim/search/planner.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <limits>
+#include <numeric>
+#include <map>
+#include <set>
+
+#include "sim/base/error.h"
+
+namespace mop::search {
+namespace {
+
+using plan::Family;
+using plan::Plan;
+using predict::Scenario;
+
+std::vector<int64_t> divisors(int64_t number) {
+  std::vector<int64_t> all;
+  for (int64_t d = 1; d <= number; ++d)
+    if (number % d == 0) all.push_back(d);
+  return all;
+}
+
+bool valid(const Scenario& s, const Plan& p) {
+  try {
+    plan::validate(p, s.model, s.gpus(), s.workload.context);
+    return true;
+  } catch (const UserError&) {
+    return false;
+  }
+}
+
+// One open setting and the values that it may take.
+struct Choice {
+  const char* knob;
+  std::vector<std::string> values;
+};
+
+std::vector<std::string> texts(const std::vector<int64_t>& numbers) {
+  std::vector<std::string> all;
+  for (const int64_t n : numbers) all.push_back(std::to_string(n));
+  return all;
+}
+
+// Settings that closed forms decide: equal-bytes points of mop.md, sections 2 and 5.
+void settle_schemes(const Scenario& s, Plan& p) {
+  if (p.family != Family::mop) return;
+  if (p.vocabulary_scheme == plan::VocabularyScheme::automatic) {
+    const int64_t tokens = s.workload.sequences * s.workload.context / std::max<int64_t>(1, p.sequence);
+    p.vocabulary_scheme = tokens * p.vocabulary < 2 * s.model.vocab ? plan::VocabularyScheme::tokens : plan::VocabularyScheme::weights;
+  }
+  if (p.mla_exchange == plan::MlaExchange::automatic) {
+    const double expanded = static_cast<double>(s.model.heads) * static_cast<double>(s.model.qk_dim() + s.model.v_dim());
+    const double latent = static_cast<double>(p.sequence) * 2 * static_cast<double>(s.model.kv_lora_rank + s.model.qk_rope_dim);
+    p.mla_exchange = latent < expanded ? plan::MlaExchange::latent : plan::MlaExchange::expanded;
+  }
+}
+
+// In the order in which they are improved.
+std::vector<Choice> open_choices(const Scenario& s, const Plan& p) {
+  const int64_t gpus = s.gpus(), node = std::min(s.used_per_node(), gpus);
+  std::vector<Choice> open;
+  const auto add = [&](const char* knob, bool is_open, std::vector<std::string> values) {
+    if (!is_open) return;
+    // What does not divide even alone is left out here; what clashes with others is skipped as it comes up.
+    std::erase_if(values, [&](const std::string& value) {
+      Plan tried = p;
+      plan::set_knob(tried, knob, value);
+      return !valid(s, tried);
+    });
+    if (values.empty())
+      throw UserError(fmt::format("no value of plan setting {} suits {} on {} GPUs with the other settings; set it by hand to see why",
+                                  knob, s.model.name, gpus));
+    open.push_back({knob, std::move(values)});
+  };
+  const std::vector<std::string> degrees = texts(divisors(gpus));
+  if (p.family == Family::fsdp2) {
+    add("cp", p.context == 0, degrees);
+    add("ep", p.expert == 0, degrees);
+    add("tp", p.tensor == 0, texts(divisors(node)));
+    add("replicate", p.replicate == 0, texts(divisors(gpus / node)));
+    add("offload", p.offload == plan::Switch::automatic, {"off", "on"});
+    return open;
+  }
+  std::set<int64_t> expert_groups;  // the node, the cluster, and the divisors nearest to their geometric mean
+  for (const int64_t d : divisors(std::gcd(gpus, s.model.experts)))
+    if (d <= node || d == std::gcd(gpus, s.model.experts) || d * d <= 4 * node * gpus) expert_groups.insert(d);
+  add("ulysses", p.sequence == 0, degrees);
+  add("ep", p.expert == 0, texts({expert_groups.begin(), expert_groups.end()}));
+  add("dense-shard", p.dense_shard == 0, texts(node == gpus ? std::vector{gpus} : std::vector{gpus, node}));
+  std::vector<int64_t> columns;
+  for (const int64_t d : divisors(gpus))
+    if (d <= std::max<int64_t>(16, node)) columns.push_back(d);
+  std::reverse(columns.begin(), columns.end());
+  columns.resize(std::min<size_t>(columns.size(), 3));
+  add("vp", p.vocabulary == 0, texts(columns));
+  add("checkpoints", p.checkpoints == plan::Place::automatic, {"hbm", "host"});
+  add("optimizer", p.optimizer == plan::Optimizer::automatic, {"hbm", "host", "stream"});
+  return open;
+}
+
+// Better: fits before not, then less time a token, then less memory missing.
+struct Score {
+  bool fits = false;
+  double time_per_token = std::numeric_limits<double>::infinity();
+  double missing = std::numeric_limits<double>::infinity();
+  bool operator<(const Score& other) const {
+    if (fits != other.fits) return fits;
+    return fits ? time_per_token < other.time_per_token : missing < other.missing;
+  }
+};
+
+class Planner {
+ public:
+  Planner(const Scenario& s, const std::function<void(size_t, size_t)>& progress) : s_(s), progress_(progress) {}
+
+  Plan choose() {
+    Plan best = s_.plan;
+    const std::vector<Choice> open = open_choices(s_, best);
+    for (const Choice& choice : open) plan::set_knob(best, choice.knob, start_value(choice));
+    if (!valid(s_, best)) best = any_valid(best, open);
+    Score best_score = score(best);
+    // One setting at a time, until a round changes nothing. Pairs that only help together are tried from both ends.
+    size_t total = 0;
+    for (const Choice& choice : open) total += choice.values.size();
+    for (int round = 0; round < 3; ++round) {
+      bool changed = false;
+      size_t done = 0;
+      for (const Choice& choice : open) {
+        for (const std::string& value : choice.values) {
+          Plan tried = best;
+          plan::set_knob(tried, choice.knob, value);
+          if (progress_) progress_(++done, total);
+          if (!valid(s_, tried)) continue;
+          const Score tried_score = score(tried);
+          if (tried_score < best_score) best = tried, best_score = tried_score, changed = true;
+        }
+      }
+      if (!changed) break;
+    }
+    settle_schemes(s_, best);
+    return best;
+  }
+
+ private:
+  // Most frugal of memory, so that the search starts from something that fits.
+  std::string start_value(const Choice& choice) const {
+    const std::string knob = choice.knob;
+    if (knob == "ep") {
+      const int64_t node = std::min(s_.used_per_node(), s_.gpus());
+      const std::string* best = &choice.values.front();
+      for (const std::string& value : choice.values)
+        if (std::stoll(value) <= node) best = &value;
+      return *best;
+    }
+    if (knob == "tp" || knob == "replicate" || knob == "dense-shard" || knob == "vp" || knob == "optimizer") return choice.values.front();
+    return choice.values.back();
+  }
+
+  Plan any_valid(Plan p, const std::vector<Choice>& open) const {
+    for (const Choice& choice : open)
+      for (const std::string& value : choice.values) {
+        plan::set_knob(p, choice.knob, value);
+        if (valid(s_, p)) return p;
+      }
+    throw UserError(fmt::format("no combination of the open plan settings suits {} on {} GPUs; set some by hand to see why",
+                                s_.model.name, s_.gpus()));
+  }
+
+  Score score(Plan p) {
+    settle_schemes(s_, p);
+    const std::string text = plan::describe(p);
+    if (const auto found = known_.find(text); found != known_.end()) return found->second;
+    Scenario tried = s_;
+    tried.plan = p;
+    const predict::Prediction prediction = predict::predict(tried);
+    Score score;
+    score.fits = prediction.fits;
+    if (prediction.fits)
+      score.time_per_token = *prediction.step_time / static_cast<double>(prediction.tokens_per_step);
+    else
+      score.missing = std::max(0.0, static_cast<double>(prediction.hbm_peak - prediction.hbm_capacity)) +
+                      std::max(0.0, static_cast<double>(prediction.host_peak - prediction.host_capacity)) /
+                          static_cast<double>(s_.used_per_node());
+    return known_.emplace(text, score).first->second;
+  }
+
+  const Scenario& s_;
+  const std::function<void(size_t, size_t)>& progress_;
+  std::map<std::string, Score> known_;
+};
+
+}  // namespace
+
+plan::Plan choose(const Scenario& scenario, const std::function<void(size_t, size_t)>& progress) {
+  if (scenario.plan.resolved()) return scenario.plan;
+  plan::validate(scenario.plan, scenario.model, scenario.gpus(), scenario.workload.context);
+  return Planner(scenario, progress).choose();
+}
+
+}  // namespace mop::search
