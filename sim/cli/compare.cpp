@@ -1,8 +1,9 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <atomic>
 #include <memory>
-#include <thread>
+#include <span>
 
 #include "sim/base/error.h"
 #include "sim/base/quantity.h"
@@ -10,12 +11,15 @@
 #include "sim/cli/commands.h"
 #include "sim/cli/flags.h"
 #include "sim/cli/text.h"
+#include "sim/search/parallel.h"
 #include "sim/search/planner.h"
 #include "sim/search/settings.h"
 #include "sim/search/sweep.h"
 
 namespace mop::cli {
 namespace {
+
+const std::atomic<bool> kNever = false;
 
 struct Row {
   std::string plan, key;  // as given
@@ -53,28 +57,37 @@ struct Compare {
     const predict::Scenario base = flags.scenario({"context", "plan"});
     std::optional<store::Store> store = flags.open_store();
 
-    std::vector<Row> rows;
-    for (const std::string& context : contexts) {
-      std::vector<Row> together;
+    std::vector<Row> rows;  // those of a context stand together
+    for (const std::string& context : contexts)
       for (const std::string& plan : flags.plans()) {
-        Progress progress(fmt::format("context {}, plan {}", context, plan));
-        Row& row = together.emplace_back(Row{plan, "", base, {}, ""});
+        Row& row = rows.emplace_back(Row{plan, "", base, {}, ""});
         search::set(row.scenario, "context", context);
         row.scenario.plan = flags.plan(plan);
         predict::validate(row.scenario);
         row.key = keys_of(row.scenario).key;
-        row.scenario.plan =
-            search::choose(row.scenario, [&](size_t done, size_t total) { progress.show(done, total); });
       }
-      if (!unequal) equalise(together);
-      std::ranges::move(together, std::back_inserter(rows));
-    }
+    choose_all(rows);
+    if (!unequal)
+      for (size_t first = 0; first < rows.size(); first += flags.plans().size())
+        equalise(std::span(rows).subspan(first, flags.plans().size()));
     predict_all(rows, store, invocation);
     print(rows, base);
   }
 
+  static void choose_all(std::vector<Row>& rows) {
+    Progress progress("choosing plans");
+    std::atomic<size_t> done = 0;
+    search::parallel(
+        rows.size(), search::all_cores(), kNever,
+        [&](size_t i) {
+          rows[i].scenario.plan = search::choose(rows[i].scenario);
+          ++done;
+        },
+        [&] { progress.show(done, rows.size()); });
+  }
+
   // Sets the micro-batches of each plan so that all train on equally many tokens a step.
-  void equalise(std::vector<Row>& rows) const {
+  void equalise(std::span<Row> rows) const {
     int64_t target = tokens.empty() ? 0 : parse_count(tokens, "tokens-per-step");
     if (tokens.empty())
       for (const Row& row : rows) target = std::max(target, predict::tokens_per_step(row.scenario));
@@ -93,10 +106,9 @@ struct Compare {
   }
 
   void predict_all(std::vector<Row>& rows, std::optional<store::Store>& store, const Invocation& invocation) const {
-    const std::atomic<bool> never = false;
     Progress progress("predicting");
     search::run(
-        rows.size(), std::thread::hardware_concurrency(), never, [&](size_t i) { return rows[i].scenario; },
+        rows.size(), search::all_cores(), kNever, [&](size_t i) { return rows[i].scenario; },
         [&](std::vector<search::Outcome>&& finished, size_t done) {
           std::vector<store::RunRecord> records;
           for (search::Outcome& outcome : finished) {

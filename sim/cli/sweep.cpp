@@ -9,8 +9,6 @@
 #include <cstring>
 #include <fstream>
 #include <memory>
-#include <nlohmann/json.hpp>
-#include <thread>
 #include <unordered_map>
 
 #include "sim/base/error.h"
@@ -19,6 +17,7 @@
 #include "sim/cli/commands.h"
 #include "sim/cli/flags.h"
 #include "sim/cli/text.h"
+#include "sim/search/parallel.h"
 #include "sim/search/settings.h"
 #include "sim/store/columns.h"
 #include "sim/store/csv.h"
@@ -62,7 +61,7 @@ struct Sweep {
   Flags flags;
   std::string csv, name = "sweep";
   bool resume = false;
-  unsigned jobs = std::max(1u, std::thread::hardware_concurrency());
+  unsigned jobs = search::all_cores();
 
   explicit Sweep(CLI::App& command) : flags(command, Flags::Values::all, {"mop"}) {
     const auto option = [&](CLI::Option* o) { o->group("Sweep"); };

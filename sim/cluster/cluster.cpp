@@ -61,7 +61,8 @@ constexpr std::array kTables{
     TableForm{"torch_sort", 0, 1}, TableForm{"torch_cross_entropy", 0, 1}, TableForm{"torch_cross_entropy_bwd", 0, 1},
     TableForm{"torch_embedding_bwd", 0, 1}, TableForm{"torch_shard_copy_in", 0, 1}, TableForm{"torch_unsharded_copy_out", 0, 1},
     TableForm{"torch_gradient_cast", 0, 1}, TableForm{"torch_gradient_norm", 0, 1}, TableForm{"torch_gradient_scale", 0, 1},
-    TableForm{"torch_adamw", 0, 1},
+    TableForm{"torch_adamw", 0, 1}, TableForm{"torch_expert_bias", 0, 1}, TableForm{"torch_expert_bias_bwd", 0, 1},
+    TableForm{"torch_clamped_swiglu", 0, 1}, TableForm{"torch_clamped_swiglu_bwd", 0, 1},
 };
 
 Source parse_source(const std::string& text, const std::string& where) {

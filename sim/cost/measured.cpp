@@ -86,6 +86,10 @@ class Measured : public CostModel {
       case OpKind::rope_bwd: return "torch_rope_bwd";
       case OpKind::swiglu: return "torch_swiglu";
       case OpKind::swiglu_bwd: return "torch_swiglu_bwd";
+      case OpKind::clamped_swiglu: return "torch_clamped_swiglu";
+      case OpKind::clamped_swiglu_bwd: return "torch_clamped_swiglu_bwd";
+      case OpKind::expert_bias: return "torch_expert_bias";
+      case OpKind::expert_bias_bwd: return "torch_expert_bias_bwd";
       case OpKind::topk: return "torch_router";
       case OpKind::topk_bwd: return "torch_router_bwd";
       case OpKind::sort: return "torch_sort";

@@ -34,6 +34,7 @@ constexpr int kGateMultiplyBackward = 4;
 constexpr int kIndexAdd = 2;         // clear, add
 constexpr int kSwiglu = 2;
 constexpr int kSwigluBackward = 4;
+constexpr int kClampedSwiglu = 7, kClampedSwigluBackward = 18, kExpertBias = 2, kExpertBiasBackward = 3;
 constexpr int kGroupedGemm = 2;      // prepare the problem list, multiply
 constexpr int kAttention = 2, kAttentionBackward = 5;
 constexpr int kCrossEntropy = 4, kCrossEntropyBackward = 5;
@@ -138,6 +139,7 @@ class Fsdp2Lowering {
   int64_t kv_heads() const { return c_.attention == model::Attention::mla ? heads() : c_.kv_heads / plan_.tensor; }
   int64_t q_width() const { return heads() * c_.qk_dim(); }
   int64_t kv_width() const { return kv_heads() * (c_.qk_dim() + c_.v_dim()); }
+  bool clamped() const { return c_.activation == model::Activation::clamped_swiglu; }
   bool compiled() const { return plan_.runtime == Runtime::compiled; }
 
   const LoweringInput& in_;
@@ -470,11 +472,23 @@ void Fsdp2Lowering::moe_forward(int layer, Saved& s, const Group& g, BufferId no
     kernel(OpKind::permute, part, rows * h, {2, 2}, 1, {normed, s.router}, {s.permuted});
   }
   s.gate_up = buffer("expert_gate_up", kBf16 * rows * 2 * i, Holds::expert_activations);
-  s.act = buffer("expert_swiglu", kBf16 * rows * i * (compiled() ? 1 : 2), Holds::expert_activations);  // eager keeps silu(gate) too
+  // Eager keeps silu(gate) too; clamped: both clamped halves, the sigmoid and the product.
+  s.act = buffer("expert_swiglu", kBf16 * rows * i * (compiled() ? 1 : clamped() ? 5 : 2), Holds::expert_activations);
   s.down = buffer("expert_output", kBf16 * rows * h, Holds::expert_activations);
   grouped(rows, 2 * i, h, experts, {s.permuted, w}, {s.gate_up});
-  kernel(OpKind::swiglu, part, rows * i, {4, 2}, eager::kSwiglu, {s.gate_up}, {s.act});
+  if (c_.expert_bias) {
+    const BufferId biased = buffer("expert_gate_up", kBf16 * rows * 2 * i, Holds::expert_activations);
+    kernel(OpKind::expert_bias, part, rows * 2 * i, {2, 2}, eager::kExpertBias, {s.gate_up, w}, {biased});
+    s.gate_up = biased;
+  }
+  kernel(clamped() ? OpKind::clamped_swiglu : OpKind::swiglu, part, rows * i, {4, 2},
+         clamped() ? eager::kClampedSwiglu : eager::kSwiglu, {s.gate_up}, {s.act});
   grouped(rows, h, i, experts, {s.act, w}, {s.down});
+  if (c_.expert_bias) {
+    const BufferId biased = buffer("expert_output", kBf16 * rows * h, Holds::expert_activations);
+    kernel(OpKind::expert_bias, part, rows * h, {2, 2}, eager::kExpertBias, {s.down, w}, {biased});
+    s.down = biased;
+  }
   if (parallel) {
     const BufferId ordered = buffer("combine_send", kBf16 * rows * h, Holds::expert_exchange);
     const BufferId home = buffer("combined", kBf16 * sent * h, Holds::expert_exchange);
@@ -533,11 +547,16 @@ void Fsdp2Lowering::moe_backward(int layer, const Saved& s, const Group& g, Buff
     kernel(OpKind::permute, part, rows * h, {2, 2}, 1, {arrived}, {ordered});
     d_down = ordered;
   }
+  if (c_.expert_bias)
+    kernel(OpKind::expert_bias_bwd, part, rows * h, {2, 0.01}, eager::kExpertBiasBackward, {d_down}, {dw}, true);
   const BufferId d_act = buffer("expert_swiglu_gradient", kBf16 * rows * i, Holds::expert_activations);
   grouped(rows, i, h, experts, {d_down, w}, {d_act});
   grouped(rows, h, i, experts, {s.act, d_down}, {dw});
   const BufferId d_gate_up = buffer("expert_gate_up_gradient", kBf16 * rows * 2 * i, Holds::expert_activations);
-  kernel(OpKind::swiglu_bwd, part, rows * i, {6, 4}, eager::kSwigluBackward, {s.gate_up, s.act, d_act}, {d_gate_up});
+  kernel(clamped() ? OpKind::clamped_swiglu_bwd : OpKind::swiglu_bwd, part, rows * i, {6, 4},
+         clamped() ? eager::kClampedSwigluBackward : eager::kSwigluBackward, {s.gate_up, s.act, d_act}, {d_gate_up});
+  if (c_.expert_bias)
+    kernel(OpKind::expert_bias_bwd, part, rows * 2 * i, {2, 0.01}, eager::kExpertBiasBackward, {d_gate_up}, {dw}, true);
   const BufferId d_permuted = buffer("expert_input_gradient", kBf16 * rows * h, Holds::expert_activations);
   grouped(rows, h, 2 * i, experts, {d_gate_up, w}, {d_permuted});
   grouped(rows, 2 * i, h, experts, {s.permuted, d_gate_up}, {dw});

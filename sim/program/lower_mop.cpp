@@ -154,7 +154,8 @@ class MopLowering {
   int64_t n_ = 0;          // tokens a rank (N)
   int64_t s_ = 0;          // tokens of its sequences (D x N)
   int64_t gradient_ = 2;   // bytes of a gradient
-  int64_t local_experts_ = 0;
+  // The experts' activation; their biases ride in the grouped matmuls' epilogues.
+  OpKind swiglu_ = OpKind::swiglu, swiglu_bwd_ = OpKind::swiglu_bwd;
   uint16_t dense_group_ = kNoGroup, replicas_ = kNoGroup, sequence_ = kNoGroup, expert_ = kNoGroup, combine_ = kNoGroup,
            spill_group_ = kNoGroup, expert_shards_ = kNoGroup, vocabulary_ = kNoGroup, vocabulary_replicas_ = kNoGroup,
            world_ = kNoGroup, embedding_group_ = kNoGroup, statistics_ = kNoGroup;
@@ -711,7 +712,7 @@ void MopLowering::experts_forward(int layer, BufferId x, const Gathered& g, Buff
     std::vector<BufferId> in{arrived, g.experts}, in2{act, g.experts};
     if (spilled != kNoBuffer) in.push_back(spilled), in2.push_back(spilled);
     b_.op(local(OpKind::grouped_gemm, part, {{r, 2 * i, h, e}}, Routed::compute), in, std::array{hidden});
-    b_.op(local(OpKind::swiglu, part, rows(r * i, 2 * kBf16, kBf16), Routed::compute), {hidden}, {act});
+    b_.op(local(swiglu_, part, rows(r * i, 2 * kBf16, kBf16), Routed::compute), {hidden}, {act});
     b_.op(local(OpKind::grouped_gemm, part, {{r, h, i, e}}, Routed::compute), in2, std::array{out});
     BufferId home = out;
     if (expert_ != kNoGroup) {
@@ -765,11 +766,11 @@ void MopLowering::experts_backward(int layer, BufferId x, const Gathered& g, Buf
     };
     b_.at(Phase::recompute, layer);
     b_.op(grouped(2 * i, h), with_weights({arrived}), std::array{hidden});
-    b_.op(local(OpKind::swiglu, part, rows(r * i, 2 * kBf16, kBf16), Routed::compute), {hidden}, {act});
+    b_.op(local(swiglu_, part, rows(r * i, 2 * kBf16, kBf16), Routed::compute), {hidden}, {act});
     b_.at(Phase::backward, layer);
     b_.op(grouped(i, h), with_weights({arrived}), std::array{d_act});
     b_.op(grouped(h, i), std::array{arrived, act}, gradients);  // weight gradient of down: same work, rows contracted
-    b_.op(local(OpKind::swiglu_bwd, part, rows(r * i, 4 * kBf16, 2 * kBf16), Routed::compute), {hidden, act, d_act},
+    b_.op(local(swiglu_bwd_, part, rows(r * i, 4 * kBf16, 2 * kBf16), Routed::compute), {hidden, act, d_act},
           {hidden});
     b_.op(grouped(2 * i, h), std::array{arrived, hidden}, gradients);  // weight gradient of gate and up
     b_.op(grouped(h, 2 * i), with_weights({hidden}), std::array{d_rows});
@@ -1043,6 +1044,8 @@ StepProgram MopLowering::run() {
   n_ = tokens_per_rank(plan_, layout_, in_.workload);
   s_ = in_.workload.sequences * in_.workload.context;
   gradient_ = plan_.reduce == plan::Reduce::fp32 ? kFp32 : kBf16;
+  if (c_.activation == model::Activation::clamped_swiglu)
+    swiglu_ = OpKind::clamped_swiglu, swiglu_bwd_ = OpKind::clamped_swiglu_bwd;
   make_groups();
   make_weights();
   checkpoints_.resize(static_cast<size_t>(c_.layers));

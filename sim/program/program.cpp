@@ -40,7 +40,8 @@ const char* name(Holds holds) {
 const char* name(OpKind kind) {
   static constexpr const char* kNames[] = {
       "gemm",          "grouped_gemm", "attention_fwd", "attention_bwd", "rms_norm",     "rms_norm_bwd",
-      "rope",          "swiglu",       "swiglu_bwd",    "add",           "cast",         "copy",
+      "rope",          "swiglu",       "swiglu_bwd",
+      "clamped_swiglu", "clamped_swiglu_bwd", "expert_bias", "expert_bias_bwd", "add",           "cast",         "copy",
       "concatenate",
       "topk",          "topk_bwd",     "sort",          "permute",       "unpermute",    "embedding",
       "embedding_bwd", "cross_entropy", "cross_entropy_bwd", "rope_bwd", "scale_bwd",    "square_sum",

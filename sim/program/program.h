@@ -39,7 +39,8 @@ enum class OpKind : uint8_t {
   attention_fwd,  // Shape: see attention_shape
   attention_bwd,
   // Memory-bound kernels: (elements, bytes read, bytes written)
-  rms_norm, rms_norm_bwd, rope, swiglu, swiglu_bwd, add, cast, copy, concatenate, topk, topk_bwd, sort, permute, unpermute, embedding, embedding_bwd,
+  rms_norm, rms_norm_bwd, rope, swiglu, swiglu_bwd,
+  clamped_swiglu, clamped_swiglu_bwd, expert_bias, expert_bias_bwd, add, cast, copy, concatenate, topk, topk_bwd, sort, permute, unpermute, embedding, embedding_bwd,
   cross_entropy, cross_entropy_bwd, rope_bwd, scale_bwd, square_sum, adam, scale,
   // Collectives over a group: (bytes of the full buffer); all_to_all: (bytes sent, bytes received) over all peers
   all_gather, reduce_scatter, all_reduce, all_to_all, send_recv,

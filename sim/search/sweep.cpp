@@ -3,15 +3,11 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <chrono>
-#include <condition_variable>
-#include <exception>
 #include <mutex>
-#include <thread>
-#include <utility>
 
 #include "sim/base/error.h"
 #include "sim/base/quantity.h"
+#include "sim/search/parallel.h"
 #include "sim/search/planner.h"
 #include "sim/search/settings.h"
 
@@ -117,49 +113,25 @@ predict::Scenario point(const Sweep& sweep, size_t index) {
 void run(size_t count, unsigned jobs, const std::atomic<bool>& stop,
          const std::function<predict::Scenario(size_t)>& question,
          const std::function<void(std::vector<Outcome>&& finished, size_t done)>& take) {
-  std::atomic<size_t> next = 0;
-  std::atomic<bool> failed = false;
-  std::mutex mutex;  // guards what follows
-  std::condition_variable changed;
-  std::vector<Outcome> finished;
-  std::exception_ptr failure;
-  size_t working = std::min<size_t>(std::max(1u, jobs), count), done = 0;
-
-  const auto work = [&] {
-    for (size_t index; !stop && !failed && (index = next++) < count;) {
-      try {
+  std::mutex mutex;
+  std::vector<Outcome> finished;  // guarded by it
+  size_t done = 0;
+  parallel(
+      count, jobs, stop,
+      [&](size_t index) {
         Outcome outcome = answer(index, question);
         const std::lock_guard lock(mutex);
         finished.push_back(std::move(outcome));
-      } catch (...) {
-        const std::lock_guard lock(mutex);
-        failure = std::current_exception();
-        failed = true;
-      }
-    }
-    const std::lock_guard lock(mutex);
-    --working;
-    changed.notify_one();
-  };
-  std::vector<std::jthread> threads;
-  for (size_t i = working; i > 0; --i) threads.emplace_back(work);
-
-  std::unique_lock lock(mutex);
-  try {
-    for (bool more = true; more;) {
-      more = !changed.wait_for(lock, std::chrono::milliseconds(500), [&] { return working == 0; });
-      std::vector<Outcome> batch = std::exchange(finished, {});
-      if (batch.empty()) continue;
-      done += batch.size();
-      lock.unlock();
-      take(std::move(batch), done);
-      lock.lock();
-    }
-  } catch (...) {
-    failed = true;
-    throw;
-  }
-  if (failure) std::rethrow_exception(failure);
+      },
+      [&] {
+        std::vector<Outcome> batch;
+        {
+          const std::lock_guard lock(mutex);
+          batch.swap(finished);
+        }
+        done += batch.size();
+        if (!batch.empty()) take(std::move(batch), done);
+      });
 }
 
 }  // namespace mop::search

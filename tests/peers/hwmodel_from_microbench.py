@@ -175,7 +175,8 @@ tables = {
 }
 for op in ("rms_norm", "rms_norm_bwd", "rope", "rope_bwd", "gather", "index_add", "gate_multiply", "gate_multiply_bwd", "swiglu",
            "swiglu_bwd", "router", "router_bwd", "sort", "cross_entropy", "cross_entropy_bwd", "embedding_bwd", "shard_copy_in",
-           "unsharded_copy_out", "gradient_cast", "gradient_norm", "gradient_scale", "adamw"):
+           "unsharded_copy_out", "gradient_cast", "gradient_norm", "gradient_scale", "adamw", "expert_bias", "expert_bias_bwd", "clamped_swiglu",
+           "clamped_swiglu_bwd"):
     tables[f"torch_{op}"] = eager_table(op)
 print("{")
 print('"description": "4 x H200 SXM in one host (64 cores, 512 GiB), as measured",')

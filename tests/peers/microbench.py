@@ -1048,9 +1048,9 @@ def t_cpu(budget):
             ("dram_copy", "fp32 copy_", WORLD, th, [one], False), ("dram_copy", "fp32 copy_", 1, cores, [one * 4], False),
             ("dram_copy", "fp32 copy_", 1, th, [one], False),
             ("dram_copy", "fp32 copy_, pinned", WORLD, th, [one], True),
-            ("norm_and_scale", "list of 8.4M-element tensors", WORLD, th, lst[:25], False),
-            ("norm_and_scale", "list of 8.4M-element tensors, pinned", WORLD, th, lst[:25], True),
-            ("norm_and_scale", "list of 8.4M-element tensors", 1, cores, lst[:25], False)]
+            ("foreach_norm_and_scale", "list of 8.4M-element tensors", WORLD, th, lst[:25], False),
+            ("foreach_norm_and_scale", "list of 8.4M-element tensors, pinned", WORLD, th, lst[:25], True),
+            ("foreach_norm_and_scale", "list of 8.4M-element tensors", 1, cores, lst[:25], False)]
     for what, data, procs, threads, tens, pin in plan:
         meet()
         t = None
@@ -1072,7 +1072,7 @@ def t_cpu(budget):
             continue
         n = sum(tens)
         r = dict(what=what, data=data, processes=procs, threads_each=threads, elements_each=n, tensors_each=len(tens))
-        if what == "norm_and_scale":
+        if what == "foreach_norm_and_scale":
             r.update(norm_s=round(max(x[0] for x in ts), 5), scale_in_place_s=round(max(x[1] for x in ts), 5))
             r.update(norm_gb_per_s_all=round(4 * n * procs / GB / r["norm_s"], 1), scale_gb_per_s_all=round(8 * n * procs / GB / r["scale_in_place_s"], 1))
         else:
@@ -1085,7 +1085,7 @@ def t_cpu(budget):
         rows.append(r)
     torch.set_num_threads(th)
     return {"what": "CPU optimizer step (torch.optim.AdamW(fused=True), fp32) and host memory rates; seconds is the slowest process's "
-                    "median; 28 B a parameter moved by AdamW; norm_and_scale is the clipping of gradients, its norm and its in-place scaling apart; no thread binding, memory first touched by the same threads", "rows": rows}
+                    "median; 28 B a parameter moved by AdamW; foreach_norm_and_scale is the clipping of gradients, its norm and its in-place scaling apart; no thread binding, memory first touched by the same threads", "rows": rows}
 
 
 def t_launch(budget):
