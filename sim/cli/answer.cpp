@@ -64,9 +64,12 @@ std::string breakdown(const char* title, std::span<const Named> rows, double tot
   return "\n" + table.text();
 }
 
+// Names of files need not be UTF-8; JSON must be.
+std::string dump(const Json& json, int indent = -1) { return json.dump(indent, ' ', false, Json::error_handler_t::replace); }
+
 }  // namespace
 
-std::string plan_json(const plan::Plan& plan) { return plan_object(plan).dump(); }
+std::string plan_json(const plan::Plan& plan) { return dump(plan_object(plan)); }
 
 std::string answer_json(const Scenario& s, const Prediction& p) {
   const auto timed = [&](Json value) { return p.step_time ? std::move(value) : Json(); };
@@ -116,15 +119,15 @@ std::string answer_json(const Scenario& s, const Prediction& p) {
       {"version", kVersion},
       {"wall_time_s", p.wall_time},
   };
-  return json.dump();
+  return dump(json);
 }
 
-std::string pretty(const std::string& json) { return Json::parse(json).dump(2); }
+std::string pretty(const std::string& json) { return dump(Json::parse(json), 2); }
 
 std::string pretty_array(std::span<const std::string> json_objects) {
   Json array = Json::array();
   for (const std::string& object : json_objects) array.push_back(Json::parse(object));
-  return array.dump(2);
+  return dump(array, 2);
 }
 
 store::Keys keys_of(const Scenario& s) {
@@ -152,7 +155,7 @@ store::Keys keys_of(const Scenario& s) {
       {"calibration", cost::name(s.calibration)},
       {"version", kVersion},
   };
-  return store::keys_of(inputs.dump());
+  return store::keys_of(dump(inputs));
 }
 
 store::RunRecord record(const std::string& key, const Scenario& s, const Prediction& p, const std::string& command_line,

@@ -11,6 +11,7 @@
 #include "sim/base/error.h"
 #include "sim/base/suggest.h"
 #include "sim/cli/commands.h"
+#include "sim/cli/flags.h"
 
 namespace mop::cli {
 
@@ -22,13 +23,14 @@ std::string quoted(const std::string& word) {
   constexpr const char* plain = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_=.,:/@%+";
   if (!word.empty() && word.find_first_not_of(plain) == std::string::npos) return word;
   std::string result = "'";
-  for (const char c : word) result += c == '\'' ? std::string("'\\''") : std::string(1, c);
-  return result + "'";
+  for (const char c : word) result.append(c == '\'' ? "'\\''" : std::string(1, c));
+  result += '\'';
+  return result;
 }
 
 std::string command_line(int argc, char** argv) {
   std::string line = "mop";
-  for (int i = 1; i < argc; ++i) line += " " + quoted(argv[i]);
+  for (int i = 1; i < argc; ++i) line.append(" ").append(quoted(argv[i]));
   return line;
 }
 
@@ -76,18 +78,14 @@ std::string explain(const CLI::App& program, const CLI::ParseError& error) {
   const bool missing_command = dynamic_cast<const CLI::RequiredError*>(&error) != nullptr && !commands.empty();
   if (dynamic_cast<const CLI::ExtrasError*>(&error) != nullptr || (missing_command && !extras.empty())) {
     const auto flag = std::ranges::find_if(extras, [](const std::string& word) { return word.starts_with("-"); });
-    if (flag != extras.end()) {
-      const std::string message = unknown_name("flag", flag->substr(0, flag->find('=')), flag_names(command));
-      return fmt::format("{}; {}", message.substr(0, message.find("; known:")), help);  // too many to list
-    }
+    if (flag != extras.end())
+      return fmt::format("{}; {}", unknown_of_many("flag", flag->substr(0, flag->find('=')), flag_names(command)), help);
     if (!commands.empty()) return unknown_name("command", extras.front(), commands);
     return fmt::format("'{}' follows no flag that takes it; write it like --model kimi-k2, or {}", extras.front(), help);
   }
   if (missing_command)
     return fmt::format("no command is given; {} takes one of: {}", path_of(command), fmt::join(commands, ", "));
-  std::string message = error.what();
-  std::ranges::replace(message, '\n', ' ');
-  return fmt::format("{}; {}", message, help);
+  return fmt::format("{}; {}", error.what(), help);
 }
 
 void build(CLI::App& program, const Invocation& invocation) {
@@ -110,7 +108,9 @@ void build(CLI::App& program, const Invocation& invocation) {
   add_results(program);
 }
 
-int fail(int status, const std::string& message) {
+// Always one line, whatever bytes the user's words have.
+int fail(int status, std::string message) {
+  std::ranges::replace_if(message, [](char c) { return static_cast<unsigned char>(c) < ' '; }, '?');
   std::fflush(stdout);
   fmt::print(stderr, "mop: {}\n", message);
   return status;

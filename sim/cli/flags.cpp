@@ -69,13 +69,15 @@ void Flags::read_file() {
       throw UserError(fmt::format("scenario file '{}' cannot be read: {}", file_, failure.what()));
     }
     for (const CLI::ConfigItem& item : items) {
-      CLI::Option* option = item.parents.empty() ? command_->get_option_no_throw("--" + item.name) : nullptr;
-      if (option == nullptr || item.name == "config" || item.name == "help") {
+      if (!item.parents.empty())
+        throw UserError(fmt::format("scenario file '{}' has a section [{}]; write its keys without one", file_, item.parents[0]));
+      CLI::Option* option = item.name == "config" || item.name == "help" ? nullptr : command_->get_option_no_throw("--" + item.name);
+      if (option == nullptr) {
         std::vector<std::string> known;
-        for (const CLI::Option* o : command_->get_options())
-          if (!o->get_lnames().empty() && o->get_lnames()[0] != "config" && o->get_lnames()[0] != "help")
-            known.push_back(o->get_lnames()[0]);
-        throw UserError(fmt::format("scenario file '{}': {}", file_, unknown_name("key", item.fullname(), known)));
+        for (const CLI::Option* o : command_->get_options()) known.push_back(o->get_lnames().front());
+        std::erase_if(known, [](const std::string& name) { return name == "config" || name == "help"; });
+        throw UserError(fmt::format("scenario file '{}': {}; its keys are the flags of the command", file_,
+                                    unknown_of_many("key", item.name, known)));
       }
       if (option->count() > 0) continue;  // the flag wins
       // A value with commas arrives in pieces.
@@ -128,6 +130,11 @@ void Flags::check_knobs() const {
 std::optional<store::Store> Flags::open_store() const {
   if (no_store_ || database_.empty()) return std::nullopt;
   return store::Store(database_, store::Access::kWrite);
+}
+
+std::string unknown_of_many(std::string_view what, std::string_view name, std::span<const std::string> known) {
+  const std::string message = unknown_name(what, name, known);
+  return message.substr(0, message.find("; known:"));
 }
 
 void check_format(const std::string& format, const std::vector<std::string>& known) {

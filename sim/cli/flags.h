@@ -3,7 +3,9 @@
 #include <CLI/App.hpp>
 #include <map>
 #include <optional>
+#include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "sim/predict/scenario.h"
@@ -49,6 +51,9 @@ class Flags {
   std::string format_ = "table", database_ = "results.db", file_;
   bool no_store_ = false;
 };
+
+// "unknown flag '--modle'; did you mean '--model'?": unknown_name without the list of all that is known, which is long.
+std::string unknown_of_many(std::string_view what, std::string_view name, std::span<const std::string> known);
 
 // Throws UserError with the nearest form.
 void check_format(const std::string& format, const std::vector<std::string>& known);

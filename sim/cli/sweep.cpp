@@ -12,15 +12,13 @@
 #include <unordered_map>
 
 #include "sim/base/error.h"
-#include "sim/base/quantity.h"
 #include "sim/cli/answer.h"
 #include "sim/cli/commands.h"
 #include "sim/cli/flags.h"
+#include "sim/cli/sweep_rows.h"
 #include "sim/cli/text.h"
 #include "sim/search/parallel.h"
 #include "sim/search/settings.h"
-#include "sim/store/columns.h"
-#include "sim/store/csv.h"
 
 namespace mop::cli {
 namespace {
@@ -47,15 +45,6 @@ class StopOnSignal {
  private:
   struct sigaction before_int_ = {}, before_term_ = {};
 };
-
-// Columns that are the same whenever a question is asked, so that a resumed sweep writes the same bytes.
-std::vector<std::string> csv_columns() {
-  std::vector<std::string> names;
-  for (const store::Column& column : store::columns())
-    if (column.name != "created" && column.name != "command" && column.name != "detail" && column.name != "kind")
-      names.push_back(column.name);
-  return names;
-}
 
 struct Sweep {
   Flags flags;
@@ -177,7 +166,9 @@ struct Sweep {
   void write_csv(const std::vector<store::RunRecord>& rows) const {
     std::ofstream file(csv);
     if (!file) csv_fails();
-    store::write_csv(file, rows, csv_columns());
+    std::vector<std::string> knobs;
+    for (const auto& [knob, values] : flags.knobs()) knobs.push_back(knob);
+    file << sweep_csv(rows, knobs);
     if (!file.flush()) csv_fails();
   }
 
@@ -189,27 +180,12 @@ struct Sweep {
 
   void print_table(const std::vector<store::RunRecord>& rows, size_t kept, size_t skipped, const std::string& reason,
                    bool stored) const {
-    constexpr size_t most = 10;
-    std::vector<const store::RunRecord*> best;
-    for (const store::RunRecord& row : rows)
-      if (row.fits) best.push_back(&row);
-    const size_t fitting = best.size();
-    std::ranges::stable_sort(best, [](const auto* a, const auto* b) {
-      return a->tokens_per_s_per_gpu.value_or(0) > b->tokens_per_s_per_gpu.value_or(0);
-    });
-    best.resize(std::min(best.size(), most));
-    TextTable table({"nodes", "context", "sequences", "accumulate", "HBM/GPU", "step", "tokens/s/GPU", "MFU", "plan"},
-                    "rrrrrrrrl");
-    for (const store::RunRecord* row : best)
-      table.add({std::to_string(row->nodes), format_count(row->context), std::to_string(row->sequences),
-                 std::to_string(row->accumulate), format_bytes(static_cast<double>(row->hbm_peak_bytes.value_or(0))),
-                 format_seconds(row->step_time_s.value_or(0)), fmt::format("{:.1f}", row->tokens_per_s_per_gpu.value_or(0)),
-                 percent(row->mfu.value_or(0)), row->plan});
+    const auto fitting = std::ranges::count_if(rows, &store::RunRecord::fits);
     fmt::print("{} rows, {} of them fit", rows.size(), fitting);
     if (kept > 0) fmt::print("; {} were there already", kept);
     fmt::print("\n");
     if (skipped > 0) fmt::print("{} combinations skipped; the first: {}\n", skipped, reason);
-    if (!best.empty()) fmt::print("\nthe fastest:\n{}\n", table.text());
+    if (fitting > 0) fmt::print("\nthe fastest:\n{}\n", fastest_table(rows, 10));
     if (!csv.empty()) fmt::print("rows in {}\n", csv);
     if (stored) fmt::print("rows in {}; mop results --db {} --where sweep={} lists them\n", flags.database(), flags.database(), name);
   }

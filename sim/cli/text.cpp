@@ -26,7 +26,7 @@ std::string TextTable::text() const {
     for (size_t c = 0; c < row.size(); ++c)
       line += alignment_[c] == 'r' ? fmt::format("  {:>{}}", row[c], width[c]) : fmt::format("  {:<{}}", row[c], width[c]);
     line.erase(line.find_last_not_of(' ') + 1);
-    result += line + "\n";
+    result.append(line).append("\n");
   }
   return result;
 }

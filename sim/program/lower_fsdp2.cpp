@@ -67,7 +67,7 @@ class Fsdp2Lowering {
   struct Saved {
     BufferId norm1 = kNoBuffer, normed1 = kNoBuffer, latents = kNoBuffer, qk_norm = kNoBuffer, qkv = kNoBuffer,
              attention = kNoBuffer, lse = kNoBuffer, gathered_kv = kNoBuffer, norm2 = kNoBuffer, normed2 = kNoBuffer,
-             router = kNoBuffer, permuted = kNoBuffer, gate_up = kNoBuffer, act = kNoBuffer, down = kNoBuffer,
+             router = kNoBuffer, permuted = kNoBuffer, gate_up = kNoBuffer, act = kNoBuffer, down = kNoBuffer, weighted = kNoBuffer,
              shared_gate_up = kNoBuffer, shared_act = kNoBuffer;
   };
 
@@ -496,11 +496,11 @@ void Fsdp2Lowering::moe_forward(int layer, Saved& s, const Group& g, BufferId no
     collective(OpKind::all_to_all, Stream::dispatch, part, expert_, kBf16 * rows * h, {ordered}, {home}, kBf16 * sent * h);
     s.down = home;  // what the gate multiply saves
   }
-  const BufferId weighted = buffer("weighted", kBf16 * sent * h, Holds::expert_activations);
-  kernel(OpKind::scale, part, sent * h, {2, 2}, eager::kGateMultiply, {s.down, s.router}, {weighted});
+  s.weighted = buffer("weighted", kBf16 * sent * h, Holds::expert_activations);
+  kernel(OpKind::scale, part, sent * h, {2, 2}, eager::kGateMultiply, {s.down, s.router}, {s.weighted});
   // Recompute ends with the last tensor that backward needs; a compiled block runs through.
   if (phase_ != Phase::recompute || compiled() || c_.shared_intermediate > 0)
-    kernel(OpKind::unpermute, part, sent * h, {2, 0.5}, eager::kIndexAdd, {weighted, s.router}, {y}, true);
+    kernel(OpKind::unpermute, part, sent * h, {2, 0.5}, eager::kIndexAdd, {s.weighted, s.router}, {y}, true);
   if (c_.shared_intermediate > 0) {
     const int64_t width = c_.shared_intermediate / plan_.tensor;
     s.shared_gate_up = buffer("shared_gate_up", kBf16 * t_ * 2 * width, Holds::other_activations);
@@ -537,7 +537,11 @@ void Fsdp2Lowering::moe_backward(int layer, const Saved& s, const Group& g, Buff
   }
   // Gradient of index-add: a gather; of the gate multiply: two products and a row sum.
   const BufferId d_weighted = buffer("weighted_gradient", kBf16 * sent * h, Holds::expert_activations);
-  kernel(OpKind::permute, part, sent * h, {2, 2}, 1, {d_y, s.router}, {d_weighted});
+  // Autograd's formula of index-add keeps its source, which only a compiled block sees through.
+  if (compiled())
+    kernel(OpKind::permute, part, sent * h, {2, 2}, 1, {d_y, s.router}, {d_weighted});
+  else
+    kernel(OpKind::permute, part, sent * h, {2, 2}, 1, {d_y, s.router, s.weighted}, {d_weighted});
   BufferId d_down = buffer("expert_output_gradient", kBf16 * sent * h, Holds::expert_activations);
   kernel(OpKind::scale_bwd, part, sent * h, {4, 2}, eager::kGateMultiplyBackward, {d_weighted, s.down, s.router}, {d_down});
   if (parallel) {
