@@ -272,7 +272,7 @@ Prediction predict(const Scenario& s, const PredictOptions& options, Details* de
     simulate(s, kinds, loads, options, d);
     p.classes = d.fold.classes.size();
     explain(s, d, p);
-    p.estimate = estimate_step_time(s, d);
+    p.estimate = s.calibration == cost::Calibration::measured ? estimate_step_time(s) : 0;
     check(s, d, p);
   } else if (!p.fits) {
     p.bound_by = p.hbm_peak > p.hbm_capacity ? "HBM capacity" : "host memory capacity";
