@@ -85,7 +85,7 @@ void print_text(const model::ModelConfig& m, const model::Parameters& all, const
   TextTable table({"component", "parameters", "active a token", "GFLOP/token", "share"}, "lrrrr");
   const auto grouped = [](int64_t n) {
     std::string text = std::to_string(n);
-    for (int at = static_cast<int>(text.size()) - 3; at > 0; at -= 3) text.insert(static_cast<size_t>(at), ",");
+    for (int at = static_cast<int>(text.size()) - 3; at > 0; at -= 3) text.insert(static_cast<size_t>(at), 1, ',');
     return text;
   };
   for (const Line& line : lines(m, all, flops))

@@ -146,17 +146,13 @@ void measure_live_bytes(const StepProgram& program, const std::vector<Life>& all
       arena.live_by_holds[static_cast<size_t>(program.buffers[life.buffer].holds)] += life.bytes;
 }
 
-Arena plan(const StepProgram& program, const Order& order, Space space) {
-  Arena arena;
-  arena.offset.assign(program.buffers.size(), kNotHere);
-  const std::vector<Life> all = lives(program, order, space);
-  measure_live_bytes(program, all, space, arena);
-  const int64_t base = arena.bytes;
+enum class First { largest, longest };
 
-  // Largest first, each at the lowest offset that no conflicting buffer covers. Buffers that live briefly, away from the
-  // end of the step (which the next step may overlap), can conflict only with neighbours in issue order: that keeps the cost
-  // near linear. The few others are looked at by all.
-  const auto ops = static_cast<OpId>(program.ops.size());
+// Places every buffer at the lowest offset from `base` on that no conflicting buffer covers; returns the arena's end and the
+// offsets by life. Buffers that live briefly, away from the end of the step (which the next step may overlap), can conflict
+// only with neighbours in issue order: that keeps the cost near linear. The few others are looked at by all.
+int64_t place(const Order& order, const std::vector<Life>& all, OpId ops, int64_t base, First first,
+              std::vector<int64_t>& offsets) {
   std::vector<OpId> spans;
   for (const Life& life : all) spans.push_back(life.reach - life.opener);
   std::sort(spans.begin(), spans.end());
@@ -169,20 +165,23 @@ Arena plan(const StepProgram& program, const Order& order, Space space) {
     OpId opener, last, safe, safe_next;
     uint32_t index;
     int64_t offset, bytes;
+    OpId span() const { return last - opener; }
   };
   std::vector<Placed> brief, lasting;  // in order of their openers
   for (uint32_t i = 0; i < all.size(); ++i) {
     const Life& l = all[i];
     (lives_briefly(l) ? brief : lasting).push_back({l.opener, l.last, l.safe, l.safe_next, i, kNotHere, l.bytes});
   }
-  std::vector<Placed*> by_size;
-  for (Placed& p : brief) by_size.push_back(&p);
-  for (Placed& p : lasting) by_size.push_back(&p);
-  std::sort(by_size.begin(), by_size.end(), [](const Placed* x, const Placed* y) {
+  std::vector<Placed*> turn;
+  for (Placed& p : brief) turn.push_back(&p);
+  for (Placed& p : lasting) turn.push_back(&p);
+  std::sort(turn.begin(), turn.end(), [&](const Placed* x, const Placed* y) {
+    if (first == First::longest && x->span() != y->span()) return x->span() > y->span();
     return x->bytes != y->bytes ? x->bytes > y->bytes : x->index < y->index;
   });
+  int64_t arena = base;
   std::vector<std::pair<int64_t, int64_t>> taken;  // offset, end
-  for (Placed* const p : by_size) {
+  for (Placed* const p : turn) {
     const Life& life = all[p->index];
     taken.clear();
     const auto look_at = [&](const Placed& other) {
@@ -209,9 +208,27 @@ Arena plan(const StepProgram& program, const Order& order, Space space) {
       if (at + life.bytes <= begin) break;
       at = std::max(at, end);
     }
-    p->offset = arena.offset[life.buffer] = at;
-    arena.bytes = std::max(arena.bytes, at + life.bytes);
+    p->offset = offsets[p->index] = at;
+    arena = std::max(arena, at + life.bytes);
   }
+  return arena;
+}
+
+Arena plan(const StepProgram& program, const Order& order, Space space) {
+  Arena arena;
+  arena.offset.assign(program.buffers.size(), kNotHere);
+  const std::vector<Life> all = lives(program, order, space);
+  measure_live_bytes(program, all, space, arena);
+  const int64_t base = arena.bytes;
+  const auto ops = static_cast<OpId>(program.ops.size());
+  std::vector<int64_t> offsets(all.size());
+  arena.bytes = place(order, all, ops, base, First::largest, offsets);
+  if (arena.bytes > arena.live_bytes + arena.live_bytes / 50) {  // loosely packed: try the other order
+    std::vector<int64_t> other(all.size());
+    const int64_t bytes = place(order, all, ops, base, First::longest, other);
+    if (bytes < arena.bytes) arena.bytes = bytes, offsets = std::move(other);
+  }
+  for (size_t i = 0; i < all.size(); ++i) arena.offset[all[i].buffer] = offsets[i];
   return arena;
 }
 

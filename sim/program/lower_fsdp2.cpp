@@ -160,6 +160,7 @@ class Fsdp2Lowering {
   BufferId d_x_ = kNoBuffer, embedding_gradient_ = kNoBuffer;
   BufferId held_gather_ = kNoBuffer;  // forward: the previous group's all-gather output, freed at the next copy-out
   BufferId copied_out_ = kNoBuffer;   // event: the copy-out that the next all-gather waits for
+  BufferId copied_in_ = kNoBuffer;    // event: the last cast of a shard into an all-gather output
   BufferId copying_out_ = kNoBuffer;  // event: the last copy-out, for the all-gather after the next in forward
   BufferId held_reduce_ = kNoBuffer;  // reduce-scatter input kept until the next group's
   BufferId reduced_ = kNoBuffer;      // event: that reduce-scatter is done
@@ -206,18 +207,21 @@ void Fsdp2Lowering::unshard(Group& g) {
   BufferId source = g.shard;
   if (plan_.offloaded()) {
     source = buffer("uploaded_shard", kFp32 * g.shards(), Holds::gathered_weights);
-    const std::array reads{g.shard, copied_out_};
-    b_.op({OpKind::copy_h2d, Stream::h2d, Component::weights, {{kFp32 * g.shards()}}},
-          std::span(reads).first(copied_out_ == kNoBuffer ? 1 : 2), std::array{source});
+    // Uploads and casts share the copy-in stream: this one follows the cast before it.
+    std::vector<BufferId> reads{g.shard};
+    if (copied_out_ != kNoBuffer) reads.push_back(copied_out_);
+    if (copied_in_ != kNoBuffer) reads.push_back(copied_in_);
+    b_.op({OpKind::copy_h2d, Stream::h2d, Component::weights, {{kFp32 * g.shards()}}}, reads, std::array{source});
   }
   g.gathered = buffer("all_gather_output", bytes, Holds::gathered_weights);
   OpSpec cast{OpKind::cast, Stream::gather, Component::weights, {{g.shards(), kFp32 * g.shards(), kBf16 * g.shards()}}};
   cast.kernels = eager::kShardCopyIn;
   cast.eager = true;
+  copied_in_ = event();
   if (copied_out_ != kNoBuffer)
-    b_.op(cast, {source, copied_out_}, {g.gathered});
+    b_.op(cast, {source, copied_out_}, {g.gathered, copied_in_});
   else
-    b_.op(cast, {source}, {g.gathered});
+    b_.op(cast, {source}, {g.gathered, copied_in_});
   if (shard_ != kNoGroup)
     collective(OpKind::all_gather, Stream::gather, Component::weights, shard_, kBf16 * g.dense, {}, {g.gathered});
   if (g.experts > 0 && expert_shards_ != kNoGroup)
@@ -314,35 +318,37 @@ void Fsdp2Lowering::attend(OpKind kind, int layer, std::initializer_list<BufferI
   AttentionShape shape{in_.workload.sequences, in_.workload.context, in_.workload.context, heads(), kv_heads(),
                        c_.qk_dim(), c_.v_dim(), 1, window};
   const int64_t cp = plan_.context;
-  const auto op = [&](const AttentionShape& a) {
-    OpSpec spec{kind, Stream::compute, Component::attention, a.shape()};
+  const auto op = [&](BufferId keys_values) {
+    OpSpec spec{kind, Stream::compute, Component::attention, shape.shape()};
     spec.kernels = kind == OpKind::attention_fwd ? eager::kAttention : eager::kAttentionBackward;
-    b_.op(spec, std::span(reads.begin(), reads.size()), std::span(writes.begin(), writes.size()));
+    std::vector<BufferId> all(reads);
+    all.push_back(keys_values);
+    b_.op(spec, all, std::span(writes.begin(), writes.size()));
   };
-  if (cp == 1) return op(shape);
+  if (cp == 1) return op(kv);
   const int64_t part = in_.workload.context / cp;
   const int64_t kv_bytes = kBf16 * in_.workload.sequences * part * kv_width();
   const int64_t traffic = kind == OpKind::attention_fwd ? kv_bytes : 2 * kv_bytes;  // backward: their gradients travel too
   shape.q_len = shape.kv_len = part;
+  // Two blocks in turn: the one after the next waits for the work on this one.
+  std::array<BufferId, 2> ring{};
+  for (BufferId& slot : ring) slot = buffer("ring_keys_values", traffic, Holds::attention_activations);
   for (int64_t step = 0; step < cp; ++step) {
+    const BufferId now = kv;
+    if (step + 1 < cp) {
+      kv = ring[static_cast<size_t>(step % 2)];
+      collective(OpKind::send_recv, Stream::sequence, Component::attention, context_, traffic, {now}, {kv}, traffic);
+    }
     // Balanced: every step but the first has half of a block's pairs on every rank. Unbalanced: rank r attends fully to the
-    // r blocks before its own, and the others' steps pass without work.
+    // r blocks before its own, and waits through the others' steps without work.
     if (step > 0) {
       shape.causal = 0;
       if (plan_.balanced_ring) shape.kv_len = part / 2;
     }
-    if (step + 1 < cp) {
-      const BufferId arriving = buffer("ring_keys_values", traffic, Holds::attention_activations);
-      collective(OpKind::send_recv, Stream::sequence, Component::attention, context_, traffic, {kv}, {arriving}, traffic);
-      if (step == 0 || plan_.balanced_ring || step <= in_.context_rank) op(shape);
-      kv = arriving;
-    } else if (plan_.balanced_ring || step <= in_.context_rank) {
-      OpSpec spec{kind, Stream::compute, Component::attention, shape.shape()};
-      spec.kernels = kind == OpKind::attention_fwd ? eager::kAttention : eager::kAttentionBackward;
-      std::vector<BufferId> last_reads(reads);
-      last_reads.push_back(kv);
-      b_.op(spec, last_reads, std::span(writes.begin(), writes.size()));
-    }
+    if (plan_.balanced_ring || step <= in_.context_rank)
+      op(now);
+    else
+      alias(now, *writes.begin());
   }
 }
 
@@ -364,7 +370,7 @@ void Fsdp2Lowering::attention_forward(int layer, Saved& s, const Group& g, Buffe
       gemm(part, t_, q_lora, h, {normed, w}, {s.latents});
       kernel(OpKind::rms_norm, part, t_ * q_lora, {2, 2}, eager::kRmsNorm, {w}, {s.latents});
     }
-    gemm(part, t_, q_width(), q_lora > 0 ? q_lora : h, {s.latents, w}, {s.qkv});
+    gemm(part, t_, q_width(), q_lora > 0 ? q_lora : h, {q_lora > 0 ? s.latents : normed, w}, {s.qkv});
     gemm(part, t_, kv, h, {normed, w}, {s.latents});
     kernel(OpKind::rms_norm, part, t_ * kv, {2, 2}, eager::kRmsNorm, {w}, {s.latents});
     gemm(part, t_, heads() * (c_.qk_nope_dim + c_.v_dim()), c_.kv_lora_rank, {s.latents, w}, {s.qkv});
@@ -667,11 +673,11 @@ void Fsdp2Lowering::head_and_loss() {
   const int64_t h = c_.hidden, vocab = c_.vocab / plan_.tensor;
   const int64_t chunk = plan_.loss_chunk == 0 ? t_ : std::min(plan_.loss_chunk, t_);
   const bool again = plan_.loss_chunk != 0;
-  const BufferId x = inputs_[static_cast<size_t>(c_.layers)], w = root_.unsharded;
+  const BufferId x = inputs_[static_cast<size_t>(c_.layers)];
   at(Phase::forward, layer);
   const BufferId saved = buffer("final_norm_saved", n_ * h * (kFp32 + kBf16), Holds::vocabulary_activations);
   const BufferId normed = buffer("final_normed", kBf16 * t_ * h, Holds::vocabulary_activations);
-  kernel(OpKind::rms_norm, part, n_ * h, {2, 2}, eager::kRmsNorm, {x, w}, {saved, normed});
+  kernel(OpKind::rms_norm, part, n_ * h, {2, 2}, eager::kRmsNorm, {x, root_.unsharded}, {saved, normed});
   if (tensor_ != kNoGroup) collective(OpKind::all_gather, Stream::sequence, part, tensor_, kBf16 * t_ * h, {}, {normed});
   struct Logits {
     BufferId bf16, fp32;
@@ -679,7 +685,7 @@ void Fsdp2Lowering::head_and_loss() {
   const auto forward = [&](int64_t tokens) {
     Logits l{buffer("logits", kBf16 * tokens * vocab, Holds::vocabulary_activations),
              buffer("logits_fp32", kFp32 * tokens * vocab, Holds::vocabulary_activations)};
-    gemm(part, tokens, vocab, h, {normed, w}, {l.bf16});
+    gemm(part, tokens, vocab, h, {normed, root_.unsharded}, {l.bf16});
     // To fp32, then log-softmax (which backward needs) and the target's.
     const BufferId log_softmax = buffer("log_softmax", kFp32 * tokens * vocab, Holds::vocabulary_activations);
     kernel(OpKind::cross_entropy, part, tokens * vocab, {2, 4}, eager::kCrossEntropy, {l.bf16}, {l.fp32, log_softmax});

@@ -951,10 +951,16 @@ void MopLowering::tokens_move(BufferId x, BufferId d_x, BufferId gradient) {
   const int layer = static_cast<int>(c_.layers);
   const int64_t h = c_.hidden, p = layout_.vocabulary.size, columns = ceil_div(c_.vocab, p);
   const Holds holds = Holds::vocabulary_activations;
+  // Two of each, in turn: the exchange of a tile waits for the work on the one before the last.
+  const int64_t tile_bytes = kBf16 * p * std::min(plan_.vocabulary_tile, n_) * h;
+  std::array<BufferId, 2> tiles{}, d_tiles{};
+  for (BufferId& slot : tiles) slot = transient("vocabulary_tile", tile_bytes, holds, layer);
+  for (BufferId& slot : d_tiles) slot = transient("vocabulary_tile_gradient", tile_bytes, holds, layer);
+  const auto turn = [&](int64_t done) { return static_cast<size_t>(done / plan_.vocabulary_tile % 2); };
   const auto gather_tile = [&](int64_t done) {
     if (vocabulary_ == kNoGroup || done >= n_) return x;
     const int64_t m = p * std::min(plan_.vocabulary_tile, n_ - done);
-    const BufferId tile = transient("vocabulary_tile", kBf16 * m * h, holds, layer);
+    const BufferId tile = tiles[turn(done)];
     b_.at(Phase::forward, layer);
     b_.op(remote(OpKind::all_gather, Stream::gather, part, vocabulary_, kBf16 * m * h), {x}, {tile});
     return tile;
@@ -978,7 +984,7 @@ void MopLowering::tokens_move(BufferId x, BufferId d_x, BufferId gradient) {
     b_.op(local(OpKind::cross_entropy_bwd, part, rows(m * columns, kBf16, kBf16)), {statistics, logits}, {logits});
     gemm(part, columns, h, m, {logits, tile}, {gradient});
     if (vocabulary_ != kNoGroup) {
-      const BufferId d_tile = transient("vocabulary_tile_gradient", kBf16 * m * h, holds, layer);
+      const BufferId d_tile = d_tiles[turn(done)];
       gemm(part, m, h, columns, {logits, head_.dense}, {d_tile});
       b_.op(remote(OpKind::reduce_scatter, Stream::gather, part, vocabulary_, kBf16 * m * h), {d_tile}, {d_x});
     } else {
@@ -995,8 +1001,11 @@ void MopLowering::weights_move(BufferId x, BufferId d_x, BufferId gradient) {
   const int64_t block = kBf16 * columns * h, tile = std::min(n_, plan_.vocabulary_tile * p);
   const Holds holds = Holds::vocabulary_activations;
   const BufferId statistics = transient("loss_statistics", 3 * kFp32 * n_, holds, layer);
-  const auto ring = [&](BufferId& from, int64_t bytes, const char* label) {
-    const BufferId next = transient(label, bytes, holds, layer);
+  // Two blocks of weights, and two of gradients, in turn.
+  std::array<BufferId, 2> blocks{}, gradient_blocks{};
+  for (BufferId& slot : blocks) slot = transient("vocabulary_block", block, holds, layer);
+  for (BufferId& slot : gradient_blocks) slot = transient("vocabulary_block_gradient", gradient_ * columns * h, holds, layer);
+  const auto ring = [&](BufferId from, BufferId next, int64_t bytes) {
     b_.op(remote(OpKind::send_recv, Stream::gather, part, vocabulary_, bytes, bytes), {from}, {next});
     return next;
   };
@@ -1004,7 +1013,7 @@ void MopLowering::weights_move(BufferId x, BufferId d_x, BufferId gradient) {
   b_.at(Phase::forward, layer);
   for (int64_t step = 0; step < p; ++step) {
     const BufferId now = weights;
-    if (step + 1 < p) weights = ring(weights, block, "vocabulary_block");
+    if (step + 1 < p) weights = ring(weights, blocks[static_cast<size_t>(step % 2)], block);
     for (int64_t done = 0; done < n_; done += tile) {
       const int64_t t = std::min(tile, n_ - done);
       const BufferId logits = transient("logits", kBf16 * t * columns, holds, layer);
@@ -1017,9 +1026,8 @@ void MopLowering::weights_move(BufferId x, BufferId d_x, BufferId gradient) {
   BufferId riding = kNoBuffer;  // gradient of the block that is here
   for (int64_t step = 0; step < p; ++step) {
     const BufferId now = weights;
-    BufferId block_gradient = riding;
-    if (block_gradient == kNoBuffer) block_gradient = transient("vocabulary_block_gradient", gradient_ * columns * h, holds, layer);
-    if (step + 1 < p) weights = ring(weights, block, "vocabulary_block");
+    const BufferId block_gradient = step == 0 ? gradient_blocks[1] : riding;
+    if (step + 1 < p) weights = ring(weights, blocks[static_cast<size_t>(step % 2)], block);
     for (int64_t done = 0; done < n_; done += tile) {
       const int64_t t = std::min(tile, n_ - done);
       const BufferId logits = transient("logits", kBf16 * t * columns, holds, layer);
@@ -1029,7 +1037,7 @@ void MopLowering::weights_move(BufferId x, BufferId d_x, BufferId gradient) {
       gemm(part, t, h, columns, {logits, now}, {d_x});
     }
     if (step + 1 < p) {
-      riding = ring(block_gradient, gradient_ * columns * h, "vocabulary_block_gradient");
+      riding = ring(block_gradient, gradient_blocks[static_cast<size_t>(step % 2)], gradient_ * columns * h);
     } else {
       // One more hop brings every block home.
       b_.op(remote(OpKind::send_recv, Stream::gather, part, vocabulary_, gradient_ * columns * h, gradient_ * columns * h),

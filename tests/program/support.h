@@ -1,0 +1,121 @@
+// Helpers of the program tests: models lowered under a plan, with balanced loads.
+#pragma once
+#include <gtest/gtest.h>
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "sim/model/config.h"
+#include "sim/model/counts.h"
+#include "sim/plan/plan.h"
+#include "sim/program/lower.h"
+
+namespace mop::program::testing {
+
+// A model under a plan, lowered; owns all that the program was made from.
+struct Lowered {
+  model::ModelConfig model;
+  model::Parameters parameters;
+  plan::Plan plan;
+  plan::Layout layout;
+  plan::Workload work;
+  int64_t gpus = 1;
+  StepProgram program;
+
+  int64_t tokens() const { return tokens_per_rank(plan, layout, work); }
+  int64_t copies() const { return tokens() * model.top_k; }  // routed rows of a rank's tokens
+};
+
+// What a plan may leave open, closed: everything in HBM, expanded keys and values.
+inline std::string mop_plan(int64_t ep, int64_t dense, int64_t ulysses, int64_t vp, const std::string& more = "") {
+  std::string text = "mop:ep=" + std::to_string(ep) + ",dense-shard=" + std::to_string(dense) +
+                     ",ulysses=" + std::to_string(ulysses) + ",vp=" + std::to_string(vp) +
+                     ",vp-scheme=tokens,mla-exchange=expanded,checkpoints=hbm,optimizer=hbm";
+  return more.empty() ? text : text + "," + more;
+}
+
+inline Lowered lower_model(const std::string& name, const std::string& plan_text, int64_t gpus, int64_t context,
+                           int64_t sequences = 1, int64_t accumulate = 1) {
+  Lowered l;
+  l.model = model::read_config(name);
+  l.parameters = model::count_parameters(l.model);
+  l.plan = plan::parse_plan(plan_text);
+  l.gpus = gpus;
+  l.work.context = context;
+  l.work.sequences = sequences;
+  l.work.accumulate = accumulate;
+  plan::validate(l.plan, l.model, gpus, context);
+  l.layout = plan::layout(l.plan, gpus);
+  ExpertLoad load;
+  load.computed = load.sent = l.copies();
+  load.experts = l.model.experts / l.layout.expert.size;
+  if (l.plan.family == plan::Family::mop) load.rounds = (load.sent + l.plan.round_rows - 1) / l.plan.round_rows;
+  const std::vector<ExpertLoad> loads(static_cast<size_t>(l.model.layers), load);
+  l.program = lower({l.model, l.parameters, l.plan, l.layout, l.work, gpus, 0, loads});
+  return l;
+}
+
+// How often an operation runs in a step, in whole rounds' worth: a routed one works on all rows of its layer, which is
+// this many times its capacity.
+inline double times(const Lowered& l, const Op& op) {
+  if (op.routed == Routed::no || op.region == 0) return 1;
+  return static_cast<double>(l.copies()) / static_cast<double>(l.program.round_rows);
+}
+
+inline double total_flops(const Lowered& l) {
+  double sum = 0;
+  for (const Op& op : l.program.ops) sum += times(l, op) * flops(op.kind, l.program.shape(op));
+  return sum;
+}
+
+// Sum of a shape's parameter over the operations of one kind and component, of one rank and step.
+template <typename Keep>
+double sum_of(const Lowered& l, OpKind kind, int parameter, Keep keep) {
+  double sum = 0;
+  for (const Op& op : l.program.ops)
+    if (op.kind == kind && keep(op))
+      sum += times(l, op) * static_cast<double>(l.program.shape(op).v[static_cast<size_t>(parameter)]);
+  return sum;
+}
+
+inline double bytes_held(const Lowered& l, Holds holds, Space space) {
+  double sum = 0;
+  for (const Buffer& b : l.program.buffers)
+    if (b.persistent && b.holds == holds && b.space == space) sum += static_cast<double>(b.bytes);
+  return sum;
+}
+
+// Plans of both families that touch every part of the lowering, for the tiny models on 4 and 8 GPUs.
+struct Case {
+  const char* model;
+  std::string plan;
+  int64_t gpus, context, sequences, accumulate;
+  std::string text() const {
+    return std::string(model) + " " + plan + " on " + std::to_string(gpus) + ", " + std::to_string(context) + " x " +
+           std::to_string(sequences) + " x " + std::to_string(accumulate);
+  }
+  Lowered lower() const { return lower_model(model, plan, gpus, context, sequences, accumulate); }
+};
+
+inline std::vector<Case> tiny_cases() {
+  std::vector<Case> cases;
+  for (const char* model : {"tiny-qwen3-moe", "tiny-deepseek-v3", "tiny-gpt-oss", "tiny-olmoe", "tiny-glm4-moe", "tiny-mixtral"}) {
+    for (const char* plan : {"fsdp2", "fsdp2:offload=on", "fsdp2:reshard=off,prefetch=off", "fsdp2:recompute=none",
+                             "fsdp2:ep=4,cp=2", "fsdp2:tp=2,ep=2", "fsdp2:replicate=2,reduce=fp32,loss-chunk=0",
+                             "fsdp2:cp=4,cp-balance=off,runtime=compiled,clip=off"})
+      cases.push_back({model, plan, 4, 256, 2, 1});
+    for (const std::string& plan :
+         {mop_plan(4, 8, 2, 4), mop_plan(8, 8, 1, 8, "vp-scheme=weights"), mop_plan(1, 4, 1, 1),
+          mop_plan(2, 8, 2, 2, "checkpoints=host,optimizer=host"), mop_plan(4, 4, 2, 2, "optimizer=stream,reduce=fp32"),
+          mop_plan(2, 8, 2, 4, "head-chunks=2,save-attention=off,mla-exchange=latent,clip=off"),
+          mop_plan(4, 8, 2, 8, "optimizer=split,optimizer-hbm-layers=2,round-rows=64,vp-tile=32"),
+          mop_plan(2, 8, 1, 4, "expert-placement=across,least-loaded=off,optimizer=host,clip=off")})
+      cases.push_back({model, plan, 8, 256, 2, 1});
+    cases.push_back({model, "fsdp2", 4, 128, 1, 3});
+    cases.push_back({model, mop_plan(4, 8, 2, 4, "optimizer=host,checkpoints=host"), 8, 128, 1, 3});
+  }
+  return cases;
+}
+
+}  // namespace mop::program::testing

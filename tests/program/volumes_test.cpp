@@ -1,0 +1,290 @@
+// Communication volumes of one rank and step, component by component, against closed forms (mop.md 1, 2, 3, 5).
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "tests/program/support.h"
+
+namespace mop::program::testing {
+namespace {
+
+double d(int64_t n) { return static_cast<double>(n); }
+
+bool in_layer(const Lowered& l, const Op& op) { return op.layer >= 0 && op.layer < l.model.layers; }
+
+// Bytes that a rank receives in a collective whose full buffer has `bytes`.
+double received(double bytes, int64_t ranks) { return bytes * d(ranks - 1) / d(ranks); }
+
+const std::vector<const char*>& big_models() {
+  static const std::vector<const char*> names{"qwen3-30b-a3b", "gpt-oss-120b", "deepseek-v3", "kimi-k2", "glm-4.5-air"};
+  return names;
+}
+
+TEST(Volumes, MopDenseGathersAndReduceScatters) {
+  for (const char* name : big_models())
+    for (const bool wide : {false, true}) {
+      SCOPED_TRACE(name);
+      const Lowered l = lower_model(name, mop_plan(8, 16, 2, 8, wide ? "reduce=fp32" : "reduce=bf16"), 16, 8192);
+      const auto dense = [&](const Op& op) {
+        return in_layer(l, op) && op.component == Component::dense && l.program.groups[op.group].axis == Axis::shard;
+      };
+      for (int64_t layer = 0; layer < l.model.layers; ++layer) {
+        const double weights = d(l.parameters.layers[static_cast<size_t>(layer)].dense());
+        const auto here = [&](const Op& op) { return dense(op) && op.layer == layer; };
+        // Forward and backward; backward finds the last two layers still gathered.
+        const double gathers = layer >= l.model.layers - 2 ? 1 : 2;
+        EXPECT_DOUBLE_EQ(sum_of(l, OpKind::all_gather, 0, here), gathers * 2 * weights) << layer;
+        EXPECT_DOUBLE_EQ(sum_of(l, OpKind::reduce_scatter, 0, here), (wide ? 4 : 2) * weights) << layer;
+      }
+      for (const Op& op : l.program.ops)
+        if (is_collective(op.kind) && dense(op)) {
+          EXPECT_EQ(l.program.groups[op.group].size, 16);
+        }
+    }
+}
+
+TEST(Volumes, MopHybridShardsReduceOverReplicas) {
+  const Lowered l = lower_model("qwen3-30b-a3b", mop_plan(8, 8, 2, 8), 16, 8192);
+  for (int64_t layer = 0; layer < l.model.layers; ++layer) {
+    const double weights = d(l.parameters.layers[static_cast<size_t>(layer)].dense());
+    const double reduced = sum_of(l, OpKind::all_reduce, 0, [&](const Op& op) {
+      return op.layer == layer && l.program.groups[op.group].axis == Axis::replicate;
+    });
+    EXPECT_NEAR(reduced, 2 * weights / 8, 2 * 8);  // bf16 shard of a replica, rounded up
+  }
+}
+
+TEST(Volumes, MopExpertWeights) {
+  for (const char* name : big_models()) {
+    SCOPED_TRACE(name);
+    const int64_t ep = 4, gpus = 16;
+    const Lowered l = lower_model(name, mop_plan(ep, 16, 2, 8), gpus, 8192);
+    for (int64_t layer = 0; layer < l.model.layers; ++layer) {
+      const double weights = d(l.parameters.layers[static_cast<size_t>(layer)].experts) / d(ep);
+      const auto here = [&](const Op& op) {
+        return op.layer == layer && op.component == Component::experts && op.group != kNoGroup &&
+               l.program.groups[op.group].axis == Axis::expert_shard;
+      };
+      const double gathers = layer >= l.model.layers - 2 ? 1 : 2;
+      EXPECT_DOUBLE_EQ(sum_of(l, OpKind::all_gather, 0, here), gathers * 2 * weights);
+      EXPECT_DOUBLE_EQ(sum_of(l, OpKind::reduce_scatter, 0, here), 2 * weights);
+      for (const Op& op : l.program.ops)
+        if (here(op)) {
+          EXPECT_EQ(l.program.groups[op.group].size, gpus / ep);
+        }
+    }
+  }
+}
+
+// Five one-ways of N k H 2 bytes a layer: dispatch, combine, dispatch again with the gradients (two), their return.
+TEST(Volumes, MopDispatchAndCombine) {
+  for (const char* name : big_models())
+    for (const char* more : {"", "round-rows=4096", "least-loaded=off"}) {
+      SCOPED_TRACE(std::string(name) + " " + more);
+      const Lowered l = lower_model(name, mop_plan(8, 16, 2, 8, more), 16, 8192);
+      const double one_way = 2 * d(l.copies()) * d(l.model.hidden);
+      for (int64_t layer = 0; layer < l.model.layers; ++layer) {
+        const double expected = l.model.moe[static_cast<size_t>(layer)] ? 5 * one_way : 0;
+        const auto here = [&](const Op& op) {
+          return op.layer == layer && op.component == Component::experts && op.routed != Routed::spill &&
+                 (op.stream == Stream::dispatch || op.stream == Stream::combine);
+        };
+        EXPECT_NEAR(sum_of(l, OpKind::all_to_all, 0, here), expected, 1e-9 * expected);
+        EXPECT_NEAR(sum_of(l, OpKind::all_to_all, 1, here), expected, 1e-9 * expected);
+      }
+    }
+}
+
+// Ulysses, each direction x (D - 1) / D on the wire: forward Q, K, V, O; backward Q, K, V again, dQ, dK, dV, dO, and the
+// attention output O once more (lower_mop.cpp says why).
+double ulysses_bytes(const Lowered& l, bool latent) {
+  const model::ModelConfig& c = l.model;
+  const double n = d(l.tokens()), heads = d(c.heads), qk = d(c.qk_dim()), v = d(c.v_dim());
+  const bool mla = c.attention == model::Attention::mla;
+  const double kv_heads = mla ? heads : d(std::max(c.kv_heads, l.plan.sequence));
+  const double q = 2 * n * heads * qk, kv = latent ? 0 : 2 * n * kv_heads * (qk + v), o = 2 * n * heads * v;
+  const double forward = q + kv + o;
+  const double again = l.plan.save_attention ? 0 : forward;
+  return forward + again + (q + kv) + (q + kv) + 2 * o;
+}
+
+TEST(Volumes, MopUlysses) {
+  for (const char* name : big_models())
+    for (const int64_t degree : {2, 4, 8, 16})
+      for (const char* more : {"", "save-attention=off", "head-chunks=2", "windows=off"}) {
+        const model::ModelConfig c = model::read_config(name);
+        if (c.heads % (2 * degree) != 0) continue;
+        if (c.attention == model::Attention::gqa && c.kv_heads % degree != 0 && degree % c.kv_heads != 0) continue;
+        SCOPED_TRACE(std::string(name) + " " + std::to_string(degree) + " " + more);
+        const Lowered l = lower_model(name, mop_plan(8, 16, degree, 8, more), 16, 8192);
+        const auto here = [&](const Op& op) { return in_layer(l, op) && op.component == Component::attention; };
+        const double expected = d(c.layers) * ulysses_bytes(l, false);
+        EXPECT_DOUBLE_EQ(sum_of(l, OpKind::all_to_all, 0, here), expected);
+        EXPECT_DOUBLE_EQ(sum_of(l, OpKind::all_to_all, 1, here), expected);
+        EXPECT_EQ(sum_of(l, OpKind::all_gather, 0, here), 0);
+        for (const Op& op : l.program.ops)
+          if (op.kind == OpKind::all_to_all && here(op)) {
+            EXPECT_EQ(l.program.groups[op.group].size, degree);
+            EXPECT_EQ(op.stream, Stream::sequence);
+          }
+      }
+}
+
+TEST(Volumes, MopLatentExchange) {
+  for (const char* name : {"deepseek-v3", "kimi-k2", "deepseek-v2-lite"})
+    for (const char* more : {"mla-exchange=latent", "mla-exchange=latent,head-chunks=2"}) {
+      SCOPED_TRACE(std::string(name) + " " + more);
+      const Lowered l = lower_model(name, mop_plan(8, 16, 4, 8, more), 16, 8192);
+      const model::ModelConfig& c = l.model;
+      const auto here = [&](const Op& op) { return in_layer(l, op) && op.component == Component::attention; };
+      EXPECT_DOUBLE_EQ(sum_of(l, OpKind::all_to_all, 0, here), d(c.layers) * ulysses_bytes(l, true));
+      // The latents of the whole sequence, gathered in forward and in backward; their gradients scattered once.
+      const double latents = 2 * d(l.work.context) * d(c.kv_lora_rank + c.qk_rope_dim);
+      EXPECT_DOUBLE_EQ(sum_of(l, OpKind::all_gather, 0, here), d(c.layers) * 2 * latents);
+      EXPECT_DOUBLE_EQ(sum_of(l, OpKind::reduce_scatter, 0, here), d(c.layers) * latents);
+    }
+}
+
+TEST(Volumes, NoUlyssesNoExchange) {
+  const Lowered l = lower_model("qwen3-30b-a3b", mop_plan(8, 16, 1, 8), 16, 8192);
+  for (const Op& op : l.program.ops)
+    if (op.component == Component::attention) {
+      EXPECT_FALSE(is_collective(op.kind));
+    }
+}
+
+TEST(Volumes, XGather) {
+  for (const char* name : big_models()) {
+    SCOPED_TRACE(name);
+    const int64_t p = 8;
+    const Lowered l = lower_model(name, mop_plan(8, 16, 2, p), 16, 8192);
+    const double n = d(l.tokens()), h = d(l.model.hidden);
+    const auto tokens = [&](const Op& op) {
+      return op.component == Component::vocabulary && op.stream == Stream::gather && l.program.groups[op.group].axis == Axis::vocabulary;
+    };
+    const double bytes = received(sum_of(l, OpKind::all_gather, 0, tokens), p) + received(sum_of(l, OpKind::reduce_scatter, 0, tokens), p);
+    EXPECT_DOUBLE_EQ(bytes, 4 * d(p - 1) * n * h);
+    // 12 bytes a token and rank of statistics.
+    const auto statistics = [&](const Op& op) { return op.component == Component::vocabulary && op.stream == Stream::sequence; };
+    EXPECT_DOUBLE_EQ(sum_of(l, OpKind::all_gather, 0, statistics), 12 * n * d(p) * d(p));
+    double flops_of_head = 0;
+    for (const Op& op : l.program.ops)
+      if (op.component == Component::vocabulary) flops_of_head += flops(op.kind, l.program.shape(op));
+    EXPECT_NEAR(flops_of_head / (6 * n * h * d(l.model.vocab)), 1, 1e-3);  // columns are rounded up
+  }
+}
+
+TEST(Volumes, VRing) {
+  for (const char* name : big_models())
+    for (const bool wide : {false, true}) {
+      SCOPED_TRACE(name);
+      const int64_t p = 8;
+      const Lowered l = lower_model(name, mop_plan(8, 16, 2, p, wide ? "vp-scheme=weights,reduce=fp32" : "vp-scheme=weights"), 16, 8192);
+      const double block = d((l.model.vocab + p - 1) / p) * d(l.model.hidden);
+      const auto ring = [&](const Op& op) { return op.component == Component::vocabulary; };
+      // Weights go round twice; gradient blocks ride along the second time and take one hop more to get home.
+      EXPECT_DOUBLE_EQ(sum_of(l, OpKind::send_recv, 0, ring), 2 * block * 2 * d(p - 1) + (wide ? 4 : 2) * block * d(p));
+      if (wide) {  // with fp32 gradients: 8HV(P-1)/P and that hop
+        EXPECT_NEAR(sum_of(l, OpKind::send_recv, 1, ring) - 4 * block, 8 * d(l.model.hidden) * d(l.model.vocab) * d(p - 1) / d(p),
+                    1e-3 * 8 * d(l.model.hidden) * d(l.model.vocab));
+      }
+      EXPECT_EQ(sum_of(l, OpKind::all_gather, 0, ring), 0);
+      double flops_of_head = 0;
+      for (const Op& op : l.program.ops)
+        if (op.component == Component::vocabulary) flops_of_head += flops(op.kind, l.program.shape(op));
+      EXPECT_NEAR(flops_of_head / (8 * d(l.tokens()) * d(l.model.hidden) * d(l.model.vocab)), 1, 1e-3);
+    }
+}
+
+// The table is never gathered: ids and rows move.
+TEST(Volumes, MopEmbedding) {
+  const Lowered l = lower_model("kimi-k2", mop_plan(8, 16, 2, 8), 16, 8192);
+  const auto here = [&](const Op& op) { return op.component == Component::embedding; };
+  const double rows = 2 * d(l.tokens()) * d(l.model.hidden);
+  EXPECT_DOUBLE_EQ(sum_of(l, OpKind::all_to_all, 0, here), 8 * d(l.tokens()) + 2 * rows);
+  EXPECT_EQ(sum_of(l, OpKind::all_gather, 0, here), 0);
+}
+
+// Spilled weights: slots of one expert, forward, recompute and their gradients.
+TEST(Volumes, MopSpilledExperts) {
+  const Lowered l = lower_model("deepseek-v3", mop_plan(8, 16, 2, 8, "spill-slots=3"), 16, 8192);
+  const double expert = d(l.parameters.layers.back().expert);
+  EXPECT_NEAR(2 * expert, 88.1e6, 0.1e6);
+  const auto here = [&](const Op& op) { return op.layer == 10 && op.routed == Routed::spill && op.stream == Stream::spill; };
+  EXPECT_DOUBLE_EQ(sum_of(l, OpKind::all_to_all, 0, here), 3 * 3 * 2 * expert);
+}
+
+TEST(Volumes, Fsdp2GathersTwiceAndReducesOnce) {
+  for (const char* plan : {"fsdp2", "fsdp2:reduce=fp32", "fsdp2:ep=8", "fsdp2:reshard=off", "fsdp2:replicate=2"}) {
+    SCOPED_TRACE(plan);
+    const Lowered l = lower_model("qwen3-30b-a3b", plan, 16, 4096);
+    const double parameters = d(l.parameters.total);
+    double experts = 0;
+    for (const auto& layer : l.parameters.layers) experts += d(layer.experts);
+    const double held = parameters - experts + experts / d(l.plan.expert);
+    const auto all = [](const Op& op) { return op.component == Component::weights; };
+    const double gathers = l.plan.reshard ? 2 : 1, unit = l.plan.reduce == plan::Reduce::fp32 ? 4 : 2;
+    EXPECT_NEAR(sum_of(l, OpKind::all_gather, 0, all) / (gathers * 2 * held), 1, 1e-9);
+    EXPECT_NEAR(sum_of(l, OpKind::reduce_scatter, 0, all) / (unit * held), 1, 1e-9);
+    const double reduced = sum_of(l, OpKind::all_reduce, 0, all);
+    EXPECT_NEAR(reduced, l.plan.replicate > 1 ? unit * held / 8 : 0, 1e-3 * held);
+  }
+}
+
+TEST(Volumes, Fsdp2Dispatch) {
+  const Lowered l = lower_model("qwen3-30b-a3b", "fsdp2:ep=8", 16, 4096);
+  const double one_way = 2 * d(l.copies()) * d(l.model.hidden);
+  const auto here = [](const Op& op) { return op.component == Component::experts; };
+  // Forward, recompute and backward: dispatch and combine each.
+  EXPECT_DOUBLE_EQ(sum_of(l, OpKind::all_to_all, 0, here), d(l.model.layers) * 6 * one_way);
+}
+
+TEST(Volumes, Fsdp2Ring) {
+  const int64_t cp = 4;
+  const Lowered l = lower_model("qwen3-30b-a3b", "fsdp2:cp=4", 8, 16384);
+  const double kv = 2 * d(l.work.context / cp) * d(2 * l.model.kv_heads * l.model.head_dim);
+  const auto here = [](const Op& op) { return op.component == Component::attention; };
+  // Keys and values go round in forward and recompute, with their gradients in backward.
+  EXPECT_DOUBLE_EQ(sum_of(l, OpKind::send_recv, 0, here), d(l.model.layers) * d(cp - 1) * (2 * kv + 2 * kv));
+}
+
+TEST(Volumes, Fsdp2TensorParallel) {
+  const Lowered l = lower_model("mixtral-8x7b", "fsdp2:tp=4", 8, 4096);
+  const double full = 2 * d(l.work.context) * d(l.model.hidden);
+  const auto here = [&](const Op& op) {
+    return in_layer(l, op) && op.group != kNoGroup && l.program.groups[op.group].axis == Axis::tensor;
+  };
+  // Attention and feed-forward each gather before and reduce-scatter after, in forward, recompute and backward.
+  EXPECT_DOUBLE_EQ(sum_of(l, OpKind::all_gather, 0, here), d(l.model.layers) * 6 * full);
+  EXPECT_DOUBLE_EQ(sum_of(l, OpKind::reduce_scatter, 0, here), d(l.model.layers) * 6 * full);
+}
+
+TEST(Volumes, Accumulation) {
+  for (const std::string& plan : {std::string("fsdp2"), mop_plan(4, 8, 2, 8)}) {
+    const Lowered once = lower_model("olmoe-1b-7b", plan, 8, 4096), thrice = lower_model("olmoe-1b-7b", plan, 8, 4096, 1, 3);
+    const auto weights = [](const Op& op) { return op.phase != Phase::optimizer; };
+    for (const OpKind kind : {OpKind::all_gather, OpKind::all_to_all, OpKind::reduce_scatter})
+      EXPECT_DOUBLE_EQ(sum_of(thrice, kind, 0, weights), 3 * sum_of(once, kind, 0, weights)) << plan << " " << name(kind);
+    const auto updates = [](const Op& op) { return op.component == Component::optimizer; };
+    EXPECT_DOUBLE_EQ(sum_of(thrice, OpKind::adam, 0, updates), sum_of(once, OpKind::adam, 0, updates));
+  }
+}
+
+// Each parameter is updated once a step, wherever its states are.
+TEST(Volumes, EachShardIsUpdatedOnce) {
+  for (const Case& c : tiny_cases()) {
+    SCOPED_TRACE(c.text());
+    const Lowered l = c.lower();
+    const auto all = [](const Op& op) { return op.component == Component::optimizer; };
+    const double updated = sum_of(l, OpKind::adam, 0, all) + sum_of(l, OpKind::adam_host, 0, all);
+    double shard = 0;
+    for (const Buffer& b : l.program.buffers)
+      if (b.persistent && b.holds == Holds::weights) shard += d(b.bytes) / (l.plan.family == plan::Family::mop ? 2 : 4);
+    EXPECT_NEAR(updated, shard, 1e-4 * shard + 64);
+    // CPU Adam reads and writes 28 bytes a parameter.
+    EXPECT_NEAR(sum_of(l, OpKind::adam_host, 1, all), 28 * sum_of(l, OpKind::adam_host, 0, all), 1e-6 * shard + 28);
+  }
+}
+
+}  // namespace
+}  // namespace mop::program::testing
