@@ -37,7 +37,15 @@ hot() { y=$1; shift; for x in "$@"; do printf 'hot:%s@%s,' "$x" "$y"; done; }
 imbalance 120b-fsdp 256K,512K,1M "$(hot 2 0.02 0.04 0.06 0.08 0.1 0.12 0.14 0.16 0.18 0.2 0.25 0.3 0.35 0.4 0.5)balanced"
 imbalance 600b-fsdp 64K,128K,256K "$(hot 4 0.02 0.04 0.06 0.08 0.1 0.15 0.2 0.25 0.3 0.4 0.5)balanced,hot:0.75@6"
 imbalance 1t-fsdp 256K,512K,1M "$(hot 1 0.03 0.05 0.055 0.06)balanced"
-imbalance 1t-fsdp 256K,512K "$(hot 2 0.25 0.28 0.3 0.5)zipf:2"
+imbalance 1t-fsdp 256K,512K "hot:0.125@1,zipf:0.8,zipf:0.9,zipf:1,zipf:2"
+
+title 'the same, 600B, with the experts of one rank (32 of 256) drawn 12, 16, 20 and 24 times as often as the others'
+file=$(mktemp)
+trap 'rm -f "$file"' EXIT
+for weight in 12 16 20 24; do
+  jq -cn --argjson w $weight '[range(256) | if . < 32 then $w else 1 end]' >"$file"
+  imbalance 600b-fsdp 64K,128K "histogram:$file" | sed 's|histogram:[^\t]*|'"histogram $weight:1|"
+done
 
 title 'the same imbalances under the MoP plans, least-loaded on, then off'
 for switch in on off; do

@@ -54,22 +54,28 @@ std::string plural(int64_t count, const char* what) {
 }
 
 std::string of_capacity(int64_t used, int64_t capacity) {
-  return fmt::format("{} of {} ({})", format_bytes(static_cast<double>(used)), format_bytes(static_cast<double>(capacity)),
+  return fmt::format("{} of {} ({})", format_bytes(static_cast<double>(used)),
+                     format_bytes(static_cast<double>(capacity)),
                      percent(static_cast<double>(used) / static_cast<double>(capacity)));
 }
 
-std::string breakdown(const char* title, std::span<const Named> rows, double total, std::string (*format)(double)) {
+std::string breakdown(const char* title, std::span<const Named> rows, double total,
+                      std::string (*format)(double)) {
   TextTable table({title, "", ""}, "lrr");
   for (const Named& row : rows) table.add({row.name, format(row.value), percent(row.value / total)});
   return "\n" + table.text();
 }
 
 // Names of files need not be UTF-8; JSON must be.
-std::string dump(const Json& json, int indent = -1) { return json.dump(indent, ' ', false, Json::error_handler_t::replace); }
+std::string dump(const Json& json, int indent = -1) {
+  return json.dump(indent, ' ', false, Json::error_handler_t::replace);
+}
 
 }  // namespace
 
-std::string plan_json(const plan::Plan& plan) { return dump(plan_object(plan)); }
+std::string plan_json(const plan::Plan& plan) {
+  return dump(plan_object(plan));
+}
 
 std::string answer_json(const Scenario& s, const Prediction& p) {
   const auto timed = [&](Json value) { return p.step_time ? std::move(value) : Json(); };
@@ -122,7 +128,9 @@ std::string answer_json(const Scenario& s, const Prediction& p) {
   return dump(json);
 }
 
-std::string pretty(const std::string& json) { return dump(Json::parse(json), 2); }
+std::string pretty(const std::string& json) {
+  return dump(Json::parse(json), 2);
+}
 
 std::string pretty_array(std::span<const std::string> json_objects) {
   Json array = Json::array();
@@ -139,7 +147,8 @@ store::Keys keys_of(const Scenario& s) {
   for (const auto& [name, figure] : s.cluster.figures) figures[name] = figure.value;
   const Json inputs{
       {"model", m.name},
-      {"shape", {m.layers, m.hidden, m.vocab, m.heads, m.kv_heads, m.experts, m.top_k, m.expert_intermediate}},
+      {"shape",
+       {m.layers, m.hidden, m.vocab, m.heads, m.kv_heads, m.experts, m.top_k, m.expert_intermediate}},
       {"parameters", {parameters.total, parameters.active}},
       {"flops_per_token", flops.total()},
       {"cluster", s.cluster.name},
@@ -158,8 +167,8 @@ store::Keys keys_of(const Scenario& s) {
   return store::keys_of(dump(inputs));
 }
 
-store::RunRecord record(const std::string& key, const Scenario& s, const Prediction& p, const std::string& command_line,
-                        const std::string& sweep) {
+store::RunRecord record(const std::string& key, const Scenario& s, const Prediction& p,
+                        const std::string& command_line, const std::string& sweep) {
   store::RunRecord r;
   r.kind = store::kPrediction;
   r.created = store::now_utc();
@@ -199,10 +208,12 @@ store::RunRecord record(const std::string& key, const Scenario& s, const Predict
 }
 
 std::string headline(const Scenario& s) {
-  return fmt::format("{} on {} x {} GPUs of {} ({}), calibration {}\ncontext {}, {} a group, {} a step, {} routing\n", s.model.name,
-                     s.nodes, s.used_per_node(), s.cluster.name, plural(s.gpus(), "GPU"), cost::name(s.calibration),
-                     format_count(s.workload.context), plural(s.workload.sequences, "sequence"),
-                     fmt::format("{} micro-batch{}", s.workload.accumulate, s.workload.accumulate == 1 ? "" : "es"), plan::describe(s.workload.routing));
+  return fmt::format(
+      "{} on {} x {} GPUs of {} ({}), calibration {}\ncontext {}, {} a group, {} a step, {} routing\n",
+      s.model.name, s.nodes, s.used_per_node(), s.cluster.name, plural(s.gpus(), "GPU"),
+      cost::name(s.calibration), format_count(s.workload.context), plural(s.workload.sequences, "sequence"),
+      fmt::format("{} micro-batch{}", s.workload.accumulate, s.workload.accumulate == 1 ? "" : "es"),
+      plan::describe(s.workload.routing));
 }
 
 std::string answer_text(const Scenario& s, const Prediction& p) {
@@ -211,20 +222,24 @@ std::string answer_text(const Scenario& s, const Prediction& p) {
   facts.add({"HBM a GPU", of_capacity(p.hbm_peak, p.hbm_capacity)});
   facts.add({"host a node", of_capacity(p.host_peak, p.host_capacity)});
   if (p.step_time) {
-    facts.add({"step time", fmt::format("{} (closed-form estimate {}, {:+.0f} %)", format_seconds(*p.step_time),
-                                        format_seconds(p.estimate), 100 * (p.estimate / *p.step_time - 1))});
-    facts.add({"throughput", fmt::format("{:.1f} tokens/s/GPU, MFU {}", p.tokens_per_s_per_gpu, percent(p.mfu))});
+    facts.add(
+        {"step time", fmt::format("{} (closed-form estimate {}, {:+.0f} %)", format_seconds(*p.step_time),
+                                  format_seconds(p.estimate), 100 * (p.estimate / *p.step_time - 1))});
+    facts.add(
+        {"throughput", fmt::format("{:.1f} tokens/s/GPU, MFU {}", p.tokens_per_s_per_gpu, percent(p.mfu))});
   }
   facts.add({"tokens", fmt::format("{} a step", format_count(p.tokens_per_step))});
   if (p.step_time) {
     facts.add({"communication", fmt::format("{} exposed", format_seconds(p.exposed_communication))});
-    facts.add({"imbalance", fmt::format("{:.2f} (rows of the fullest rank over the mean, before balancing)", p.imbalance)});
+    facts.add({"imbalance", fmt::format("{:.2f} (rows of the fullest rank over the mean, before balancing)",
+                                        p.imbalance)});
   }
   facts.add({"bound by", p.bound_by});
   text += facts.text();
   text += breakdown("HBM of the fullest GPU", p.memory, static_cast<double>(p.hbm_peak), format_bytes);
   if (!p.host_memory.empty())
-    text += breakdown("host memory of the fullest node", p.host_memory, static_cast<double>(p.host_peak), format_bytes);
+    text += breakdown("host memory of the fullest node", p.host_memory, static_cast<double>(p.host_peak),
+                      format_bytes);
   if (p.step_time) {
     text += breakdown("time on the critical path", p.time, *p.step_time, format_seconds);
     TextTable use({"resource, busiest GPU or node", "use"}, "lr");
@@ -242,7 +257,8 @@ std::string warnings_text(std::span<const std::string> warnings) {
   for (const std::string& warning : warnings)
     if (std::ranges::find(distinct, warning) == distinct.end()) distinct.push_back(warning);
   std::string text;
-  for (size_t i = 0; i < std::min(most, distinct.size()); ++i) text += fmt::format("warning: {}\n", distinct[i]);
+  for (size_t i = 0; i < std::min(most, distinct.size()); ++i)
+    text += fmt::format("warning: {}\n", distinct[i]);
   if (distinct.size() > most)
     text += fmt::format("warning: and {} more, which --format json lists\n", distinct.size() - most);
   return text.empty() ? text : "\n" + text;

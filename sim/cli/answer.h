@@ -21,8 +21,9 @@ std::string pretty_array(std::span<const std::string> json_objects);  // the sam
 store::Keys keys_of(const predict::Scenario& asked);
 
 // asked: its key. scenario: the same with its plan resolved.
-store::RunRecord record(const std::string& key, const predict::Scenario& scenario, const predict::Prediction& prediction,
-                        const std::string& command_line, const std::string& sweep = "");
+store::RunRecord record(const std::string& key, const predict::Scenario& scenario,
+                        const predict::Prediction& prediction, const std::string& command_line,
+                        const std::string& sweep = "");
 
 std::string headline(const predict::Scenario& scenario);  // "kimi-k2 on 12 x 8 GPUs of h200, ..."
 std::string answer_text(const predict::Scenario& scenario, const predict::Prediction& prediction);

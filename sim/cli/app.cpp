@@ -75,16 +75,21 @@ std::string explain(const CLI::App& program, const CLI::ParseError& error) {
   const CLI::App& command = innermost(program);
   const std::string help = fmt::format("see {} --help", path_of(command));
   const std::vector<std::string> extras = program.remaining(true), commands = command_names(command);
-  const bool missing_command = dynamic_cast<const CLI::RequiredError*>(&error) != nullptr && !commands.empty();
+  const bool missing_command =
+      dynamic_cast<const CLI::RequiredError*>(&error) != nullptr && !commands.empty();
   if (dynamic_cast<const CLI::ExtrasError*>(&error) != nullptr || (missing_command && !extras.empty())) {
-    const auto flag = std::ranges::find_if(extras, [](const std::string& word) { return word.starts_with("-"); });
+    const auto flag =
+        std::ranges::find_if(extras, [](const std::string& word) { return word.starts_with("-"); });
     if (flag != extras.end())
-      return fmt::format("{}; {}", unknown_of_many("flag", flag->substr(0, flag->find('=')), flag_names(command)), help);
+      return fmt::format(
+          "{}; {}", unknown_of_many("flag", flag->substr(0, flag->find('=')), flag_names(command)), help);
     if (!commands.empty()) return unknown_name("command", extras.front(), commands);
-    return fmt::format("'{}' follows no flag that takes it; write it like --model kimi-k2, or {}", extras.front(), help);
+    return fmt::format("'{}' follows no flag that takes it; write it like --model kimi-k2, or {}",
+                       extras.front(), help);
   }
   if (missing_command)
-    return fmt::format("no command is given; {} takes one of: {}", path_of(command), fmt::join(commands, ", "));
+    return fmt::format("no command is given; {} takes one of: {}", path_of(command),
+                       fmt::join(commands, ", "));
   return fmt::format("{}; {}", error.what(), help);
 }
 
@@ -93,12 +98,14 @@ void build(CLI::App& program, const Invocation& invocation) {
   program.require_subcommand(1);
   program.footer(
       "Example:\n"
-      "  mop compare --model kimi-k2 --cluster h200 --nodes 12 --context 128K..1M --plan fsdp2-best --plan mop\n"
+      "  mop compare --model kimi-k2 --cluster h200 --nodes 12 --context 128K..1M --plan fsdp2-best --plan "
+      "mop\n"
       "Every command has examples of its own: mop simulate --help.");
   add_simulate(program, invocation);
   add_compare(program, invocation);
   add_sweep(program, invocation);
-  CLI::App* show = program.add_subcommand("show", "what was understood: model, cluster, plan or step program");
+  CLI::App* show =
+      program.add_subcommand("show", "what was understood: model, cluster, plan or step program");
   show->require_subcommand(1);
   show->footer("Example:\n  mop show model --model kimi-k2");
   add_show_model(*show);
@@ -110,7 +117,8 @@ void build(CLI::App& program, const Invocation& invocation) {
 
 // Always one line, whatever bytes the user's words have.
 int fail(int status, std::string message) {
-  std::ranges::replace_if(message, [](char c) { return static_cast<unsigned char>(c) < ' '; }, '?');
+  std::ranges::replace_if(
+      message, [](char c) { return static_cast<unsigned char>(c) < ' '; }, '?');
   std::fflush(stdout);
   fmt::print(stderr, "mop: {}\n", message);
   return status;
@@ -120,7 +128,8 @@ int fail(int status, std::string message) {
 
 int run(int argc, char** argv) {
   const Invocation invocation{command_line(argc, argv)};
-  CLI::App program("Predicts memory and step time of training Mixture-of-Experts models on GPU clusters.", "mop");
+  CLI::App program("Predicts memory and step time of training Mixture-of-Experts models on GPU clusters.",
+                   "mop");
   try {
     build(program, invocation);
     try {

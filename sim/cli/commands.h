@@ -1,5 +1,5 @@
-// Adds the commands to the program, a file a command. Each runs as a callback of its CLI::App, after the whole
-// command line has been read, and throws UserError, InternalError or Interrupted.
+// Adds the commands to the program, a file a command. Each runs as a callback of its CLI::App, after the
+// whole command line has been read, and throws UserError, InternalError or Interrupted.
 #pragma once
 #include <CLI/App.hpp>
 #include <string>

@@ -34,20 +34,26 @@ struct Compare {
   std::string tokens;
 
   explicit Compare(CLI::App& command) : flags(command, Flags::Values::contexts, {"fsdp2", "mop"}) {
-    CLI::Option* free = command.add_flag("--unequal-tokens", unequal,
-                                         "keep --accumulate; otherwise every plan of a context accumulates up to the "
-                                         "most tokens a step among them");
+    CLI::Option* free =
+        command.add_flag("--unequal-tokens", unequal,
+                         "keep --accumulate; otherwise every plan of a context accumulates up to the "
+                         "most tokens a step among them");
     free->group("Scenario");
-    command.add_option("--tokens-per-step", tokens, "tokens a step of every plan; sets the micro-batches of each")
+    command
+        .add_option("--tokens-per-step", tokens,
+                    "tokens a step of every plan; sets the micro-batches of each")
         ->type_name("TOKENS")
         ->group("Scenario")
         ->excludes(free);
     command.footer(
-        "Plan settings have flags of their own, such as --ep 8, for the plans that have them; mop show plan --help lists "
+        "Plan settings have flags of their own, such as --ep 8, for the plans that have them; mop show plan "
+        "--help lists "
         "them.\n"
         "Example:\n"
-        "  mop compare --model kimi-k2 --cluster h200 --nodes 12 --context 128K..1M --plan fsdp2-best --plan mop\n"
-        "  mop compare --model mixtral-8x7b --nodes 2 --context 8K,32K --plan fsdp2:ep=8 --plan fsdp2:cp=4 --plan mop");
+        "  mop compare --model kimi-k2 --cluster h200 --nodes 12 --context 128K..1M --plan fsdp2-best --plan "
+        "mop\n"
+        "  mop compare --model mixtral-8x7b --nodes 2 --context 8K,32K --plan fsdp2:ep=8 --plan fsdp2:cp=4 "
+        "--plan mop");
   }
 
   void run(const Invocation& invocation) {
@@ -95,17 +101,20 @@ struct Compare {
       plan::Workload& workload = row.scenario.workload;
       const int64_t batch = predict::tokens_per_step(row.scenario) / workload.accumulate;
       if (target % batch != 0 && !tokens.empty())
-        throw UserError(fmt::format("tokens-per-step {} is not a multiple of the {} tokens of a micro-batch of plan {} at "
-                                    "context {}; give a multiple, or --unequal-tokens",
-                                    tokens, format_count(batch), row.plan, format_count(workload.context)));
+        throw UserError(fmt::format(
+            "tokens-per-step {} is not a multiple of the {} tokens of a micro-batch of plan {} at "
+            "context {}; give a multiple, or --unequal-tokens",
+            tokens, format_count(batch), row.plan, format_count(workload.context)));
       workload.accumulate = (target + batch - 1) / batch;
       if (target % batch != 0)
-        row.warning = fmt::format("plan {} at context {} trains on {} tokens a step, the others on {}: its micro-batch has {}",
-                                  row.plan, format_count(workload.context), batch * workload.accumulate, target, batch);
+        row.warning = fmt::format(
+            "plan {} at context {} trains on {} tokens a step, the others on {}: its micro-batch has {}",
+            row.plan, format_count(workload.context), batch * workload.accumulate, target, batch);
     }
   }
 
-  void predict_all(std::vector<Row>& rows, std::optional<store::Store>& store, const Invocation& invocation) const {
+  void predict_all(std::vector<Row>& rows, std::optional<store::Store>& store,
+                   const Invocation& invocation) const {
     Progress progress("predicting");
     search::run(
         rows.size(), search::all_cores(), kNever, [&](size_t i) { return rows[i].scenario; },
@@ -132,10 +141,11 @@ struct Compare {
       fmt::print("{}\n", pretty_array(objects));
       return;
     }
-    fmt::print("{} on {} x {} GPUs of {}, {} routing, calibration {}\n\n", base.model.name, base.nodes, base.used_per_node(),
-               base.cluster.name, plan::describe(base.workload.routing), cost::name(base.calibration));
-    TextTable table({"context", "plan", "fits", "HBM/GPU", "host/node", "tokens/step", "step", "tokens/s/GPU", "MFU",
-                     "bound by"},
+    fmt::print("{} on {} x {} GPUs of {}, {} routing, calibration {}\n\n", base.model.name, base.nodes,
+               base.used_per_node(), base.cluster.name, plan::describe(base.workload.routing),
+               cost::name(base.calibration));
+    TextTable table({"context", "plan", "fits", "HBM/GPU", "host/node", "tokens/step", "step", "tokens/s/GPU",
+                     "MFU", "bound by"},
                     "rllrrrrrrl");
     TextTable details({"context", "plan", "micro-batches", "resolved"}, "rlrl");
     std::vector<std::string> warnings, reasons;
@@ -145,14 +155,16 @@ struct Compare {
       table.add({context, row.plan, p.fits ? "yes" : "no", format_bytes(static_cast<double>(p.hbm_peak)),
                  format_bytes(static_cast<double>(p.host_peak)), format_count(p.tokens_per_step),
                  p.step_time ? format_seconds(*p.step_time) : "-",
-                 p.step_time ? fmt::format("{:.1f}", p.tokens_per_s_per_gpu) : "-", p.step_time ? percent(p.mfu) : "-",
-                 p.bound_by});
-      details.add({context, row.plan, std::to_string(row.scenario.workload.accumulate), plan::describe(row.scenario.plan)});
+                 p.step_time ? fmt::format("{:.1f}", p.tokens_per_s_per_gpu) : "-",
+                 p.step_time ? percent(p.mfu) : "-", p.bound_by});
+      details.add({context, row.plan, std::to_string(row.scenario.workload.accumulate),
+                   plan::describe(row.scenario.plan)});
       if (!p.fits) reasons.push_back(fmt::format("{} at {} does not fit: {}", row.plan, context, p.why_not));
       warnings.insert(warnings.end(), p.warnings.begin(), p.warnings.end());
     }
     fmt::print("{}\nmemory: {} of HBM a GPU, {} a node\n\n{}", table.text(),
-               format_bytes(base.cluster["hbm_bytes"]), format_bytes(base.cluster["host_bytes"]), details.text());
+               format_bytes(base.cluster["hbm_bytes"]), format_bytes(base.cluster["host_bytes"]),
+               details.text());
     if (!reasons.empty()) fmt::print("\n");
     for (const std::string& reason : reasons) fmt::print("{}\n", reason);
     fmt::print("{}", warnings_text(warnings));

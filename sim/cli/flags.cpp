@@ -15,7 +15,9 @@ namespace mop::cli {
 namespace {
 
 const char* family_of(const plan::Knob& knob) {
-  return knob.fsdp2 && knob.mop ? "Plan settings of both families" : knob.mop ? "Plan settings of mop" : "Plan settings of fsdp2";
+  return knob.fsdp2 && knob.mop ? "Plan settings of both families"
+         : knob.mop             ? "Plan settings of mop"
+                                : "Plan settings of fsdp2";
 }
 
 bool ranged(Flags::Values values, const std::string& name) {
@@ -31,21 +33,30 @@ Flags::Flags(CLI::App& command, Values values, std::vector<std::string> plans, K
     const std::string flag = fmt::format("--{}", setting.name);
     if (std::string_view(setting.name) == "plan") {
       CLI::Option* option = command.add_option(flag, plans_, setting.help);
-      option->type_name(setting.values)->default_str(fmt::format("{}", fmt::join(plans_, " ")))->group("Scenario");
+      option->type_name(setting.values)
+          ->default_str(fmt::format("{}", fmt::join(plans_, " ")))
+          ->group("Scenario");
       option->expected(1, values == Values::one ? 1 : 1000);
       continue;
     }
     std::string& text = settings_[setting.name] = setting.standard;
     const bool lists = ranged(values, setting.name);
-    command.add_option(flag, text, lists ? fmt::format("{}; list or range, a,b or a..b", setting.help) : setting.help)
+    command
+        .add_option(flag, text,
+                    lists ? fmt::format("{}; list or range, a,b or a..b", setting.help) : setting.help)
         ->type_name(setting.values)
         ->default_str(setting.standard)
         ->group("Scenario");
   }
-  command.add_option("--config", file_, "scenario file (TOML) with any of these flags as keys; flags win over it")
+  command
+      .add_option("--config", file_,
+                  "scenario file (TOML) with any of these flags as keys; flags win over it")
       ->type_name("FILE")
       ->group("Scenario");
-  command.add_option("--format", format_, "table or json")->default_str(format_)->type_name("FORM")->group("Answer");
+  command.add_option("--format", format_, "table or json")
+      ->default_str(format_)
+      ->type_name("FORM")
+      ->group("Answer");
   command.add_option("--db", database_, "database that keeps the answers; '' keeps none")
       ->default_str(database_)
       ->type_name("FILE")
@@ -70,8 +81,11 @@ void Flags::read_file() {
     }
     for (const CLI::ConfigItem& item : items) {
       if (!item.parents.empty())
-        throw UserError(fmt::format("scenario file '{}' has a section [{}]; write its keys without one", file_, item.parents[0]));
-      CLI::Option* option = item.name == "config" || item.name == "help" ? nullptr : command_->get_option_no_throw("--" + item.name);
+        throw UserError(fmt::format("scenario file '{}' has a section [{}]; write its keys without one",
+                                    file_, item.parents[0]));
+      CLI::Option* option = item.name == "config" || item.name == "help"
+                                ? nullptr
+                                : command_->get_option_no_throw("--" + item.name);
       if (option == nullptr) {
         std::vector<std::string> known;
         for (const CLI::Option* o : command_->get_options()) known.push_back(o->get_lnames().front());
@@ -88,7 +102,8 @@ void Flags::read_file() {
       try {
         option->run_callback();
       } catch (const CLI::Error&) {
-        throw UserError(fmt::format("scenario file '{}': {} cannot be '{}'", file_, item.name, fmt::join(item.inputs, ",")));
+        throw UserError(fmt::format("scenario file '{}': {} cannot be '{}'", file_, item.name,
+                                    fmt::join(item.inputs, ",")));
       }
     }
   }
@@ -97,12 +112,15 @@ void Flags::read_file() {
     if (command_->get_option("--" + name)->count() > 0) knobs_[name] = value;
 }
 
-const std::string& Flags::text(const std::string& setting) const { return settings_.at(setting); }
+const std::string& Flags::text(const std::string& setting) const {
+  return settings_.at(setting);
+}
 
 predict::Scenario Flags::scenario(const std::vector<std::string>& except) const {
   predict::Scenario scenario;
   for (const search::Setting& setting : search::settings()) {
-    if (std::string_view(setting.name) == "plan" || std::ranges::find(except, setting.name) != except.end()) continue;
+    if (std::string_view(setting.name) == "plan" || std::ranges::find(except, setting.name) != except.end())
+      continue;
     setting.set(scenario, settings_.at(setting.name));
   }
   scenario.plan = search::parse_plan(plans_.front());
@@ -121,7 +139,8 @@ plan::Plan Flags::plan(const std::string& text) const {
 void Flags::check_knobs() const {
   for (const auto& [name, value] : knobs_) {
     const plan::Knob& knob = plan::knob(name);
-    if (std::ranges::none_of(plans_, [&](const std::string& p) { return search::has_knob(search::parse_plan(p), knob); }))
+    if (std::ranges::none_of(
+            plans_, [&](const std::string& p) { return search::has_knob(search::parse_plan(p), knob); }))
       throw UserError(fmt::format("plan setting {} belongs to {}, and no plan given is of that family", name,
                                   knob.mop ? "mop" : "fsdp2"));
   }
@@ -132,7 +151,8 @@ std::optional<store::Store> Flags::open_store() const {
   return store::Store(database_, store::Access::kWrite);
 }
 
-std::string unknown_of_many(std::string_view what, std::string_view name, std::span<const std::string> known) {
+std::string unknown_of_many(std::string_view what, std::string_view name,
+                            std::span<const std::string> known) {
   const std::string message = unknown_name(what, name, known);
   return message.substr(0, message.find("; known:"));
 }

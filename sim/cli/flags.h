@@ -1,4 +1,5 @@
-// The flags that every command shares: the scenario, the plan's knobs, the form of the answer, where it is stored.
+// The flags that every command shares: the scenario, the plan's knobs, the form of the answer, where it is
+// stored.
 #pragma once
 #include <CLI/App.hpp>
 #include <map>
@@ -52,7 +53,8 @@ class Flags {
   bool no_store_ = false;
 };
 
-// "unknown flag '--modle'; did you mean '--model'?": unknown_name without the list of all that is known, which is long.
+// "unknown flag '--modle'; did you mean '--model'?": unknown_name without the list of all that is known,
+// which is long.
 std::string unknown_of_many(std::string_view what, std::string_view name, std::span<const std::string> known);
 
 // Throws UserError with the nearest form.

@@ -1,3 +1,5 @@
 #include "sim/cli/app.h"
 
-int main(int argc, char** argv) { return mop::cli::run(argc, argv); }
+int main(int argc, char** argv) {
+  return mop::cli::run(argc, argv);
+}

@@ -67,12 +67,15 @@ struct Results {
     command.add_option("--order", order, "columns, the first decides; -mfu: largest first")
         ->type_name("COLUMN...")
         ->delimiter(',');
-    command.add_option("--columns", columns, "columns to print; 'all' for every one")->type_name("COLUMN...")->delimiter(',');
+    command.add_option("--columns", columns, "columns to print; 'all' for every one")
+        ->type_name("COLUMN...")
+        ->delimiter(',');
     command.add_option("--limit", limit, "most rows; 0: all")->type_name("N")->default_str("0");
     command.add_option("--format", format, "table, json or csv")->type_name("FORM")->default_str(format);
     command.footer(
         "Example:\n"
-        "  mop results --where model=kimi-k2 'context>=128K' fits=1 --order=-tokens_per_s_per_gpu --limit 10\n"
+        "  mop results --where model=kimi-k2 'context>=128K' fits=1 --order=-tokens_per_s_per_gpu --limit "
+        "10\n"
         "  mop results --where sweep=sweep --format csv > rows.csv");
   }
 
@@ -83,8 +86,9 @@ struct Results {
       for (const store::Column& column : store::columns())
         if (format == "json" || column.name != "detail") columns.push_back(column.name);
     } else if (columns.empty()) {
-      columns = {"model",        "cluster",        "gpus",        "context", "plan", "fits", "hbm_peak_bytes",
-                 "step_time_s",  "tokens_per_step", "tokens_per_s_per_gpu", "mfu",  "bound_by"};
+      columns = {"model", "cluster",        "gpus",        "context",         "plan",
+                 "fits",  "hbm_peak_bytes", "step_time_s", "tokens_per_step", "tokens_per_s_per_gpu",
+                 "mfu",   "bound_by"};
     }
     for (const std::string& name : columns) store::column(name);
     const bool detail = std::ranges::find(columns, "detail") != columns.end();

@@ -34,9 +34,13 @@ std::string readable(const std::string& name, double value) {
 }
 
 void print_json(const cluster::ClusterModel& cluster) {
-  Json json{{"cluster", cluster.name}, {"description", cluster.description}, {"gpus_per_node", cluster.gpus_per_node()}};
+  Json json{{"cluster", cluster.name},
+            {"description", cluster.description},
+            {"gpus_per_node", cluster.gpus_per_node()}};
   for (const auto& [name, figure] : cluster.figures)
-    json["figures"][name] = {{"value", figure.value}, {"unit", unit_of(name)}, {"source", cluster::name(figure.source)},
+    json["figures"][name] = {{"value", figure.value},
+                             {"unit", unit_of(name)},
+                             {"source", cluster::name(figure.source)},
                              {"where", figure.where}};
   json["tables"] = Json::object();
   for (const auto& [name, table] : cluster.tables)
@@ -50,7 +54,8 @@ void print_text(const cluster::ClusterModel& cluster) {
   for (const auto& [name, figure] : cluster.figures)
     figures.add({name, readable(name, figure.value), cluster::name(figure.source), figure.where});
   TextTable tables({"table", "source", "where"}, "lll");
-  for (const auto& [name, table] : cluster.tables) tables.add({name, cluster::name(table.source), table.where});
+  for (const auto& [name, table] : cluster.tables)
+    tables.add({name, cluster::name(table.source), table.where});
   fmt::print("{}\n{}", figures.text(), tables.text());
 }
 

@@ -19,7 +19,8 @@ struct Line {
   double flops;  // a token, forward and backward
 };
 
-std::vector<Line> lines(const model::ModelConfig& m, const model::Parameters& all, const model::Flops& flops) {
+std::vector<Line> lines(const model::ModelConfig& m, const model::Parameters& all,
+                        const model::Flops& flops) {
   model::LayerParameters sum;
   for (const model::LayerParameters& layer : all.layers) {
     sum.attention += layer.attention;
@@ -39,7 +40,8 @@ std::vector<Line> lines(const model::ModelConfig& m, const model::Parameters& al
           {"head", all.head, all.head, flops.head}};
 }
 
-void print_json(const model::ModelConfig& m, const model::Parameters& all, const model::Flops& flops, int64_t context) {
+void print_json(const model::ModelConfig& m, const model::Parameters& all, const model::Flops& flops,
+                int64_t context) {
   Json json{{"model", m.name},
             {"model_type", m.model_type},
             {"layers", m.layers},
@@ -72,35 +74,44 @@ void print_json(const model::ModelConfig& m, const model::Parameters& all, const
   fmt::print("{}\n", json.dump(2));
 }
 
-void print_text(const model::ModelConfig& m, const model::Parameters& all, const model::Flops& flops, int64_t context) {
-  fmt::print("{} ({}): {} layers, {} of them MoE; hidden {}, vocabulary {}{}\n", m.name, m.model_type, m.layers,
-             m.moe_layers(), m.hidden, m.vocab, m.tied_head ? ", tied head" : "");
+void print_text(const model::ModelConfig& m, const model::Parameters& all, const model::Flops& flops,
+                int64_t context) {
+  fmt::print("{} ({}): {} layers, {} of them MoE; hidden {}, vocabulary {}{}\n", m.name, m.model_type,
+             m.layers, m.moe_layers(), m.hidden, m.vocab, m.tied_head ? ", tied head" : "");
   fmt::print("{} attention: {} heads, {} KV heads, q and k {} wide, v {}\n",
-             m.attention == model::Attention::mla ? "latent" : "grouped-query", m.heads, m.kv_heads, m.qk_dim(), m.v_dim());
+             m.attention == model::Attention::mla ? "latent" : "grouped-query", m.heads, m.kv_heads,
+             m.qk_dim(), m.v_dim());
   int64_t windowed = 0, window = 0;
   for (const int64_t w : m.window)
     if (w > 0) ++windowed, window = w;
   if (windowed > 0) fmt::print("{} layers see a window of {} tokens\n", windowed, window);
-  fmt::print("{} experts of width {}, {} a token, {} shared\n\n", m.experts, m.expert_intermediate, m.top_k, m.shared_experts);
+  fmt::print("{} experts of width {}, {} a token, {} shared\n\n", m.experts, m.expert_intermediate, m.top_k,
+             m.shared_experts);
   TextTable table({"component", "parameters", "active a token", "GFLOP/token", "share"}, "lrrrr");
   const auto grouped = [](int64_t n) {
     std::string text = std::to_string(n);
-    for (int at = static_cast<int>(text.size()) - 3; at > 0; at -= 3) text.insert(static_cast<size_t>(at), 1, ',');
+    for (int at = static_cast<int>(text.size()) - 3; at > 0; at -= 3)
+      text.insert(static_cast<size_t>(at), 1, ',');
     return text;
   };
   for (const Line& line : lines(m, all, flops))
-    table.add({line.component, grouped(line.parameters), grouped(line.active), fmt::format("{:.3f}", line.flops / 1e9),
-               percent(line.flops / flops.total())});
-  table.add({"total", grouped(all.total), grouped(all.active), fmt::format("{:.3f}", flops.total() / 1e9), percent(1)});
-  fmt::print("{}\nactive without the embedding: {}\nFLOPs are of forward and backward at context {}, attention causal\n",
-             table.text(), grouped(all.active_without_embedding), format_count(context));
+    table.add({line.component, grouped(line.parameters), grouped(line.active),
+               fmt::format("{:.3f}", line.flops / 1e9), percent(line.flops / flops.total())});
+  table.add({"total", grouped(all.total), grouped(all.active), fmt::format("{:.3f}", flops.total() / 1e9),
+             percent(1)});
+  fmt::print(
+      "{}\nactive without the embedding: {}\nFLOPs are of forward and backward at context {}, attention "
+      "causal\n",
+      table.text(), grouped(all.active_without_embedding), format_count(context));
 }
 
 }  // namespace
 
 void add_show_model(CLI::App& show) {
   CLI::App* command = show.add_subcommand("model", "parameters and FLOPs by component");
-  command->footer("Example:\n  mop show model --model deepseek-v3 --context 128K\n  mop show model --model ./config.json --format json");
+  command->footer(
+      "Example:\n  mop show model --model deepseek-v3 --context 128K\n  mop show model --model ./config.json "
+      "--format json");
   const auto flags = std::make_shared<Flags>(*command, Flags::Values::one, std::vector<std::string>{"mop"});
   command->callback([flags] {
     flags->read_file();

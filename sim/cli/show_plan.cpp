@@ -44,10 +44,16 @@ cost::Placement place(const plan::Span& span, const predict::Scenario& s) {
 }
 
 void print_json(const predict::Scenario& s, const plan::Layout& layout) {
-  Json json{{"model", s.model.name}, {"cluster", s.cluster.name}, {"gpus", s.gpus()}, {"plan", Json::parse(plan_json(s.plan))}};
+  Json json{{"model", s.model.name},
+            {"cluster", s.cluster.name},
+            {"gpus", s.gpus()},
+            {"plan", Json::parse(plan_json(s.plan))}};
   for (const GroupLine& group : groups(s.plan, layout)) {
     const cost::Placement at = place(group.span, s);
-    json["groups"][group.name] = {{"size", group.span.size}, {"stride", group.span.stride}, {"per_node", at.local}, {"nodes", at.nodes}};
+    json["groups"][group.name] = {{"size", group.span.size},
+                                  {"stride", group.span.stride},
+                                  {"per_node", at.local},
+                                  {"nodes", at.nodes}};
   }
   json["sequence_groups"] = layout.sequence_groups;
   json["tokens_per_step"] = predict::tokens_per_step(s);
@@ -59,8 +65,8 @@ void print_text(const predict::Scenario& s, const plan::Layout& layout) {
   TextTable table({"group", "ranks", "stride", "a node", "nodes", "shares"}, "lrrrrl");
   for (const GroupLine& group : groups(s.plan, layout)) {
     const cost::Placement at = place(group.span, s);
-    table.add({group.name, std::to_string(group.span.size), std::to_string(group.span.stride), std::to_string(at.local),
-               std::to_string(at.nodes), group.shares});
+    table.add({group.name, std::to_string(group.span.size), std::to_string(group.span.stride),
+               std::to_string(at.local), std::to_string(at.nodes), group.shares});
   }
   TextTable knobs({"setting", "value", "meaning"}, "lll");
   for (const plan::Knob& knob : plan::knobs())
@@ -73,12 +79,13 @@ void print_text(const predict::Scenario& s, const plan::Layout& layout) {
 void add_show_plan(CLI::App& show) {
   CLI::App* command = show.add_subcommand("plan", "degrees, groups and policies of a plan");
   command->footer(
-      "A plan is a family with settings: --plan mop --ulysses 8, or --plan mop:ulysses=8. What is auto is chosen.\n"
+      "A plan is a family with settings: --plan mop --ulysses 8, or --plan mop:ulysses=8. What is auto is "
+      "chosen.\n"
       "Example:\n"
       "  mop show plan --model kimi-k2 --nodes 12 --context 1M --plan mop --ulysses 32\n"
       "  mop show plan --model mixtral-8x7b --nodes 2 --plan fsdp2:ep=8,cp=2 --format json");
-  const auto flags =
-      std::make_shared<Flags>(*command, Flags::Values::one, std::vector<std::string>{"mop"}, Flags::Knobs::listed);
+  const auto flags = std::make_shared<Flags>(*command, Flags::Values::one, std::vector<std::string>{"mop"},
+                                             Flags::Knobs::listed);
   command->callback([flags] {
     flags->read_file();
     predict::Scenario s = flags->scenario();

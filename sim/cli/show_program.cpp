@@ -18,8 +18,8 @@ namespace {
 using Json = nlohmann::ordered_json;
 using program::StepProgram;
 
-// Bytes are what the operation moves: of HBM for kernels, of the wire for the others; routed operations count one round
-// at its capacity.
+// Bytes are what the operation moves: of HBM for kernels, of the wire for the others; routed operations count
+// one round at its capacity.
 struct Sum {
   int64_t operations = 0;
   double bytes = 0, flops = 0;
@@ -45,18 +45,22 @@ Counts count(const StepProgram& program) {
   return counts;
 }
 
-const char* space_name(program::Space space) { return space == program::Space::hbm ? "hbm" : "host"; }
+const char* space_name(program::Space space) {
+  return space == program::Space::hbm ? "hbm" : "host";
+}
 
 Json json_of(const Sums& sums) {
   Json json = Json::object();
-  for (const auto& [name, sum] : sums) json[name] = {{"operations", sum.operations}, {"bytes", sum.bytes}, {"flops", sum.flops}};
+  for (const auto& [name, sum] : sums)
+    json[name] = {{"operations", sum.operations}, {"bytes", sum.bytes}, {"flops", sum.flops}};
   return json;
 }
 
 std::string text_of(const char* title, const Sums& sums) {
   TextTable table({title, "operations", "bytes", "TFLOP"}, "lrrr");
   for (const auto& [name, sum] : sums)
-    table.add({name, std::to_string(sum.operations), format_bytes(sum.bytes), fmt::format("{:.3f}", sum.flops / 1e12)});
+    table.add({name, std::to_string(sum.operations), format_bytes(sum.bytes),
+               fmt::format("{:.3f}", sum.flops / 1e12)});
   return table.text() + "\n";
 }
 
@@ -84,7 +88,8 @@ struct ShowProgram {
     (this->*(flags.json() ? &ShowProgram::print_json : &ShowProgram::print_text))(s, details, program);
   }
 
-  void print_json(const predict::Scenario& s, const predict::Details& details, const StepProgram& program) const {
+  void print_json(const predict::Scenario& s, const predict::Details& details,
+                  const StepProgram& program) const {
     const Counts counts = count(program);
     Json json{{"model", s.model.name},
               {"plan", plan::describe(s.plan)},
@@ -101,9 +106,13 @@ struct ShowProgram {
     if (ops)
       for (program::OpId id = 0; id < program.ops.size(); ++id) {
         const program::Op& op = program.ops[id];
-        json["ops"].push_back({{"name", program.op_name(id)}, {"kind", program::name(op.kind)},
-                               {"stream", program::name(op.stream)}, {"phase", program::name(op.phase)},
-                               {"component", program::name(op.component)}, {"layer", op.layer}, {"region", op.region},
+        json["ops"].push_back({{"name", program.op_name(id)},
+                               {"kind", program::name(op.kind)},
+                               {"stream", program::name(op.stream)},
+                               {"phase", program::name(op.phase)},
+                               {"component", program::name(op.component)},
+                               {"layer", op.layer},
+                               {"region", op.region},
                                {"bytes", program::hbm_bytes(op.kind, program.shape(op))},
                                {"flops", program::flops(op.kind, program.shape(op))}});
       }
@@ -111,29 +120,40 @@ struct ShowProgram {
       for (program::BufferId id = 0; id < program.buffers.size(); ++id) {
         const program::Buffer& buffer = program.buffers[id];
         const program::Arena& arena = buffer.space == program::Space::hbm ? details.hbm : details.host;
-        json["buffer_list"].push_back({{"name", program.buffer_name(id)}, {"space", space_name(buffer.space)},
-                                       {"holds", program::name(buffer.holds)}, {"persistent", buffer.persistent},
-                                       {"bytes", buffer.bytes}, {"offset", arena.offset[id]}});
+        json["buffer_list"].push_back({{"name", program.buffer_name(id)},
+                                       {"space", space_name(buffer.space)},
+                                       {"holds", program::name(buffer.holds)},
+                                       {"persistent", buffer.persistent},
+                                       {"bytes", buffer.bytes},
+                                       {"offset", arena.offset[id]}});
       }
     fmt::print("{}\n", json.dump(2));
   }
 
-  void print_text(const predict::Scenario& s, const predict::Details& details, const StepProgram& program) const {
+  void print_text(const predict::Scenario& s, const predict::Details& details,
+                  const StepProgram& program) const {
     const Counts counts = count(program);
-    fmt::print("{}, plan {}\none rank's step: {} operations over {} buffers, {} dependencies, {} repeat regions\n", s.model.name,
-               plan::describe(s.plan), program.ops.size(), program.buffers.size(), program.dependencies.size(),
-               program.regions.size() - 1);
-    fmt::print("HBM arena {}, most live {}; host arena {}\n\n", format_bytes(static_cast<double>(details.hbm.bytes)),
-               format_bytes(static_cast<double>(details.hbm.live_bytes)), format_bytes(static_cast<double>(details.host.bytes)));
-    fmt::print("{}{}{}", text_of("kind", counts.by_kind), text_of("stream", counts.by_stream), text_of("phase", counts.by_phase));
-    fmt::print("bytes: of HBM for kernels, of the message for the others; operations of a repeat region at one full round\n");
+    fmt::print(
+        "{}, plan {}\none rank's step: {} operations over {} buffers, {} dependencies, {} repeat regions\n",
+        s.model.name, plan::describe(s.plan), program.ops.size(), program.buffers.size(),
+        program.dependencies.size(), program.regions.size() - 1);
+    fmt::print("HBM arena {}, most live {}; host arena {}\n\n",
+               format_bytes(static_cast<double>(details.hbm.bytes)),
+               format_bytes(static_cast<double>(details.hbm.live_bytes)),
+               format_bytes(static_cast<double>(details.host.bytes)));
+    fmt::print("{}{}{}", text_of("kind", counts.by_kind), text_of("stream", counts.by_stream),
+               text_of("phase", counts.by_phase));
+    fmt::print(
+        "bytes: of HBM for kernels, of the message for the others; operations of a repeat region at one full "
+        "round\n");
     if (ops) {
       TextTable table({"", "operation", "stream", "bytes", "GFLOP", "region"}, "rllrrr");
       for (program::OpId id = 0; id < program.ops.size(); ++id) {
         const program::Op& op = program.ops[id];
         table.add({std::to_string(id), program.op_name(id), program::name(op.stream),
                    format_bytes(program::hbm_bytes(op.kind, program.shape(op))),
-                   fmt::format("{:.1f}", program::flops(op.kind, program.shape(op)) / 1e9), std::to_string(op.region)});
+                   fmt::format("{:.1f}", program::flops(op.kind, program.shape(op)) / 1e9),
+                   std::to_string(op.region)});
       }
       fmt::print("\n{}", table.text());
     }
@@ -141,7 +161,8 @@ struct ShowProgram {
       TextTable table({"buffer", "space", "holds", "bytes", "lives"}, "lllrl");
       for (program::BufferId id = 0; id < program.buffers.size(); ++id) {
         const program::Buffer& buffer = program.buffers[id];
-        table.add({program.buffer_name(id), space_name(buffer.space), program::name(buffer.holds), std::to_string(buffer.bytes),
+        table.add({program.buffer_name(id), space_name(buffer.space), program::name(buffer.holds),
+                   std::to_string(buffer.bytes),
                    buffer.persistent ? "always" : fmt::format("{} to {}", buffer.first, buffer.last)});
       }
       fmt::print("\n{}", table.text());
@@ -152,7 +173,8 @@ struct ShowProgram {
 }  // namespace
 
 void add_show_program(CLI::App& show) {
-  CLI::App* command = show.add_subcommand("program", "operations and bytes of one rank's step by kind, stream and phase");
+  CLI::App* command =
+      show.add_subcommand("program", "operations and bytes of one rank's step by kind, stream and phase");
   const auto show_program = std::make_shared<ShowProgram>(*command);
   command->callback([show_program] { show_program->run(); });
 }

@@ -38,10 +38,12 @@ struct Simulate {
     const std::string key = keys_of(scenario).key;
     {
       Progress progress("choosing the plan");
-      scenario.plan = search::choose(scenario, [&](size_t done, size_t total) { progress.show(done, total); });
+      scenario.plan =
+          search::choose(scenario, [&](size_t done, size_t total) { progress.show(done, total); });
     }
     predict::Details details;
-    const predict::Prediction p = predict::predict(scenario, {unfold, false}, trace.empty() ? nullptr : &details);
+    const predict::Prediction p =
+        predict::predict(scenario, {unfold, false}, trace.empty() ? nullptr : &details);
     if (store) store->insert(record(key, scenario, p, invocation.command_line));
     fmt::print("{}", flags.json() ? pretty(answer_json(scenario, p)) + "\n" : answer_text(scenario, p));
     if (trace.empty()) return;

@@ -54,17 +54,25 @@ struct Sweep {
 
   explicit Sweep(CLI::App& command) : flags(command, Flags::Values::all, {"mop"}) {
     const auto option = [&](CLI::Option* o) { o->group("Sweep"); };
-    option(command.add_option("--csv", csv, "write the rows to this file, in the order of the combinations")->type_name("FILE"));
-    option(command.add_option("--name", name, "name of the sweep in the database")->type_name("NAME")->default_str(name));
-    option(command.add_flag("--resume", resume, "keep the rows that the database has of this sweep, compute the others"));
-    option(command.add_option("--jobs", jobs, "threads; default: all cores")->type_name("N")->check(CLI::Range(1u, 4096u)));
+    option(command.add_option("--csv", csv, "write the rows to this file, in the order of the combinations")
+               ->type_name("FILE"));
+    option(command.add_option("--name", name, "name of the sweep in the database")
+               ->type_name("NAME")
+               ->default_str(name));
+    option(command.add_flag("--resume", resume,
+                            "keep the rows that the database has of this sweep, compute the others"));
+    option(command.add_option("--jobs", jobs, "threads; default: all cores")
+               ->type_name("N")
+               ->check(CLI::Range(1u, 4096u)));
     command.footer(
-        "Every plan setting is a flag that takes a list or range as well (mop show plan --help lists them); --plan is "
+        "Every plan setting is a flag that takes a list or range as well (mop show plan --help lists them); "
+        "--plan is "
         "repeated.\n"
         "Combinations that are not possible are skipped and counted.\n"
         "Example:\n"
         "  mop sweep --model kimi-k2 --context 32K..1M --nodes 4,8,12 --ulysses 8..64 --csv kimi.csv\n"
-        "  mop sweep --model kimi-k2 --context 32K..1M --nodes 4,8,12 --ulysses 8..64 --csv kimi.csv --resume");
+        "  mop sweep --model kimi-k2 --context 32K..1M --nodes 4,8,12 --ulysses 8..64 --csv kimi.csv "
+        "--resume");
   }
 
   search::Sweep make() const {
@@ -72,7 +80,8 @@ struct Sweep {
     search::Sweep sweep;
     // Axes start at their first value; what is not swept is read once and shared by all points.
     std::vector<std::string> swept{"plan"};
-    for (const char* setting : {"nodes", "context", "sequences", "accumulate", "routing"}) swept.emplace_back(setting);
+    for (const char* setting : {"nodes", "context", "sequences", "accumulate", "routing"})
+      swept.emplace_back(setting);
     sweep.base = flags.scenario(swept);
     sweep.axes.push_back({"plan", flags.plans()});
     for (const char* setting : {"nodes", "context", "sequences", "accumulate"})
@@ -105,7 +114,8 @@ struct Sweep {
     std::vector<std::optional<store::RunRecord>> rows(points.size());
     if (resume)
       for (store::RunRecord& known : store->query({.where = {"sweep=" + name, "kind=prediction"}}))
-        if (const auto found = place.find(known.key); found != place.end()) rows[found->second] = std::move(known);
+        if (const auto found = place.find(known.key); found != place.end())
+          rows[found->second] = std::move(known);
     std::vector<size_t> open;
     for (size_t i = 0; i < rows.size(); ++i)
       if (!rows[i]) open.push_back(i);
@@ -138,9 +148,11 @@ struct Sweep {
     for (std::optional<store::RunRecord>& row : rows)
       if (row) finished.push_back(std::move(*row));
     if (!csv.empty()) write_csv(finished);
-    if (finished.size() + skipped < rows.size()) throw Interrupted{interruption(finished.size(), rows.size(), store.has_value())};
+    if (finished.size() + skipped < rows.size())
+      throw Interrupted{interruption(finished.size(), rows.size(), store.has_value())};
     if (finished.empty())
-      throw UserError(fmt::format("none of the {} combinations is possible; the first: {}", rows.size(), reason));
+      throw UserError(
+          fmt::format("none of the {} combinations is possible; the first: {}", rows.size(), reason));
     if (flags.json())
       print_json(finished);
     else
@@ -150,9 +162,12 @@ struct Sweep {
   }
 
   std::string interruption(size_t finished, size_t total, bool stored) const {
-    return stored ? fmt::format("interrupted: {} of {} rows are in {}; the same command with --resume computes the others",
-                                finished, total, flags.database())
-                  : fmt::format("interrupted after {} of {} rows; without a database nothing can be resumed", finished, total);
+    return stored ? fmt::format(
+                        "interrupted: {} of {} rows are in {}; the same command with --resume computes the "
+                        "others",
+                        finished, total, flags.database())
+                  : fmt::format("interrupted after {} of {} rows; without a database nothing can be resumed",
+                                finished, total);
   }
 
   [[noreturn]] void csv_fails() const {
@@ -178,8 +193,8 @@ struct Sweep {
     fmt::print("{}\n", pretty_array(objects));
   }
 
-  void print_table(const std::vector<store::RunRecord>& rows, size_t kept, size_t skipped, const std::string& reason,
-                   bool stored) const {
+  void print_table(const std::vector<store::RunRecord>& rows, size_t kept, size_t skipped,
+                   const std::string& reason, bool stored) const {
     const auto fitting = std::ranges::count_if(rows, &store::RunRecord::fits);
     fmt::print("{} rows, {} of them fit", rows.size(), fitting);
     if (kept > 0) fmt::print("; {} were there already", kept);
@@ -187,7 +202,9 @@ struct Sweep {
     if (skipped > 0) fmt::print("{} combinations skipped; the first: {}\n", skipped, reason);
     if (fitting > 0) fmt::print("\nthe fastest:\n{}\n", fastest_table(rows, 10));
     if (!csv.empty()) fmt::print("rows in {}\n", csv);
-    if (stored) fmt::print("rows in {}; mop results --db {} --where sweep={} lists them\n", flags.database(), flags.database(), name);
+    if (stored)
+      fmt::print("rows in {}; mop results --db {} --where sweep={} lists them\n", flags.database(),
+                 flags.database(), name);
   }
 };
 

@@ -13,7 +13,8 @@
 namespace mop::cli {
 namespace {
 
-constexpr std::array kQuestion{"model", "cluster", "nodes", "gpus", "context", "sequences", "accumulate", "calibration", "plan_family"};
+constexpr std::array kQuestion{"model",     "cluster",    "nodes",       "gpus",       "context",
+                               "sequences", "accumulate", "calibration", "plan_family"};
 constexpr std::array kAnswer{"plan",
                              "fits",
                              "hbm_allocated_bytes",
@@ -73,13 +74,16 @@ std::string fastest_table(std::span<const store::RunRecord> rows, size_t most) {
     return a->tokens_per_s_per_gpu.value_or(0) > b->tokens_per_s_per_gpu.value_or(0);
   });
   best.resize(std::min(best.size(), most));
-  TextTable table({"nodes", "context", "sequences", "accumulate", "routing", "HBM/GPU", "step", "tokens/s/GPU", "MFU", "plan"},
+  TextTable table({"nodes", "context", "sequences", "accumulate", "routing", "HBM/GPU", "step",
+                   "tokens/s/GPU", "MFU", "plan"},
                   "rrrrlrrrrl");
   for (const store::RunRecord* row : best)
     table.add({std::to_string(row->nodes), format_count(row->context), std::to_string(row->sequences),
                std::to_string(row->accumulate), text_of(nlohmann::json::parse(row->detail).at("routing")),
-               format_bytes(static_cast<double>(row->hbm_peak_bytes.value_or(0))), format_seconds(row->step_time_s.value_or(0)),
-               fmt::format("{:.1f}", row->tokens_per_s_per_gpu.value_or(0)), percent(row->mfu.value_or(0)), row->plan});
+               format_bytes(static_cast<double>(row->hbm_peak_bytes.value_or(0))),
+               format_seconds(row->step_time_s.value_or(0)),
+               fmt::format("{:.1f}", row->tokens_per_s_per_gpu.value_or(0)), percent(row->mfu.value_or(0)),
+               row->plan});
   return table.text();
 }
 

@@ -8,8 +8,9 @@
 
 namespace mop::cli {
 
-// A line of names, then a line a row: the question with its routing and the settings that were swept, then the answer.
-// Nothing in it depends on when a row was computed. Quoted as RFC 4180 says; what is not known is empty.
+// A line of names, then a line a row: the question with its routing and the settings that were swept, then
+// the answer. Nothing in it depends on when a row was computed. Quoted as RFC 4180 says; what is not known is
+// empty.
 std::string sweep_csv(std::span<const store::RunRecord> rows, std::span<const std::string> swept_knobs);
 
 // The fastest of the rows that fit.

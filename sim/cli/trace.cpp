@@ -18,9 +18,13 @@ namespace {
 using engine::Time;
 using program::OpId;
 
-std::string quoted(const std::string& text) { return nlohmann::json(text).dump(); }
+std::string quoted(const std::string& text) {
+  return nlohmann::json(text).dump();
+}
 
-double microseconds(Time t) { return static_cast<double>(t) / 1000; }
+double microseconds(Time t) {
+  return static_cast<double>(t) / 1000;
+}
 
 // Events one a line. `buffer` keeps writes large.
 class TraceFile {
@@ -52,7 +56,8 @@ class TraceFile {
 // What an operation moves or computes; routed operations at the capacity of a round.
 std::string arguments(const program::StepProgram& program, const program::Op& op) {
   const program::Shape& shape = program.shape(op);
-  std::string text = fmt::format("\"phase\": \"{}\", \"component\": \"{}\"", name(op.phase), name(op.component));
+  std::string text =
+      fmt::format("\"phase\": \"{}\", \"component\": \"{}\"", name(op.phase), name(op.component));
   const char* at_most = op.routed == program::Routed::no ? "" : "_at_most";
   if (const double bytes = program::hbm_bytes(op.kind, shape); bytes > 0)
     text += fmt::format(", \"bytes{}\": {:.0f}", at_most, bytes);
@@ -66,8 +71,8 @@ struct Life {
 };
 
 // Live bytes over time: a buffer lives from the start of the first of its uses to the end of the last.
-void count_memory(TraceFile& file, uint32_t pid, const program::StepProgram& program, const std::vector<OpId>& op_of_task,
-                  const std::vector<engine::Span>& spans, Time origin) {
+void count_memory(TraceFile& file, uint32_t pid, const program::StepProgram& program,
+                  const std::vector<OpId>& op_of_task, const std::vector<engine::Span>& spans, Time origin) {
   std::vector<Life> lives(program.buffers.size());
   for (size_t task = 0; task < spans.size(); ++task) {
     const program::Op& op = program.ops[op_of_task[task]];
@@ -95,15 +100,16 @@ void count_memory(TraceFile& file, uint32_t pid, const program::StepProgram& pro
     const char* counter = space == program::Space::hbm ? "HBM, live bytes" : "host memory, live bytes";
     for (const auto& [time, change] : changes) {
       bytes += change;
-      file.event(R"({{"ph": "C", "pid": {}, "name": "{}", "ts": {:.3f}, "args": {{"bytes": {}}}}})", pid, counter,
-                 microseconds(time - origin), bytes);
+      file.event(R"({{"ph": "C", "pid": {}, "name": "{}", "ts": {:.3f}, "args": {{"bytes": {}}}}})", pid,
+                 counter, microseconds(time - origin), bytes);
     }
   }
 }
 
 }  // namespace
 
-void write_trace(const std::string& path, const predict::Scenario& scenario, const predict::Details& details) {
+void write_trace(const std::string& path, const predict::Scenario& scenario,
+                 const predict::Details& details) {
   Time origin = std::numeric_limits<Time>::max();
   for (const engine::RankReport& rank : details.report.ranks)
     for (const engine::Span& span : rank.spans) origin = std::min(origin, span.start);
@@ -120,7 +126,8 @@ void write_trace(const std::string& path, const predict::Scenario& scenario, con
     file.event(R"({{"ph": "M", "pid": {}, "name": "process_name", "args": {{"name": {}}}}})", pid,
                quoted(fmt::format("rank {}{}, {} {}", ranks.rank, alike, scenario.model.name,
                                   plan::family_name(scenario.plan.family))));
-    file.event(R"({{"ph": "M", "pid": {}, "name": "process_sort_index", "args": {{"sort_index": {}}}}})", pid, pid);
+    file.event(R"({{"ph": "M", "pid": {}, "name": "process_sort_index", "args": {{"sort_index": {}}}}})", pid,
+               pid);
     std::array<std::vector<uint32_t>, program::kStreams> tasks;
     for (uint32_t task = 0; task < spans.size(); ++task)
       tasks[static_cast<size_t>(program.ops[op_of_task[task]].stream)].push_back(task);
@@ -128,16 +135,18 @@ void write_trace(const std::string& path, const predict::Scenario& scenario, con
       std::vector<uint32_t>& here = tasks[static_cast<size_t>(stream)];
       if (here.empty()) continue;
       std::ranges::stable_sort(here, {}, [&](uint32_t task) { return spans[task].start; });
-      file.event(R"({{"ph": "M", "pid": {}, "tid": {}, "name": "thread_name", "args": {{"name": "{}"}}}})", pid, stream,
-                 program::name(static_cast<program::Stream>(stream)));
-      file.event(R"({{"ph": "M", "pid": {}, "tid": {}, "name": "thread_sort_index", "args": {{"sort_index": {}}}}})", pid,
-                 stream, stream);
+      file.event(R"({{"ph": "M", "pid": {}, "tid": {}, "name": "thread_name", "args": {{"name": "{}"}}}})",
+                 pid, stream, program::name(static_cast<program::Stream>(stream)));
+      file.event(
+          R"({{"ph": "M", "pid": {}, "tid": {}, "name": "thread_sort_index", "args": {{"sort_index": {}}}}})",
+          pid, stream, stream);
       for (const uint32_t task : here) {
         const program::Op& op = program.ops[op_of_task[task]];
-        file.event(R"({{"ph": "X", "pid": {}, "tid": {}, "name": {}, "cat": "{}", "ts": {:.3f}, "dur": {:.3f}, "args": {{{}}}}})",
-                   pid, stream, quoted(program.op_name(op_of_task[task])), program::name(op.kind),
-                   microseconds(spans[task].start - origin), microseconds(spans[task].end - spans[task].start),
-                   arguments(program, op));
+        file.event(
+            R"({{"ph": "X", "pid": {}, "tid": {}, "name": {}, "cat": "{}", "ts": {:.3f}, "dur": {:.3f}, "args": {{{}}}}})",
+            pid, stream, quoted(program.op_name(op_of_task[task])), program::name(op.kind),
+            microseconds(spans[task].start - origin), microseconds(spans[task].end - spans[task].start),
+            arguments(program, op));
       }
     }
     count_memory(file, pid, program, op_of_task, spans, origin);

@@ -1,5 +1,5 @@
-// A timeline in the trace event format of Chrome, which Perfetto reads: a process a class of ranks, a thread a stream,
-// live memory as counters. The last simulated step.
+// A timeline in the trace event format of Chrome, which Perfetto reads: a process a class of ranks, a thread
+// a stream, live memory as counters. The last simulated step.
 #pragma once
 #include <string>
 

@@ -10,8 +10,8 @@
 
 namespace mop::search {
 
-void parallel(size_t count, unsigned jobs, const std::atomic<bool>& stop, const std::function<void(size_t)>& work,
-              const std::function<void()>& meanwhile) {
+void parallel(size_t count, unsigned jobs, const std::atomic<bool>& stop,
+              const std::function<void(size_t)>& work, const std::function<void()>& meanwhile) {
   std::atomic<size_t> next = 0;
   std::atomic<bool> failed = false;
   std::mutex mutex;  // guards what follows
@@ -51,6 +51,8 @@ void parallel(size_t count, unsigned jobs, const std::atomic<bool>& stop, const 
   if (failure) std::rethrow_exception(failure);
 }
 
-unsigned all_cores() { return std::max(1u, std::thread::hardware_concurrency()); }
+unsigned all_cores() {
+  return std::max(1u, std::thread::hardware_concurrency());
+}
 
 }  // namespace mop::search

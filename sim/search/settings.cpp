@@ -13,7 +13,8 @@ const std::vector<Setting>& settings() {
   static const std::vector<Setting> all{
       {"model", "", "NAME|PATH", "shipped model, or a Hugging Face config.json or its folder",
        [](Scenario& s, const std::string& text) {
-         if (text.empty()) throw UserError("no model is given; write --model kimi-k2, or the path of a config.json");
+         if (text.empty())
+           throw UserError("no model is given; write --model kimi-k2, or the path of a config.json");
          s.model = model::read_config(text);
        }},
       {"cluster", "h200", "NAME|PATH", "shipped cluster, or the path of a cluster file",
@@ -32,7 +33,8 @@ const std::vector<Setting>& settings() {
        [](Scenario& s, const std::string& text) { s.workload.accumulate = parse_count(text, "accumulate"); }},
       {"calibration", "measured", "NAME", "where speeds come from: measured, or paper (a fit to one table)",
        [](Scenario& s, const std::string& text) { s.calibration = cost::parse_calibration(text); }},
-      {"routing", "balanced", "FORM", "balanced, zipf:1.2, hot:0.3@4 or histogram:FILE; then ,seed=7 ,independent",
+      {"routing", "balanced", "FORM",
+       "balanced, zipf:1.2, hot:0.3@4 or histogram:FILE; then ,seed=7 ,independent",
        [](Scenario& s, const std::string& text) { s.workload.routing = plan::parse_routing(text); }},
       {"plan", "mop", "PLAN", "mop, fsdp2, fsdp2-best (all chosen), or with settings: fsdp2:ep=8,cp=2",
        [](Scenario& s, const std::string& text) { s.plan = parse_plan(text); }},

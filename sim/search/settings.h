@@ -18,8 +18,8 @@ struct Setting {
 // All but the plan's own knobs (plan::knobs()), in the order in which they can be set.
 const std::vector<Setting>& settings();
 
-// Sets what `name` says: a setting or a knob of the plan. Errors: UserError for a bad value, an unknown name (the
-// nearest is suggested) or a knob of the other family.
+// Sets what `name` says: a setting or a knob of the plan. Errors: UserError for a bad value, an unknown name
+// (the nearest is suggested) or a knob of the other family.
 void set(predict::Scenario& scenario, const std::string& name, const std::string& text);
 
 // plan::parse_plan, and "fsdp2-best": FSDP2 with all that can be auto left to the planner.

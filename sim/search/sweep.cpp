@@ -48,19 +48,21 @@ std::vector<std::string> expand_range(std::string_view text, std::string_view wh
       values.emplace_back(item);
       continue;
     }
-    const int64_t first = parse_count(item.substr(0, dots), what), last = parse_count(item.substr(dots + 2), what);
-    if (first > last) throw UserError(fmt::format("{} is '{}': the range falls; write {}..{}", what, item,
-                                                  format_count(last), format_count(first)));
+    const int64_t first = parse_count(item.substr(0, dots), what),
+                  last = parse_count(item.substr(dots + 2), what);
+    if (first > last)
+      throw UserError(fmt::format("{} is '{}': the range falls; write {}..{}", what, item, format_count(last),
+                                  format_count(first)));
     int64_t value = first;
     for (; value < last; value *= 2) {
       values.push_back(format_count(value));
       if (value > last / 2) break;
     }
     if (value != last)
-      throw UserError(fmt::format("{} is '{}': a range doubles, and {} is not reached by doubling {}; list the values "
-                                  "instead: {},...,{}",
-                                  what, item, format_count(last), format_count(first), format_count(first),
-                                  format_count(last)));
+      throw UserError(fmt::format(
+          "{} is '{}': a range doubles, and {} is not reached by doubling {}; list the values "
+          "instead: {},...,{}",
+          what, item, format_count(last), format_count(first), format_count(first), format_count(last)));
     values.push_back(format_count(last));
   }
   return values;
@@ -105,7 +107,8 @@ predict::Scenario point(const Sweep& sweep, size_t index) {
   for (size_t a = 0; a < at.size(); ++a) {
     const Axis& axis = sweep.axes[a];
     const auto knob = std::ranges::find(plan::knobs(), axis.name, &plan::Knob::name);
-    if (knob == plan::knobs().end() || has_knob(scenario.plan, *knob)) set(scenario, axis.name, axis.values[at[a]]);
+    if (knob == plan::knobs().end() || has_knob(scenario.plan, *knob))
+      set(scenario, axis.name, axis.values[at[a]]);
   }
   return scenario;
 }

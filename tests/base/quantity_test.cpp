@@ -64,8 +64,9 @@ TEST(ParseCount, RefusesWhatOverflows) {
 }
 
 TEST(ParseCount, RefusesWhatIsNoSize) {
-  for (const char* text : {"", " ", "K", "abc", "4k", "4 K", " 4", "4 ", "+4", "4KB", "4KiB", "4K4", "4,096", "0x10",
-                           "nan", "inf", "infinity", "-inf", "4T", "--4", "1e", "4\n"}) {
+  for (const char* text :
+       {"",    " ",     "K",    "abc", "4k",  "4 K",      " 4",   "4 ", "+4",  "4KB", "4KiB",
+        "4K4", "4,096", "0x10", "nan", "inf", "infinity", "-inf", "4T", "--4", "1e",  "4\n"}) {
     SCOPED_TRACE(text);
     const std::string expected =
         "context is '" + std::string(text) + "': not a size; write it like 4096, 128K or 1M";
@@ -105,8 +106,8 @@ TEST(ParseBytes, Refuses) {
 TEST(FormatCount, ReadsBackToTheSameValue) {
   std::mt19937_64 random(1);
   for (int i = 0; i < 2000; ++i) {
-    const int64_t count =
-        static_cast<int64_t>(1 + random() % 5000) << (i % 3 * 10);  // whole numbers of 1, K and M
+    const int64_t count = static_cast<int64_t>(1 + random() % 5000)
+                          << (i % 3 * 10);  // whole numbers of 1, K and M
     EXPECT_EQ(parse_count(format_count(count), "x"), count) << format_count(count);
   }
 }

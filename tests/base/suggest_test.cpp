@@ -16,8 +16,10 @@ TEST(UnknownName, SuggestsTheNearest) {
   EXPECT_EQ(unknown_name("model", "kimi-k3", kNames),
             "unknown model 'kimi-k3'; did you mean 'kimi-k2'?; known: deepseek-v3, kimi-k2, mixtral-8x7b, "
             "qwen3-30b-a3b");
-  EXPECT_NE(unknown_name("model", "deepsek-v3", kNames).find("did you mean 'deepseek-v3'?"), std::string::npos);
-  EXPECT_NE(unknown_name("model", "qwen3-30b", kNames).find("did you mean 'qwen3-30b-a3b'?"), std::string::npos);
+  EXPECT_NE(unknown_name("model", "deepsek-v3", kNames).find("did you mean 'deepseek-v3'?"),
+            std::string::npos);
+  EXPECT_NE(unknown_name("model", "qwen3-30b", kNames).find("did you mean 'qwen3-30b-a3b'?"),
+            std::string::npos);
 }
 
 TEST(UnknownName, SuggestsNothingThatIsFarOff) {

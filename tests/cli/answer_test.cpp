@@ -19,9 +19,11 @@ Json json_of(const Ended& ended) {
 }
 
 void expect_schema(const Json& j) {
-  for (const char* text : {"model", "cluster", "calibration", "bound_by", "routing"}) EXPECT_TRUE(j.at(text).is_string()) << text;
-  for (const char* whole : {"nodes", "gpus", "context", "sequences", "accumulate", "hbm_allocated_bytes", "hbm_peak_bytes",
-                            "hbm_capacity_bytes", "host_peak_bytes", "host_capacity_bytes", "tokens_per_step", "ops_simulated"})
+  for (const char* text : {"model", "cluster", "calibration", "bound_by", "routing"})
+    EXPECT_TRUE(j.at(text).is_string()) << text;
+  for (const char* whole :
+       {"nodes", "gpus", "context", "sequences", "accumulate", "hbm_allocated_bytes", "hbm_peak_bytes",
+        "hbm_capacity_bytes", "host_peak_bytes", "host_capacity_bytes", "tokens_per_step", "ops_simulated"})
     EXPECT_TRUE(j.at(whole).is_number_integer()) << whole;
   EXPECT_TRUE(j.at("fits").is_boolean());
   EXPECT_TRUE(j.at("plan").is_object());
@@ -33,7 +35,8 @@ void expect_schema(const Json& j) {
   EXPECT_TRUE(j.at("wall_time_s").is_number());
   for (const char* time : {"step_time_s", "tokens_per_s_per_gpu", "mfu", "exposed_communication_s"})
     EXPECT_TRUE(j.at("fits").get<bool>() ? j.at(time).is_number() : j.at(time).is_null()) << time;
-  EXPECT_TRUE(j.at("fits").get<bool>() ? j.at("time_by_component").is_object() : j.at("time_by_component").is_null());
+  EXPECT_TRUE(j.at("fits").get<bool>() ? j.at("time_by_component").is_object()
+                                       : j.at("time_by_component").is_null());
   int64_t memory = 0;
   for (const auto& [name, bytes] : j.at("memory_by_component").items()) memory += bytes.get<int64_t>();
   EXPECT_EQ(memory, j.at("hbm_peak_bytes").get<int64_t>());
@@ -41,8 +44,8 @@ void expect_schema(const Json& j) {
 
 TEST(Answer, JsonHasWhatWasPromised) {
   const Folder folder;
-  const Json j = json_of(folder.mop({"simulate", "--model", "qwen3-30b-a3b", "--cluster", "h200x4", "--plan", "fsdp2:ep=4",
-                                     "--loss-chunk", "2K", "--format", "json"}));
+  const Json j = json_of(folder.mop({"simulate", "--model", "qwen3-30b-a3b", "--cluster", "h200x4", "--plan",
+                                     "fsdp2:ep=4", "--loss-chunk", "2K", "--format", "json"}));
   expect_schema(j);
   EXPECT_EQ(j.at("model"), "qwen3-30b-a3b");
   EXPECT_EQ(j.at("gpus"), 4);
@@ -55,20 +58,24 @@ TEST(Answer, JsonHasWhatWasPromised) {
   EXPECT_NEAR(time, j.at("step_time_s").get<double>(), 1e-6);
 
   // Stored as it was printed.
-  const std::vector<store::RunRecord> records = store::Store(folder.path() / "results.db", store::Access::kRead).query();
+  const std::vector<store::RunRecord> records =
+      store::Store(folder.path() / "results.db", store::Access::kRead).query();
   ASSERT_EQ(records.size(), 1u);
   EXPECT_EQ(Json::parse(records[0].detail), j);
   EXPECT_THAT(records[0].command, HasSubstr("mop simulate --model qwen3-30b-a3b"));
-  const Json listed = json_of(folder.mop({"results", "--columns", "model,step_time_s,detail", "--format", "json"}));
+  const Json listed =
+      json_of(folder.mop({"results", "--columns", "model,step_time_s,detail", "--format", "json"}));
   EXPECT_EQ(listed.at(0).at("detail"), j);
   EXPECT_EQ(listed.at(0).at("step_time_s"), j.at("step_time_s"));
 }
 
 TEST(Answer, OpenDegreesAreResolved) {
   const Folder folder;
-  const Json j = json_of(folder.mop({"simulate", "--model", "olmoe-1b-7b", "--gpus-per-node", "4", "--no-store", "--format", "json"}));
+  const Json j = json_of(folder.mop(
+      {"simulate", "--model", "olmoe-1b-7b", "--gpus-per-node", "4", "--no-store", "--format", "json"}));
   expect_schema(j);
-  for (const char* degree : {"ulysses", "ep", "vp", "dense-shard"}) EXPECT_TRUE(j.at("plan").at(degree).is_number_integer()) << degree;
+  for (const char* degree : {"ulysses", "ep", "vp", "dense-shard"})
+    EXPECT_TRUE(j.at("plan").at(degree).is_number_integer()) << degree;
   EXPECT_EQ(j.at("plan").dump().find("auto"), std::string::npos);
   EXPECT_FALSE(std::filesystem::exists(folder.path() / "results.db"));
 }
@@ -89,8 +96,9 @@ TEST(Answer, WithoutTimesWhenItDoesNotFit) {
 TEST(Answer, SameBytesTwice) {
   const Folder folder;
   const auto answer = [&] {
-    Json j = json_of(folder.mop({"compare", "--model", "mixtral-8x7b", "--context", "8K,16K", "--ulysses", "4", "--ep", "8",
-                                 "--routing", "zipf:1.1,seed=3", "--no-store", "--format", "json"}));
+    Json j =
+        json_of(folder.mop({"compare", "--model", "mixtral-8x7b", "--context", "8K,16K", "--ulysses", "4",
+                            "--ep", "8", "--routing", "zipf:1.1,seed=3", "--no-store", "--format", "json"}));
     for (Json& row : j) row.erase("wall_time_s");
     return j.dump();
   };
@@ -99,8 +107,8 @@ TEST(Answer, SameBytesTwice) {
 
 TEST(Answer, UnfoldedIsTheSame) {
   const Folder folder;
-  std::vector<std::string> args{"simulate", "--model", "mixtral-8x7b", "--plan", "fsdp2:ep=8", "--routing", "zipf:1", "--no-store",
-                                "--format", "json"};
+  std::vector<std::string> args{"simulate",  "--model", "mixtral-8x7b", "--plan",   "fsdp2:ep=8",
+                                "--routing", "zipf:1",  "--no-store",   "--format", "json"};
   const Json folded = json_of(folder.mop(args));
   args.emplace_back("--unfold");
   const Json unfolded = json_of(folder.mop(args));
@@ -110,8 +118,9 @@ TEST(Answer, UnfoldedIsTheSame) {
 
 TEST(Answer, CompareIsAtEqualTokens) {
   const Folder folder;
-  const std::vector<std::string> args{"compare", "--model", "mixtral-8x7b", "--context", "8K..16K", "--plan", "fsdp2:ep=8",
-                                      "--plan", "mop:ulysses=4,ep=8", "--no-store", "--format", "json"};
+  const std::vector<std::string> args{
+      "compare",    "--model", "mixtral-8x7b",       "--context",  "8K..16K",  "--plan",
+      "fsdp2:ep=8", "--plan",  "mop:ulysses=4,ep=8", "--no-store", "--format", "json"};
   const Json equal = json_of(folder.mop(args));
   ASSERT_EQ(equal.size(), 4u);
   for (const Json& row : equal) expect_schema(row);
@@ -130,8 +139,8 @@ TEST(Answer, CompareIsAtEqualTokens) {
 
 TEST(Answer, CompareTable) {
   const Folder folder;
-  const Ended ended = folder.mop({"compare", "--model", "mixtral-8x7b", "--gpus-per-node", "4", "--plan", "fsdp2-best", "--plan",
-                                  "fsdp2:ep=4", "--db", "here.db"});
+  const Ended ended = folder.mop({"compare", "--model", "mixtral-8x7b", "--gpus-per-node", "4", "--plan",
+                                  "fsdp2-best", "--plan", "fsdp2:ep=4", "--db", "here.db"});
   EXPECT_EQ(ended.status, 0) << ended.err;
   EXPECT_THAT(ended.out, HasSubstr("tokens/s/GPU"));
   EXPECT_THAT(ended.out, HasSubstr("fsdp2-best"));
@@ -142,17 +151,19 @@ TEST(Answer, ClustersAndCalibrations) {
   const Folder folder;
   for (const char* cluster : {"h200", "h200-1tb", "h200-efa", "h200-half-network", "h200x4"}) {
     SCOPED_TRACE(cluster);
-    expect_schema(json_of(folder.mop({"simulate", "--model", "olmoe-1b-7b", "--cluster", cluster, "--plan", "fsdp2", "--no-store",
-                                      "--format", "json"})));
+    expect_schema(json_of(folder.mop({"simulate", "--model", "olmoe-1b-7b", "--cluster", cluster, "--plan",
+                                      "fsdp2", "--no-store", "--format", "json"})));
     const Json shown = json_of(folder.mop({"show", "cluster", "--cluster", cluster, "--format", "json"}));
     for (const auto& [name, figure] : shown.at("figures").items()) {
-      EXPECT_THAT(figure.at("source").get<std::string>(), ::testing::AnyOf("measured", "published", "assumed")) << name;
+      EXPECT_THAT(figure.at("source").get<std::string>(),
+                  ::testing::AnyOf("measured", "published", "assumed"))
+          << name;
       EXPECT_NE(figure.at("where"), "") << name;
     }
   }
   for (const char* calibration : {"measured", "paper"})
-    EXPECT_EQ(json_of(folder.mop({"simulate", "--model", "olmoe-1b-7b", "--plan", "fsdp2", "--no-store", "--format", "json",
-                                  "--calibration", calibration}))
+    EXPECT_EQ(json_of(folder.mop({"simulate", "--model", "olmoe-1b-7b", "--plan", "fsdp2", "--no-store",
+                                  "--format", "json", "--calibration", calibration}))
                   .at("calibration"),
               calibration);
 }
@@ -175,11 +186,13 @@ TEST(Answer, ShowModel) {
 
 TEST(Answer, ShowPlanAndProgram) {
   const Folder folder;
-  const std::vector<std::string> scenario{"--model", "mixtral-8x7b", "--nodes", "2", "--plan", "fsdp2:ep=8,cp=2", "--format", "json"};
+  const std::vector<std::string> scenario{"--model", "mixtral-8x7b",    "--nodes",  "2",
+                                          "--plan",  "fsdp2:ep=8,cp=2", "--format", "json"};
   std::vector<std::string> args{"show", "plan"};
   args.insert(args.end(), scenario.begin(), scenario.end());
   const Json plan = json_of(folder.mop(args));
-  EXPECT_EQ(plan.at("groups").at("dense"), (Json{{"size", 16}, {"stride", 1}, {"per_node", 8}, {"nodes", 2}}));
+  EXPECT_EQ(plan.at("groups").at("dense"),
+            (Json{{"size", 16}, {"stride", 1}, {"per_node", 8}, {"nodes", 2}}));
   EXPECT_EQ(plan.at("groups").at("context").at("size"), 2);
   EXPECT_EQ(plan.at("sequence_groups"), 8);
 
@@ -190,7 +203,8 @@ TEST(Answer, ShowPlanAndProgram) {
   EXPECT_EQ(program.at("buffer_list").size(), program.at("buffers"));
   for (const char* sums : {"by_kind", "by_stream", "by_phase"}) {
     int64_t operations = 0;
-    for (const auto& [name, sum] : program.at(sums).items()) operations += sum.at("operations").get<int64_t>();
+    for (const auto& [name, sum] : program.at(sums).items())
+      operations += sum.at("operations").get<int64_t>();
     EXPECT_EQ(operations, program.at("operations")) << sums;
   }
 }
@@ -198,13 +212,17 @@ TEST(Answer, ShowPlanAndProgram) {
 TEST(Answer, ResultsAreQueried) {
   const Folder folder;
   for (const char* context : {"4K", "8K"})
-    ASSERT_EQ(folder.mop({"simulate", "--model", "olmoe-1b-7b", "--plan", "fsdp2", "--context", context}).status, 0);
+    ASSERT_EQ(
+        folder.mop({"simulate", "--model", "olmoe-1b-7b", "--plan", "fsdp2", "--context", context}).status,
+        0);
   EXPECT_THAT(folder.mop({"results"}).out, HasSubstr("2 records"));
   EXPECT_THAT(folder.mop({"results", "--where", "context>=8K", "fits=1"}).out, HasSubstr("1 record\n"));
-  const Json j = json_of(folder.mop({"results", "--order=-context", "--limit", "1", "--format", "json", "--columns", "all"}));
+  const Json j = json_of(
+      folder.mop({"results", "--order=-context", "--limit", "1", "--format", "json", "--columns", "all"}));
   ASSERT_EQ(j.size(), 1u);
   EXPECT_EQ(j[0].at("context"), 8192);
-  EXPECT_TRUE(folder.mop({"results", "--format", "csv", "--columns", "model,context"}).out.starts_with("model,context\nolmoe-1b-7b,4096\n"));
+  EXPECT_TRUE(folder.mop({"results", "--format", "csv", "--columns", "model,context"})
+                  .out.starts_with("model,context\nolmoe-1b-7b,4096\n"));
 }
 
 }  // namespace

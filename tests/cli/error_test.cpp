@@ -66,21 +66,25 @@ TEST(Error, NamesWhatIsWrong) {
       {simulate({"--gpus-per-node", "9"}), "gpus-per-node is 9: a node of h200 has 8"},
       {simulate({"--accumulate", "5000"}), "accumulate is 5000"},
       // Degrees.
-      {simulate({"--nodes", "3", "--ulysses", "5"}), "does not divide the 24 GPUs; values that do: 1, 2, 4, 8"},
+      {simulate({"--nodes", "3", "--ulysses", "5"}),
+       "does not divide the 24 GPUs; values that do: 1, 2, 4, 8"},
       {simulate({"--plan", "fsdp2:tp=3"}), "values that do"},
-      {simulate({"--ep", "16", "--nodes", "2"}), "which does not divide the 8 experts; values that do: 1, 2, 4, 8"},
+      {simulate({"--ep", "16", "--nodes", "2"}),
+       "which does not divide the 8 experts; values that do: 1, 2, 4, 8"},
       // Commands of their own.
       {{"compare", "--model", "mixtral-8x7b", "--plan", "fsdp2", "--ulysses", "4", "--no-store"},
        "ulysses belongs to mop, and no plan given is of that family"},
       {{"compare", "--model", "mixtral-8x7b", "--context", "8K..4K", "--no-store"}, "the range falls"},
-      {{"compare", "--model", "mixtral-8x7b", "--context", "8K..20K", "--no-store"}, "not reached by doubling"},
+      {{"compare", "--model", "mixtral-8x7b", "--context", "8K..20K", "--no-store"},
+       "not reached by doubling"},
       {{"compare", "--model", "mixtral-8x7b", "--plan", "fsdp2", "--tokens-per-step", "10000", "--no-store"},
        "tokens-per-step 10000 is not a multiple of the 32K tokens"},
       {{"sweep", "--model", "mixtral-8x7b", "--nodes", "1,,2", "--no-store"}, "a value of the list is empty"},
       {{"sweep", "--model", "mixtral-8x7b", "--ulysses", "3,5", "--no-store"},
        "none of the 2 combinations is possible; the first: plan setting ulysses is 3"},
       {{"sweep", "--model", "mixtral-8x7b", "--resume", "--no-store"}, "--resume needs the database"},
-      {{"sweep", "--model", "mixtral-8x7b", "--csv", "/nonexistent/rows.csv", "--no-store"}, "CSV file '/nonexistent/rows.csv'"},
+      {{"sweep", "--model", "mixtral-8x7b", "--csv", "/nonexistent/rows.csv", "--no-store"},
+       "CSV file '/nonexistent/rows.csv'"},
       {{"sweep", "--model", "mixtral-8x7b", "--jobs", "0"}, "--jobs"},
       {{"results"}, "results.db"},
       {{"results", "--db", ""}, "database"},
@@ -105,14 +109,17 @@ TEST(Error, ModelFile) {
   expect_error(with_config(R"({"model_type": "mixtral"})"), "field 'num_hidden_layers' is missing");
   expect_error(with_config(R"({"model_type": "mixtrall"})"), "did you mean 'mixtral'?");
   expect_error(with_config(R"({"model_type": "mixtral", "num_hidden_layers": "many"})"), "num_hidden_layers");
-  expect_error(folder.mop({"simulate", "--model", ".", "--cluster", "config.json", "--no-store"}), "config.json");
+  expect_error(folder.mop({"simulate", "--model", ".", "--cluster", "config.json", "--no-store"}),
+               "config.json");
 }
 
 TEST(Error, DatabaseThatCannotBeWritten) {
   const Folder folder;
   std::filesystem::create_directory(folder.path() / "folder.db");
-  folder.write("foreign.db", "this is not a database, it is the diary of somebody else, and a long one at that\n");
-  SQLite::Database(folder.path() / "other.db", SQLite::OPEN_READWRITE | SQLite::OPEN_CREATE).exec("CREATE TABLE t(x)");
+  folder.write("foreign.db",
+               "this is not a database, it is the diary of somebody else, and a long one at that\n");
+  SQLite::Database(folder.path() / "other.db", SQLite::OPEN_READWRITE | SQLite::OPEN_CREATE)
+      .exec("CREATE TABLE t(x)");
   const auto simulate_into = [&](const std::string& db) {
     return folder.mop({"simulate", "--model", "mixtral-8x7b", "--plan", "fsdp2", "--db", db});
   };
@@ -145,13 +152,15 @@ TEST(Error, FullDisk) {
   }
   expect_error(ended, "results.db");
   EXPECT_EQ(folder.mop({"results"}).status, 0) << "what was stored is still there";
-  expect_error(folder.mop({"sweep", "--model", "tiny-mixtral", "--plan", "fsdp2", "--no-store", "--csv", "/dev/full"}),
-               "CSV file '/dev/full' cannot be written: No space left on device");
+  expect_error(
+      folder.mop({"sweep", "--model", "tiny-mixtral", "--plan", "fsdp2", "--no-store", "--csv", "/dev/full"}),
+      "CSV file '/dev/full' cannot be written: No space left on device");
 }
 
 TEST(Error, NoTimelineOfWhatDoesNotFit) {
   const Folder folder;
-  const Ended ended = folder.mop({"simulate", "--model", "kimi-k2", "--plan", "fsdp2", "--no-store", "--trace", "t.json"});
+  const Ended ended =
+      folder.mop({"simulate", "--model", "kimi-k2", "--plan", "fsdp2", "--no-store", "--trace", "t.json"});
   EXPECT_EQ(ended.status, 2);
   EXPECT_THAT(ended.err, HasSubstr("the plan does not fit"));
   EXPECT_FALSE(std::filesystem::exists(folder.path() / "t.json"));

@@ -13,7 +13,7 @@ using ::testing::Not;
 TEST(Help, EveryCommandHasAnExample) {
   const Folder folder;
   const std::vector<std::vector<std::string>> commands{
-      {},       {"simulate"},      {"compare"},         {"sweep"},        {"show"},
+      {},          {"simulate"},      {"compare"},         {"sweep"},        {"show"},
       {"results"}, {"show", "model"}, {"show", "cluster"}, {"show", "plan"}, {"show", "program"},
   };
   for (std::vector<std::string> command : commands) {
@@ -28,7 +28,8 @@ TEST(Help, EveryCommandHasAnExample) {
 
 TEST(Help, PlanSettingsAreListedOnce) {
   const Folder folder;
-  const std::string plan = folder.mop({"show", "plan", "--help"}).out, simulate = folder.mop({"simulate", "--help"}).out;
+  const std::string plan = folder.mop({"show", "plan", "--help"}).out,
+                    simulate = folder.mop({"simulate", "--help"}).out;
   EXPECT_THAT(plan, HasSubstr("Plan settings of both families"));
   for (const plan::Knob& knob : plan::knobs()) {
     EXPECT_THAT(plan, HasSubstr(std::string("--") + knob.name + " "));

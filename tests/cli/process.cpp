@@ -23,7 +23,8 @@ std::string slurp(const std::filesystem::path& path) {
 
 }  // namespace
 
-Process::Process(const std::vector<std::string>& args, const std::filesystem::path& folder, size_t file_limit) {
+Process::Process(const std::vector<std::string>& args, const std::filesystem::path& folder,
+                 size_t file_limit) {
   static std::atomic<int> serial = 0;
   const std::string stem = folder.string() + ".run" + std::to_string(serial++);
   out_ = stem + ".out";
@@ -47,7 +48,9 @@ Process::Process(const std::vector<std::string>& args, const std::filesystem::pa
   _exit(127);
 }
 
-void Process::interrupt() const { kill(pid_, SIGINT); }
+void Process::interrupt() const {
+  kill(pid_, SIGINT);
+}
 
 Ended Process::wait() {
   int status = 0;
@@ -64,12 +67,16 @@ Folder::Folder() {
   path_ = name;
 }
 
-Folder::~Folder() { std::filesystem::remove_all(path_); }
+Folder::~Folder() {
+  std::filesystem::remove_all(path_);
+}
 
 void Folder::write(const std::string& name, const std::string& text) const {
   std::ofstream(path_ / name, std::ios::binary) << text;
 }
 
-std::string Folder::read(const std::string& name) const { return slurp(path_ / name); }
+std::string Folder::read(const std::string& name) const {
+  return slurp(path_ / name);
+}
 
 }  // namespace mop::test

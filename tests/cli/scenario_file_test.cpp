@@ -39,8 +39,8 @@ TEST(ScenarioFile, HoldsAnyFlag) {
 TEST(ScenarioFile, FlagsWin) {
   const Folder folder;
   folder.write("s.toml", kScenario);
-  const nlohmann::json j =
-      nlohmann::json::parse(folder.mop({"simulate", "--config", "s.toml", "--context", "8K", "--clip", "on", "--cp", "1"}).out);
+  const nlohmann::json j = nlohmann::json::parse(
+      folder.mop({"simulate", "--config", "s.toml", "--context", "8K", "--clip", "on", "--cp", "1"}).out);
   EXPECT_EQ(j.at("context"), 8192);
   EXPECT_EQ(j.at("plan").at("clip"), true);
   EXPECT_EQ(j.at("plan").at("cp"), 1);
@@ -49,7 +49,9 @@ TEST(ScenarioFile, FlagsWin) {
 
 TEST(ScenarioFile, Lists) {
   const Folder folder;
-  folder.write("s.toml", "model = \"mixtral-8x7b\"\ncontext = [\"8K\", \"16K\"]\nplan = [\"fsdp2:ep=8,cp=2\", \"fsdp2\"]\nno-store = true\nformat = \"json\"\n");
+  folder.write("s.toml",
+               "model = \"mixtral-8x7b\"\ncontext = [\"8K\", \"16K\"]\nplan = [\"fsdp2:ep=8,cp=2\", "
+               "\"fsdp2\"]\nno-store = true\nformat = \"json\"\n");
   EXPECT_EQ(nlohmann::json::parse(folder.mop({"compare", "--config", "s.toml"}).out).size(), 4u);
 }
 

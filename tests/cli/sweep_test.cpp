@@ -24,8 +24,10 @@ size_t rows_in(const Folder& folder, const std::string& db) {
 }
 
 std::vector<std::string> sweep(const std::string& stem) {
-  return {"sweep", "--model", "tiny-mixtral", "--plan", "fsdp2", "--context", "512..32K", "--nodes", "1,2,3,4", "--sequences", "1..32",
-          "--ep", "1..4", "--reduce", "bf16,fp32", "--recompute", "full,none", "--jobs", "1", "--db", stem + ".db", "--csv", stem + ".csv"};
+  return {"sweep",    "--model",  "tiny-mixtral", "--plan",      "fsdp2",      "--context",
+          "512..32K", "--nodes",  "1,2,3,4",      "--sequences", "1..32",      "--ep",
+          "1..4",     "--reduce", "bf16,fp32",    "--recompute", "full,none",  "--jobs",
+          "1",        "--db",     stem + ".db",   "--csv",       stem + ".csv"};
 }
 
 TEST(Sweep, InterruptedAndResumedIsTheSame) {
@@ -37,7 +39,8 @@ TEST(Sweep, InterruptedAndResumedIsTheSame) {
   ASSERT_GT(all, 300u);
 
   Process process(sweep("part"), folder.path());
-  for (int i = 0; i < 600 && rows_in(folder, "part.db") == 0; ++i) std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  for (int i = 0; i < 600 && rows_in(folder, "part.db") == 0; ++i)
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
   process.interrupt();
   const Ended interrupted = process.wait();
   EXPECT_EQ(interrupted.status, 130);
@@ -59,9 +62,25 @@ TEST(Sweep, InterruptedAndResumedIsTheSame) {
 
 TEST(Sweep, RowsAreInTheOrderOfTheCombinations) {
   const Folder folder;
-  const std::vector<std::string> args{"sweep", "--model", "olmoe-1b-7b", "--plan", "fsdp2", "--plan", "mop:ulysses=1,ep=8,vp=8",
-                                      "--context", "4K,2K", "--nodes", "1,2", "--cp", "1,3", "--routing", "balanced,zipf:1.2,seed=7",
-                                      "--csv", "rows.csv", "--format", "json"};
+  const std::vector<std::string> args{"sweep",
+                                      "--model",
+                                      "olmoe-1b-7b",
+                                      "--plan",
+                                      "fsdp2",
+                                      "--plan",
+                                      "mop:ulysses=1,ep=8,vp=8",
+                                      "--context",
+                                      "4K,2K",
+                                      "--nodes",
+                                      "1,2",
+                                      "--cp",
+                                      "1,3",
+                                      "--routing",
+                                      "balanced,zipf:1.2,seed=7",
+                                      "--csv",
+                                      "rows.csv",
+                                      "--format",
+                                      "json"};
   const Ended ended = folder.mop(args);
   ASSERT_EQ(ended.status, 0) << ended.err;
   EXPECT_THAT(ended.err, HasSubstr("skipped 8 of 24 combinations; the first: plan setting cp is 3"));
@@ -77,7 +96,8 @@ TEST(Sweep, RowsAreInTheOrderOfTheCombinations) {
   EXPECT_EQ(rows[8].at("plan").at("family"), "mop");
   const std::string csv = folder.read("rows.csv");
   EXPECT_EQ(std::count(csv.begin(), csv.end(), '\n'), 17);
-  EXPECT_TRUE(csv.starts_with("model,cluster,nodes,gpus,context,sequences,accumulate,calibration,plan_family,routing,cp,plan,fits,"));
+  EXPECT_TRUE(csv.starts_with(
+      "model,cluster,nodes,gpus,context,sequences,accumulate,calibration,plan_family,routing,cp,plan,fits,"));
   EXPECT_THAT(csv, HasSubstr("\nolmoe-1b-7b,h200,1,8,4096,1,1,measured,fsdp2,\"zipf:1.2,seed=7\",1,"));
 
   std::vector<std::string> parallel = args;
@@ -89,9 +109,10 @@ TEST(Sweep, RowsAreInTheOrderOfTheCombinations) {
 TEST(Sweep, OfAThousandPointsTakesSeconds) {
   const Folder folder;
   const auto begin = std::chrono::steady_clock::now();
-  const Ended ended = folder.mop({"sweep", "--model", "mixtral-8x7b", "--plan", "mop:vp=8,checkpoints=hbm,optimizer=host",
-                                  "--context", "2K..16K", "--nodes", "2,4,6,8", "--ulysses", "1..8", "--ep", "1..8", "--dense-shard",
-                                  "8,16", "--sequences", "1,2"});
+  const Ended ended =
+      folder.mop({"sweep", "--model", "mixtral-8x7b", "--plan", "mop:vp=8,checkpoints=hbm,optimizer=host",
+                  "--context", "2K..16K", "--nodes", "2,4,6,8", "--ulysses", "1..8", "--ep", "1..8",
+                  "--dense-shard", "8,16", "--sequences", "1,2"});
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   ASSERT_EQ(ended.status, 0) << ended.err;
   EXPECT_EQ(rows_in(folder, "results.db"), 1024u);

@@ -43,7 +43,8 @@ void expect_readable(const Traced& t) {
       const double start = event.at("ts"), duration = event.at("dur");
       EXPECT_GE(start, 0);
       EXPECT_GE(duration, 0);
-      EXPECT_GE(start, end_of_track[track] - 2e-3) << event;  // streams run one at a time; text has three digits
+      EXPECT_GE(start, end_of_track[track] - 2e-3)
+          << event;  // streams run one at a time; text has three digits
       end_of_track[track] = start + duration;
       EXPECT_FALSE(event.at("name").get<std::string>().empty());
       EXPECT_TRUE(event.at("args").contains("phase"));
@@ -71,8 +72,8 @@ TEST(Trace, Fsdp2) {
 }
 
 TEST(Trace, MopWithManyKindsOfRank) {
-  const Traced t = trace({"--model", "mixtral-8x7b", "--context", "32K", "--ulysses", "4", "--ep", "8", "--checkpoints", "host",
-                          "--optimizer", "host", "--routing", "zipf:1.2"});
+  const Traced t = trace({"--model", "mixtral-8x7b", "--context", "32K", "--ulysses", "4", "--ep", "8",
+                          "--checkpoints", "host", "--optimizer", "host", "--routing", "zipf:1.2"});
   expect_readable(t);
   std::set<std::string> streams;
   for (const Json& event : t.events)

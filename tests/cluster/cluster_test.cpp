@@ -26,9 +26,8 @@ Json shipped(const std::string& name) {
 class ClusterFile : public ::testing::Test {
  protected:
   void SetUp() override {
-    folder_ = fs::temp_directory_path() /
-              ("cluster_test_" + std::to_string(getpid()) + "_" +
-               ::testing::UnitTest::GetInstance()->current_test_info()->name());
+    folder_ = fs::temp_directory_path() / ("cluster_test_" + std::to_string(getpid()) + "_" +
+                                           ::testing::UnitTest::GetInstance()->current_test_info()->name());
     fs::create_directories(folder_);
   }
   void TearDown() override { fs::remove_all(folder_); }
@@ -98,8 +97,9 @@ TEST(Clusters, FiguresAreOfTheRightMagnitude) {
     EXPECT_LE(c["root_both_bw"], gpus * c["pcie_both_bw"]);
     EXPECT_GE(c["root_both_bw"], std::max(c["root_up_bw"], c["root_down_bw"]));
     EXPECT_LE(c.table("memory_bound").at({1e15}).value, c["hbm_peak_bw"]);
-    for (const char* slowdown : {"all_gather_matmul_slowdown", "all_gather_slowdown", "reduce_scatter_matmul_slowdown",
-                                 "reduce_scatter_slowdown", "all_to_all_matmul_slowdown", "all_to_all_slowdown"}) {
+    for (const char* slowdown :
+         {"all_gather_matmul_slowdown", "all_gather_slowdown", "reduce_scatter_matmul_slowdown",
+          "reduce_scatter_slowdown", "all_to_all_matmul_slowdown", "all_to_all_slowdown"}) {
       EXPECT_GE(c[slowdown], 1) << slowdown;
       EXPECT_LE(c[slowdown], 3) << slowdown;
     }
@@ -159,7 +159,8 @@ TEST(Clusters, VariantsDifferOnlyAsTheirFilesSay) {
     EXPECT_NE(variant.description, base.description);
     if (json.contains("tables")) continue;
     for (const double k : {512.0, 4096.0}) {
-      EXPECT_EQ(variant.table("matmul").at({4096, 4096, k}).value, base.table("matmul").at({4096, 4096, k}).value);
+      EXPECT_EQ(variant.table("matmul").at({4096, 4096, k}).value,
+                base.table("matmul").at({4096, 4096, k}).value);
     }
   }
   EXPECT_EQ(2 * read_cluster("h200-half-network")["nic_bw"], read_cluster("h200")["nic_bw"]);
@@ -194,11 +195,11 @@ TEST_F(ClusterFile, OfTheUserLoadsByPath) {
 
 TEST_F(ClusterFile, BaseIsBesideTheFile) {
   write("lab.json", shipped("h200x4"));
-  const std::string path = write("lab-slow.json", Json{{"base", "lab"},
-                                                       {"description", "slow"},
-                                                       {"figures",
-                                                        {{"nic_bw",
-                                                          {{"value", 1e9}, {"source", "assumed"}, {"where", "a guess"}}}}}});
+  const std::string path =
+      write("lab-slow.json",
+            Json{{"base", "lab"},
+                 {"description", "slow"},
+                 {"figures", {{"nic_bw", {{"value", 1e9}, {"source", "assumed"}, {"where", "a guess"}}}}}});
   const ClusterModel cluster = read_cluster(path);
   EXPECT_EQ(cluster["nic_bw"], 1e9);
   EXPECT_EQ(cluster.figures.at("nic_bw").source, Source::assumed);
@@ -207,7 +208,8 @@ TEST_F(ClusterFile, BaseIsBesideTheFile) {
 }
 
 TEST_F(ClusterFile, MissingFilesAreNamed) {
-  expect_error((folder_ / "none.json").string(), "cannot read cluster file " + (folder_ / "none.json").string());
+  expect_error((folder_ / "none.json").string(),
+               "cannot read cluster file " + (folder_ / "none.json").string());
   expect_error(write("a.json", Json{{"base", "gone"}}), "gone.json");
 }
 
@@ -257,10 +259,12 @@ TEST_F(ClusterFile, UnusableFigures) {
   expect_error(with(3), form);
   expect_error(with({{"source", "measured"}, {"where", "here"}}), form);
   expect_error(with({{"value", "fast"}, {"source", "measured"}, {"where", "here"}}), form);
-  expect_error(with({{"value", nullptr}, {"source", "measured"}, {"where", "here"}}), form);  // what NaN is written as
+  expect_error(with({{"value", nullptr}, {"source", "measured"}, {"where", "here"}}),
+               form);  // what NaN is written as
   expect_error(with({{"value", 1}, {"where", "here"}}), form);
   expect_error(with({{"value", 1}, {"source", "measured"}}), form);
-  expect_error(with({{"value", -1}, {"source", "measured"}, {"where", "here"}}), "figure nic_bw is -1: not a usable number");
+  expect_error(with({{"value", -1}, {"source", "measured"}, {"where", "here"}}),
+               "figure nic_bw is -1: not a usable number");
   expect_error(with({{"value", 1}, {"source", "guessed"}, {"where", "here"}}),
                "source 'guessed' is none of measured, published, assumed");
   std::string huge = json.dump();
@@ -290,11 +294,13 @@ TEST_F(ClusterFile, UnusableTables) {
   expect_error(with(Json::array()), "table matmul has no points");
   expect_error(with({{1, 2, 3}}), "table matmul: a point has 3 numbers, not 4");
   expect_error(with({{1, 2, 3, -4}}), "table matmul: -4 is not a positive number");
-  expect_error(with({{1, 2, 3, "four"}}), "table matmul needs points (rows of numbers), source and where (texts)");
+  expect_error(with({{1, 2, 3, "four"}}),
+               "table matmul needs points (rows of numbers), source and where (texts)");
   expect_error(with("none"), "table matmul needs points (rows of numbers), source and where (texts)");
   Json changed = json;
   changed["tables"]["matmul"].erase("where");
-  expect_error(write("a.json", changed), "table matmul needs points (rows of numbers), source and where (texts)");
+  expect_error(write("a.json", changed),
+               "table matmul needs points (rows of numbers), source and where (texts)");
 }
 
 }  // namespace

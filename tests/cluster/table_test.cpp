@@ -41,7 +41,7 @@ TEST(Table, IsExactAtEveryPoint) {
 TEST(Table, IsLogLinearBetween) {
   const Points points{{16, 100}, {256, 400}, {1024, 6400}};
   const Table table("rate", 0, 1, points);
-  EXPECT_NEAR(table.at({64}).value, 200, 1e-9);    // halfway in log: the geometric mean
+  EXPECT_NEAR(table.at({64}).value, 200, 1e-9);  // halfway in log: the geometric mean
   EXPECT_NEAR(table.at({512}).value, 1600, 1e-8);
   EXPECT_NEAR(table.at({32}).value, 100 * std::pow(4, 0.25), 1e-9);
   const Points square{{2, 2, 1}, {2, 8, 100}, {8, 2, 10000}, {8, 8, 1000000}};
@@ -104,7 +104,7 @@ TEST(Table, OneCoordinateOnAnAxisIsAConstant) {
 TEST(Table, BlendsKinds) {
   const Points points{{64, 1024, 100}, {256, 1024, 400}};  // one grid of one point for each kind
   const Table table("rate", 1, 1, points);
-  EXPECT_NEAR(table.at({64, 1024}).value, 100, 1e-9);   // a measured kind is not touched by others
+  EXPECT_NEAR(table.at({64, 1024}).value, 100, 1e-9);  // a measured kind is not touched by others
   EXPECT_NEAR(table.at({256, 1024}).value, 400, 1e-9);
   EXPECT_NEAR(table.at({128, 1024}).value, 200, 1e-9);  // equally far from both
   EXPECT_FALSE(table.at({128, 1024}).outside);

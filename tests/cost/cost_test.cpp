@@ -1,4 +1,5 @@
-// Closed forms of prices: where a group lies, kernels, copies, collectives, the host, and the paper's constants.
+// Closed forms of prices: where a group lies, kernels, copies, collectives, the host, and the paper's
+// constants.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -54,13 +55,17 @@ TEST(Place, CountsRanksOfEachNode) {
 
 TEST(Measured, MatmulsTakeTheirTablesRate) {
   const Machine m("h200x4");
-  for (const auto& [a, b, c] : {std::array<int64_t, 3>{8192, 8192, 8192}, {16384, 5120, 2048}, {65536, 4096, 2048}, {8192, 18432, 7168}}) {
+  for (const auto& [a, b, c] : {std::array<int64_t, 3>{8192, 8192, 8192},
+                                {16384, 5120, 2048},
+                                {65536, 4096, 2048},
+                                {8192, 18432, 7168}}) {
     const double rate = m.cluster.table("matmul").at({double(a), double(b), double(c)}).value;
     EXPECT_NEAR(m.seconds(OpKind::gemm, {{a, b, c}}), 2.0 * double(a) * double(b) * double(c) / rate, 2e-9);
     EXPECT_FALSE(m.price(OpKind::gemm, {{a, b, c}}).outside);
   }
   const double rate = m.cluster.table("grouped_matmul").at({2048, 1536, 32, 2048}).value;
-  EXPECT_NEAR(m.seconds(OpKind::grouped_gemm, {{65536, 1536, 2048, 32}}), 2.0 * 65536 * 1536 * 2048 / rate, 2e-9);
+  EXPECT_NEAR(m.seconds(OpKind::grouped_gemm, {{65536, 1536, 2048, 32}}), 2.0 * 65536 * 1536 * 2048 / rate,
+              2e-9);
 }
 
 TEST(Measured, AttentionTakesItsTablesRate) {
@@ -78,7 +83,8 @@ TEST(Measured, NoKernelIsFasterThanTheHardware) {
   const Machine m("h200x4");
   for (const int64_t n : {1, 64, 1024, 65536}) {
     EXPECT_GE(m.seconds(OpKind::gemm, {{n, 1024, 1024}}), 1e-9 * (m.cluster["kernel_ns"] - 1));
-    EXPECT_GE(m.seconds(OpKind::gemm, {{n, 4096, 4096}}), 2.0 * double(n) * 4096 * 4096 / m.cluster["peak_flops"]);
+    EXPECT_GE(m.seconds(OpKind::gemm, {{n, 4096, 4096}}),
+              2.0 * double(n) * 4096 * 4096 / m.cluster["peak_flops"]);
     EXPECT_GE(m.seconds(OpKind::rms_norm, {{n, n, n}}), 1e-9 * (m.cluster["kernel_ns"] - 1));
   }
   const int64_t big = int64_t{1} << 34;
@@ -107,10 +113,12 @@ TEST(Measured, WorkWithoutKernelsIsFree) {
 TEST(Measured, MoreIsNeverFaster) {
   const Machine m("h200x4"), wide("h200", "mop", 64);
   const Group inside{Axis::world, 4, 1}, across{Axis::world, 64, 1}, rails{Axis::world, 8, 8};
-  for (const OpKind kind : {OpKind::all_gather, OpKind::reduce_scatter, OpKind::all_reduce, OpKind::all_to_all, OpKind::send_recv}) {
+  for (const OpKind kind : {OpKind::all_gather, OpKind::reduce_scatter, OpKind::all_reduce,
+                            OpKind::all_to_all, OpKind::send_recv}) {
     int64_t last[3] = {0, 0, 0};
     for (int64_t bytes = 256; bytes <= int64_t{1} << 36; bytes += bytes / 3) {
-      const int64_t now[3] = {m.collective(kind, bytes, inside).demand.duration, wide.collective(kind, bytes, across).demand.duration,
+      const int64_t now[3] = {m.collective(kind, bytes, inside).demand.duration,
+                              wide.collective(kind, bytes, across).demand.duration,
                               wide.collective(kind, bytes, rails).demand.duration};
       for (int i = 0; i < 3; ++i) {
         EXPECT_GE(now[i], last[i] - 1) << program::name(kind) << " " << bytes << " placement " << i;
@@ -134,11 +142,17 @@ TEST(Collectives, InsideANode) {
   const Group all{Axis::world, 4, 1}, pair{Axis::world, 2, 1};
   const int64_t bytes = int64_t{1} << 30;
   const double gib = double(bytes);
-  const auto bus = [&](const char* table, double ranks) { return m.cluster.table(table).at({ranks, gib}).value; };
-  EXPECT_NEAR(seconds(m.collective(OpKind::all_gather, bytes, all)), gib * 3 / 4 / bus("all_gather", 4), 1e-8);
-  EXPECT_NEAR(seconds(m.collective(OpKind::reduce_scatter, bytes, all)), gib * 3 / 4 / bus("reduce_scatter", 4), 1e-8);
-  EXPECT_NEAR(seconds(m.collective(OpKind::all_reduce, bytes, all)), 2 * gib * 3 / 4 / bus("all_reduce", 4), 1e-8);
-  EXPECT_NEAR(seconds(m.collective(OpKind::all_to_all, bytes, all)), gib * 3 / 4 / bus("all_to_all", 4), 1e-8);
+  const auto bus = [&](const char* table, double ranks) {
+    return m.cluster.table(table).at({ranks, gib}).value;
+  };
+  EXPECT_NEAR(seconds(m.collective(OpKind::all_gather, bytes, all)), gib * 3 / 4 / bus("all_gather", 4),
+              1e-8);
+  EXPECT_NEAR(seconds(m.collective(OpKind::reduce_scatter, bytes, all)),
+              gib * 3 / 4 / bus("reduce_scatter", 4), 1e-8);
+  EXPECT_NEAR(seconds(m.collective(OpKind::all_reduce, bytes, all)), 2 * gib * 3 / 4 / bus("all_reduce", 4),
+              1e-8);
+  EXPECT_NEAR(seconds(m.collective(OpKind::all_to_all, bytes, all)), gib * 3 / 4 / bus("all_to_all", 4),
+              1e-8);
   EXPECT_NEAR(seconds(m.collective(OpKind::all_gather, bytes, pair)), gib / 2 / bus("all_gather", 2), 1e-8);
   // No network, and no more of a link than its bandwidth.
   const Demand d = m.collective(OpKind::all_gather, bytes, all).demand;
@@ -155,16 +169,20 @@ TEST(Collectives, AcrossNodes) {
   const double b = double(bytes), nic = m.cluster["nic_bw"], latency = 1e-9 * m.cluster["nic_latency_ns"];
   // One rank a node: no NVLink.
   const Group rails{Axis::world, 12, 8};
-  EXPECT_NEAR(seconds(m.collective(OpKind::all_gather, bytes, rails)), b * 11 / 12 / nic + latency * (1 + std::log2(12)), 1e-8);
-  EXPECT_NEAR(seconds(m.collective(OpKind::all_reduce, bytes, rails)), 2 * b * 11 / 12 / nic + latency * (1 + std::log2(12)), 1e-8);
+  EXPECT_NEAR(seconds(m.collective(OpKind::all_gather, bytes, rails)),
+              b * 11 / 12 / nic + latency * (1 + std::log2(12)), 1e-8);
+  EXPECT_NEAR(seconds(m.collective(OpKind::all_reduce, bytes, rails)),
+              2 * b * 11 / 12 / nic + latency * (1 + std::log2(12)), 1e-8);
   EXPECT_EQ(share(m.collective(OpKind::all_gather, bytes, rails).demand, Resource::nvlink_out), 0);
-  EXPECT_NEAR(seconds(m.collective(OpKind::all_to_all, bytes, rails)), b * 11 / 12 / nic + latency * (1 + std::log2(12)), 1e-8);
+  EXPECT_NEAR(seconds(m.collective(OpKind::all_to_all, bytes, rails)),
+              b * 11 / 12 / nic + latency * (1 + std::log2(12)), 1e-8);
   // All ranks: eight NICs a node share what crosses; all-to-all sends most of its bytes to other nodes.
   const Group world{Axis::world, 96, 1};
   const double nvlink = b * 95 / 96 / m.cluster.table("all_gather").at({8, b}).value;
   EXPECT_NEAR(seconds(m.collective(OpKind::all_gather, bytes, world)),
               std::max(nvlink, b * 11 / 12 / 8 / nic + latency * (1 + std::log2(12))), 1e-8);
-  EXPECT_NEAR(seconds(m.collective(OpKind::all_to_all, bytes, world)), b * 88 / 96 / nic + latency * (1 + std::log2(12)), 1e-8);
+  EXPECT_NEAR(seconds(m.collective(OpKind::all_to_all, bytes, world)),
+              b * 88 / 96 / nic + latency * (1 + std::log2(12)), 1e-8);
   EXPECT_NEAR(share(m.collective(OpKind::all_to_all, bytes, world).demand, Resource::nic_out), 1, 1e-3);
   // An uneven exchange takes as long as its larger side.
   EXPECT_EQ(m.collective(OpKind::all_to_all, bytes, world, bytes / 2).demand.duration,
@@ -176,14 +194,17 @@ TEST(Collectives, AcrossNodes) {
 TEST(Collectives, SmallMessagesHaveALatency) {
   const Machine m("h200", "mop", 96);
   const Group rails{Axis::world, 12, 8};
-  EXPECT_GE(m.collective(OpKind::all_reduce, 256, rails).demand.duration, static_cast<int64_t>(m.cluster["nic_latency_ns"]));
+  EXPECT_GE(m.collective(OpKind::all_reduce, 256, rails).demand.duration,
+            static_cast<int64_t>(m.cluster["nic_latency_ns"]));
   const Machine one("h200x4");
-  EXPECT_GE(one.collective(OpKind::all_reduce, 256, {Axis::world, 4, 1}).demand.duration, static_cast<int64_t>(one.cluster["kernel_ns"]));
+  EXPECT_GE(one.collective(OpKind::all_reduce, 256, {Axis::world, 4, 1}).demand.duration,
+            static_cast<int64_t>(one.cluster["kernel_ns"]));
 }
 
 TEST(Collectives, ABetterNetworkIsNotSlower) {
   const Machine ib("h200", "mop", 64), efa("h200-efa", "mop", 64), half("h200-half-network", "mop", 64);
-  for (const Group& group : {Group{Axis::world, 64, 1}, Group{Axis::world, 8, 8}, Group{Axis::world, 8, 1}, Group{Axis::world, 16, 1}})
+  for (const Group& group : {Group{Axis::world, 64, 1}, Group{Axis::world, 8, 8}, Group{Axis::world, 8, 1},
+                             Group{Axis::world, 16, 1}})
     for (const OpKind kind : {OpKind::all_gather, OpKind::all_reduce, OpKind::all_to_all, OpKind::send_recv})
       for (const int64_t bytes : {int64_t{4096}, int64_t{1} << 24, int64_t{1} << 32}) {
         const auto best = ib.collective(kind, bytes, group).demand.duration;
@@ -212,10 +233,14 @@ TEST(Host, CopiesTakePcieAndALatency) {
 TEST(Host, AdamOfOneRankRunsAtItsRateAlone) {
   const Machine mine("h200x4"), torch("h200x4", "fsdp2:offload=on");
   const int64_t n = 1000000000;
-  EXPECT_NEAR(mine.seconds(OpKind::adam_host, {{n, 28 * n}}), double(n) / mine.cluster["host_adam_rate_alone"], 1e-8);
-  EXPECT_NEAR(torch.seconds(OpKind::adam_host, {{n, 28 * n}}), double(n) / torch.cluster["torch_adam_rate"], 1e-8);
-  EXPECT_NEAR(torch.seconds(OpKind::norm_host, {{n, 4 * n}}), 4.0 * double(n) / torch.cluster["torch_norm_bw"], 1e-8);
-  EXPECT_NEAR(torch.seconds(OpKind::scale_host, {{n, 8 * n}}), 8.0 * double(n) / torch.cluster["torch_scale_bw"], 1e-8);
+  EXPECT_NEAR(mine.seconds(OpKind::adam_host, {{n, 28 * n}}),
+              double(n) / mine.cluster["host_adam_rate_alone"], 1e-8);
+  EXPECT_NEAR(torch.seconds(OpKind::adam_host, {{n, 28 * n}}), double(n) / torch.cluster["torch_adam_rate"],
+              1e-8);
+  EXPECT_NEAR(torch.seconds(OpKind::norm_host, {{n, 4 * n}}),
+              4.0 * double(n) / torch.cluster["torch_norm_bw"], 1e-8);
+  EXPECT_NEAR(torch.seconds(OpKind::scale_host, {{n, 8 * n}}),
+              8.0 * double(n) / torch.cluster["torch_scale_bw"], 1e-8);
 }
 
 TEST(Launch, DependsOnTheRuntime) {
@@ -225,25 +250,32 @@ TEST(Launch, DependsOnTheRuntime) {
   const Shape shape{{1024, 1024, 1024}};
   EXPECT_EQ(native.price(op, shape).launch_ns, static_cast<int64_t>(3 * native.cluster["native_launch_ns"]));
   EXPECT_EQ(eager.price(op, shape).launch_ns, static_cast<int64_t>(3 * eager.cluster["eager_launch_ns"]));
-  EXPECT_EQ(compiled.price(op, shape).launch_ns, static_cast<int64_t>(3 * eager.cluster["compiled_launch_ns"]));
+  EXPECT_EQ(compiled.price(op, shape).launch_ns,
+            static_cast<int64_t>(3 * eager.cluster["compiled_launch_ns"]));
   op.phase = program::Phase::backward;
-  EXPECT_EQ(eager.price(op, shape).launch_ns, static_cast<int64_t>(3 * eager.cluster["eager_backward_launch_ns"]));
+  EXPECT_EQ(eager.price(op, shape).launch_ns,
+            static_cast<int64_t>(3 * eager.cluster["eager_backward_launch_ns"]));
   op.phase = program::Phase::recompute;
-  EXPECT_EQ(eager.price(op, shape).launch_ns, static_cast<int64_t>(3 * eager.cluster["eager_recompute_launch_ns"]));
+  EXPECT_EQ(eager.price(op, shape).launch_ns,
+            static_cast<int64_t>(3 * eager.cluster["eager_recompute_launch_ns"]));
   op.layer = -1;  // outside of the blocks nothing is compiled
-  EXPECT_EQ(compiled.price(op, shape).launch_ns, static_cast<int64_t>(3 * eager.cluster["eager_recompute_launch_ns"]));
+  EXPECT_EQ(compiled.price(op, shape).launch_ns,
+            static_cast<int64_t>(3 * eager.cluster["eager_recompute_launch_ns"]));
 }
 
 // The fit of mop.md section 7.
 TEST(Paper, Constants) {
   const Machine mop("h200", "mop", 96, Calibration::paper), fsdp("h200", "fsdp2", 96, Calibration::paper);
-  const program::AttentionShape wide{1, 65536, 65536, 8, 8, 192, 128, 1, 0}, narrow{1, 65536, 65536, 8, 8, 64, 64, 1, 0};
-  const double wide_flops = 2.0 * 8 * 320 * 65536.0 * 65537 / 2, narrow_flops = 2.0 * 8 * 128 * 65536.0 * 65537 / 2;
+  const program::AttentionShape wide{1, 65536, 65536, 8, 8, 192, 128, 1, 0},
+      narrow{1, 65536, 65536, 8, 8, 64, 64, 1, 0};
+  const double wide_flops = 2.0 * 8 * 320 * 65536.0 * 65537 / 2,
+               narrow_flops = 2.0 * 8 * 128 * 65536.0 * 65537 / 2;
   EXPECT_NEAR(mop.seconds(OpKind::attention_fwd, wide.shape()), wide_flops / 530e12, 1e-8);
   EXPECT_NEAR(mop.seconds(OpKind::attention_fwd, narrow.shape()), narrow_flops / 285e12, 1e-8);
   // 3.5 x forward in all, not run again: 2.5 of them backward. The baseline: 4.5 at 38 TFLOP/s.
   EXPECT_NEAR(mop.seconds(OpKind::attention_bwd, wide.shape()), 2.5 * wide_flops / 530e12, 1e-8);
-  EXPECT_NEAR(2 * fsdp.seconds(OpKind::attention_fwd, wide.shape()) + fsdp.seconds(OpKind::attention_bwd, wide.shape()),
+  EXPECT_NEAR(2 * fsdp.seconds(OpKind::attention_fwd, wide.shape()) +
+                  fsdp.seconds(OpKind::attention_bwd, wide.shape()),
               4.5 * wide_flops / 38e12, 1e-7);
   EXPECT_NEAR(fsdp.seconds(OpKind::gemm, {{8192, 8192, 8192}}), 2 * std::pow(8192.0, 3) / 250e12, 1e-8);
   EXPECT_EQ(mop.seconds(OpKind::gemm, {{8192, 8192, 8192}}), 0);

@@ -39,8 +39,10 @@ struct Machine {
 
   explicit Machine(const std::string& name, const std::string& plan_text = "mop", int64_t ranks = 0,
                    Calibration calibration = Calibration::measured)
-      : cluster(cluster::read_cluster(name)), plan(plan::parse_plan(plan_text)),
-        gpus(ranks > 0 ? ranks : cluster.gpus_per_node()), cost(make_cost_model(calibration, cluster, plan, gpus)) {}
+      : cluster(cluster::read_cluster(name)),
+        plan(plan::parse_plan(plan_text)),
+        gpus(ranks > 0 ? ranks : cluster.gpus_per_node()),
+        cost(make_cost_model(calibration, cluster, plan, gpus)) {}
   Machine(const Machine&) = delete;
 
   Price price(const program::Op& op, const Shape& shape, const Group* group = nullptr) const {
@@ -50,10 +52,14 @@ struct Machine {
   Price collective(OpKind kind, int64_t bytes, const Group& group, int64_t received = -1) const {
     return price(make_op(kind, Stream::gather), {{bytes, received < 0 ? bytes : received}}, &group);
   }
-  double seconds(OpKind kind, const Shape& shape) const { return 1e-9 * static_cast<double>(price(kind, shape).demand.duration); }
+  double seconds(OpKind kind, const Shape& shape) const {
+    return 1e-9 * static_cast<double>(price(kind, shape).demand.duration);
+  }
 };
 
-inline double seconds(const Price& p) { return 1e-9 * static_cast<double>(p.demand.duration); }
+inline double seconds(const Price& p) {
+  return 1e-9 * static_cast<double>(p.demand.duration);
+}
 
 inline double share(const Demand& d, Resource r) {
   for (int i = 0; i < d.uses; ++i)

@@ -100,7 +100,8 @@ TEST(Knobs, EveryValueReadsBackAsWritten) {
         // Nothing else has changed.
         for (const Knob& other : knobs_of(family)) {
           if (std::string(other.name) == k.name) continue;
-          EXPECT_EQ(other.get(plan), other.get(parse_plan(family_name(family)))) << text << " changed " << other.name;
+          EXPECT_EQ(other.get(plan), other.get(parse_plan(family_name(family))))
+              << text << " changed " << other.name;
         }
       }
     }
@@ -111,7 +112,8 @@ TEST(Knobs, DefaultsAreTheFirstValues) {
   for (const Family family : {Family::fsdp2, Family::mop})
     for (const Knob& k : knobs_of(family)) {
       const bool plain_ep = family == Family::fsdp2 && std::string(k.name) == "ep";
-      EXPECT_EQ(k.get(parse_plan(family_name(family))), plain_ep ? "1" : values().at(k.name).front()) << k.name;
+      EXPECT_EQ(k.get(parse_plan(family_name(family))), plain_ep ? "1" : values().at(k.name).front())
+          << k.name;
     }
 }
 
@@ -146,10 +148,12 @@ TEST(Knobs, SpellingsOfTheSameValue) {
 
 TEST(Knobs, ResolvedMeansNothingIsLeftOpen) {
   EXPECT_TRUE(parse_plan("fsdp2").resolved());
-  for (const char* open : {"fsdp2:tp=auto", "fsdp2:cp=auto", "fsdp2:ep=auto", "fsdp2:replicate=auto", "fsdp2:offload=auto"})
+  for (const char* open :
+       {"fsdp2:tp=auto", "fsdp2:cp=auto", "fsdp2:ep=auto", "fsdp2:replicate=auto", "fsdp2:offload=auto"})
     EXPECT_FALSE(parse_plan(open).resolved()) << open;
   const std::string whole =
-      "mop:ep=8,dense-shard=8,ulysses=1,vp=8,vp-scheme=tokens,mla-exchange=latent,checkpoints=hbm,optimizer=hbm";
+      "mop:ep=8,dense-shard=8,ulysses=1,vp=8,vp-scheme=tokens,mla-exchange=latent,checkpoints=hbm,optimizer="
+      "hbm";
   EXPECT_TRUE(parse_plan(whole).resolved());
   for (const char* knob_name :
        {"ep", "dense-shard", "ulysses", "vp", "vp-scheme", "mla-exchange", "checkpoints", "optimizer"})
@@ -160,7 +164,8 @@ TEST(Knobs, UnknownFamiliesAndSettingsSuggest) {
   EXPECT_EQ(parse_error("fsdp"), "unknown plan 'fsdp'; did you mean 'fsdp2'?; known: fsdp2, mop");
   EXPECT_EQ(parse_error("mob:ep=8").substr(0, 38), "unknown plan 'mob'; did you mean 'mop'");
   EXPECT_NE(parse_error("").find("unknown plan ''"), std::string::npos);
-  EXPECT_NE(parse_error("mop:ulyses=8").find("unknown plan setting 'ulyses'; did you mean 'ulysses'?"), std::string::npos);
+  EXPECT_NE(parse_error("mop:ulyses=8").find("unknown plan setting 'ulyses'; did you mean 'ulysses'?"),
+            std::string::npos);
   EXPECT_NE(parse_error("mop:=8").find("unknown plan setting ''"), std::string::npos);
   EXPECT_EQ(parse_error("mop:ep"), "plan 'mop:ep': 'ep' has no value; write setting=value");
   EXPECT_EQ(parse_error("mop:ep=8,vp"), "plan 'mop:ep=8,vp': 'vp' has no value; write setting=value");
@@ -172,8 +177,9 @@ TEST(Knobs, SettingsOfTheOtherFamilyAreRefused) {
     for (const Knob& k : knobs()) {
       if (family == Family::mop ? k.mop : k.fsdp2) continue;
       EXPECT_EQ(error_of([&] { set_knob(plan, k.name, values().at(k.name).front()); }),
-                std::string("plan setting ") + k.name + " belongs to " + (family == Family::mop ? "fsdp2" : "mop") +
-                    ", not to " + family_name(family) + "; see 'mop show plan --help'");
+                std::string("plan setting ") + k.name + " belongs to " +
+                    (family == Family::mop ? "fsdp2" : "mop") + ", not to " + family_name(family) +
+                    "; see 'mop show plan --help'");
     }
   }
 }

@@ -40,7 +40,8 @@ void expect_grid(const Span& a, const Span& b, int64_t ranks, const char* what) 
   for (int64_t r = 0; r < ranks; ++r) {
     std::set<int64_t> reached;
     for (const int64_t x : group_of(r, a))
-      for (const int64_t y : group_of(x, b)) EXPECT_TRUE(reached.insert(y).second) << what << ": " << y << " twice";
+      for (const int64_t y : group_of(x, b))
+        EXPECT_TRUE(reached.insert(y).second) << what << ": " << y << " twice";
     EXPECT_EQ(static_cast<int64_t>(reached.size()), a.size * b.size) << what;
   }
 }
@@ -65,9 +66,13 @@ TEST(Layout, MopGroupsTileTheRanks) {
     SCOPED_TRACE(describe(plan) + " on " + std::to_string(gpus));
     const Layout l = layout(plan, gpus);
     EXPECT_EQ(l.ranks, gpus);
-    for (const auto& [span, name] : {std::pair{l.dense, "dense"}, {l.dense_replicas, "replicas"}, {l.expert, "expert"},
-                                     {l.expert_shard, "expert shard"}, {l.sequence, "sequence"},
-                                     {l.vocabulary, "vocabulary"}, {l.vocabulary_replicas, "vocabulary replicas"}})
+    for (const auto& [span, name] : {std::pair{l.dense, "dense"},
+                                     {l.dense_replicas, "replicas"},
+                                     {l.expert, "expert"},
+                                     {l.expert_shard, "expert shard"},
+                                     {l.sequence, "sequence"},
+                                     {l.vocabulary, "vocabulary"},
+                                     {l.vocabulary_replicas, "vocabulary replicas"}})
       expect_tiles(span, gpus, name);
     EXPECT_EQ(l.expert.size, plan.expert);
     EXPECT_EQ(l.expert.size * l.expert_shard.size, gpus);
@@ -92,9 +97,13 @@ TEST(Layout, Fsdp2GroupsTileTheRanks) {
     plan.expert = divisor(replica, random);
     SCOPED_TRACE(describe(plan) + " on " + std::to_string(gpus));
     const Layout l = layout(plan, gpus);
-    for (const auto& [span, name] : {std::pair{l.tensor, "tensor"}, {l.context, "context"}, {l.dense, "dense"},
-                                     {l.dense_replicas, "replicas"}, {l.expert, "expert"},
-                                     {l.expert_shard, "expert shard"}, {l.sequence, "sequence"}})
+    for (const auto& [span, name] : {std::pair{l.tensor, "tensor"},
+                                     {l.context, "context"},
+                                     {l.dense, "dense"},
+                                     {l.dense_replicas, "replicas"},
+                                     {l.expert, "expert"},
+                                     {l.expert_shard, "expert shard"},
+                                     {l.sequence, "sequence"}})
       expect_tiles(span, gpus, name);
     EXPECT_EQ(l.sequence.size, plan.tensor * plan.context);
     EXPECT_EQ(l.sequence.size * l.sequence_groups, gpus);
@@ -114,8 +123,9 @@ TEST(Layout, Fsdp2GroupsTileTheRanks) {
 }
 
 TEST(Layout, PlacementPutsOneOfTheTwoInsideTheNode) {
-  Plan plan = parse_plan("mop:ep=8,dense-shard=96,ulysses=1,vp=8,vp-scheme=tokens,mla-exchange=latent,checkpoints=hbm,"
-                         "optimizer=hbm");
+  Plan plan = parse_plan(
+      "mop:ep=8,dense-shard=96,ulysses=1,vp=8,vp-scheme=tokens,mla-exchange=latent,checkpoints=hbm,"
+      "optimizer=hbm");
   Layout l = layout(plan, 96);
   EXPECT_EQ(group_of(0, l.expert), (std::vector<int64_t>{0, 1, 2, 3, 4, 5, 6, 7}));
   EXPECT_EQ(group_of(1, l.expert_shard)[1], 9);

@@ -1,5 +1,5 @@
-// Plans that cannot run a model say which setting stands in the way and what to write instead: the values that an
-// error names are tried.
+// Plans that cannot run a model say which setting stands in the way and what to write instead: the values
+// that an error names are tried.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -29,7 +29,8 @@ model::ModelConfig small_model() {
   return c;
 }
 
-std::optional<std::string> error_of(const Plan& plan, const model::ModelConfig& model, int64_t gpus, int64_t context) {
+std::optional<std::string> error_of(const Plan& plan, const model::ModelConfig& model, int64_t gpus,
+                                    int64_t context) {
   try {
     validate(plan, model, gpus, context);
     return {};
@@ -49,8 +50,8 @@ std::vector<int64_t> named(const std::string& message) {
   return values;
 }
 
-std::vector<int64_t> accepted(Plan plan, const char* name, const model::ModelConfig& model, int64_t gpus, int64_t context,
-                              int64_t most) {
+std::vector<int64_t> accepted(Plan plan, const char* name, const model::ModelConfig& model, int64_t gpus,
+                              int64_t context, int64_t most) {
   std::vector<int64_t> values;
   for (int64_t v = 1; v <= most; ++v) {
     set_knob(plan, name, std::to_string(v));
@@ -59,10 +60,10 @@ std::vector<int64_t> accepted(Plan plan, const char* name, const model::ModelCon
   return values;
 }
 
-// Every value of a degree, on its own: it is accepted when it divides what it must, and the error of each other one
-// names exactly the accepted ones.
-void expect_values_named(const std::string& base, const char* name, const model::ModelConfig& model, int64_t gpus,
-                         int64_t context) {
+// Every value of a degree, on its own: it is accepted when it divides what it must, and the error of each
+// other one names exactly the accepted ones.
+void expect_values_named(const std::string& base, const char* name, const model::ModelConfig& model,
+                         int64_t gpus, int64_t context) {
   const std::vector<int64_t> good = accepted(parse_plan(base), name, model, gpus, context, gpus);
   EXPECT_FALSE(good.empty());
   for (int64_t v = 1; v <= gpus; ++v) {
@@ -70,7 +71,8 @@ void expect_values_named(const std::string& base, const char* name, const model:
     set_knob(plan, name, std::to_string(v));
     const auto message = error_of(plan, model, gpus, context);
     if (!message) continue;
-    EXPECT_EQ(message->find(std::string("plan setting ") + name + " is " + std::to_string(v)), 0u) << *message;
+    EXPECT_EQ(message->find(std::string("plan setting ") + name + " is " + std::to_string(v)), 0u)
+        << *message;
     EXPECT_EQ(named(*message), good) << *message << " (context " << context << ")";
   }
 }
@@ -78,7 +80,8 @@ void expect_values_named(const std::string& base, const char* name, const model:
 TEST(Validate, ErrorsNameTheValuesThatDivide) {
   const model::ModelConfig model = small_model();
   for (const int64_t gpus : {1, 2, 4, 8, 12, 16, 24, 48}) {
-    for (const char* degree : {"ep", "dense-shard", "vp"}) expect_values_named("mop", degree, model, gpus, 4096);
+    for (const char* degree : {"ep", "dense-shard", "vp"})
+      expect_values_named("mop", degree, model, gpus, 4096);
     for (const char* degree : {"ep", "replicate"}) expect_values_named("fsdp2", degree, model, gpus, 4096);
   }
 }
@@ -92,18 +95,22 @@ TEST(Validate, HeadChunksDivideTheHeadsOfARank) {
 TEST(Validate, UlyssesTakesDivisorsAndMultiplesOfTheKvHeads) {
   const model::ModelConfig model = small_model();  // 12 heads, 4 KV heads
   EXPECT_EQ(accepted(parse_plan("mop"), "ulysses", model, 24, 4096, 24), (std::vector<int64_t>{1, 2, 4}));
-  EXPECT_EQ(accepted(parse_plan("mop"), "ulysses", model, 24, 3 * 4096, 24), (std::vector<int64_t>{1, 2, 4, 12}));
+  EXPECT_EQ(accepted(parse_plan("mop"), "ulysses", model, 24, 3 * 4096, 24),
+            (std::vector<int64_t>{1, 2, 4, 12}));
   model::ModelConfig mla = model;
   mla.attention = model::Attention::mla;
-  EXPECT_EQ(accepted(parse_plan("mop"), "ulysses", mla, 24, 3 * 4096, 24), (std::vector<int64_t>{1, 2, 3, 4, 6, 12}));
+  EXPECT_EQ(accepted(parse_plan("mop"), "ulysses", mla, 24, 3 * 4096, 24),
+            (std::vector<int64_t>{1, 2, 3, 4, 6, 12}));
 }
 
 TEST(Validate, TensorAndContextParallelism) {
   const model::ModelConfig model = small_model();
   EXPECT_EQ(accepted(parse_plan("fsdp2"), "tp", model, 24, 4096, 24), (std::vector<int64_t>{1, 2, 4}));
   EXPECT_EQ(accepted(parse_plan("fsdp2"), "cp", model, 24, 4096, 24), (std::vector<int64_t>{1, 2, 4, 8}));
-  EXPECT_EQ(accepted(parse_plan("fsdp2"), "cp", model, 8, 8, 8), (std::vector<int64_t>{1, 2, 4}));  // half a chunk each
-  EXPECT_EQ(accepted(parse_plan("fsdp2:cp-balance=off"), "cp", model, 8, 8, 8), (std::vector<int64_t>{1, 2, 4, 8}));
+  EXPECT_EQ(accepted(parse_plan("fsdp2"), "cp", model, 8, 8, 8),
+            (std::vector<int64_t>{1, 2, 4}));  // half a chunk each
+  EXPECT_EQ(accepted(parse_plan("fsdp2:cp-balance=off"), "cp", model, 8, 8, 8),
+            (std::vector<int64_t>{1, 2, 4, 8}));
   // Products.
   EXPECT_FALSE(error_of(parse_plan("fsdp2:tp=2,cp=4,replicate=3"), model, 24, 4096));
   const auto product = error_of(parse_plan("fsdp2:tp=4,cp=4"), model, 8, 4096);
@@ -111,7 +118,8 @@ TEST(Validate, TensorAndContextParallelism) {
   EXPECT_EQ(*product, "tp 4 x cp 4 x replicate 1 is 16, which does not divide the 8 GPUs; lower one of them");
   const auto replica = error_of(parse_plan("fsdp2:ep=8,replicate=2"), model, 8, 4096);
   ASSERT_TRUE(replica);
-  EXPECT_EQ(*replica, "plan setting ep is 8, which does not divide the 4 GPUs of a replica; values that do: 1, 2, 4");
+  EXPECT_EQ(*replica,
+            "plan setting ep is 8, which does not divide the 4 GPUs of a replica; values that do: 1, 2, 4");
 }
 
 TEST(Validate, EveryLayoutOfTheTable) {
@@ -132,7 +140,8 @@ TEST(Validate, MessagesNameWhatDoesNotDivide) {
   EXPECT_EQ(error_of(parse_plan("mop:ep=12"), model, 8, 4096),
             "plan setting ep is 12, which does not divide the 8 GPUs; values that do: 1, 2, 4, 8");
   EXPECT_EQ(error_of(parse_plan("mop:ulysses=4"), model, 8, 1022),
-            "plan setting ulysses is 4, which does not divide the 1022 tokens of the context; values that do: 1, 2");
+            "plan setting ulysses is 4, which does not divide the 1022 tokens of the context; values that "
+            "do: 1, 2");
   EXPECT_EQ(error_of(parse_plan("mop:optimizer=split,optimizer-hbm-layers=5"), model, 8, 4096),
             "plan setting optimizer-hbm-layers is 5, but small has 4 layers");
 }
@@ -141,7 +150,8 @@ TEST(Validate, OpenDegreesAreNotLookedAt) {
   const model::ModelConfig model = small_model();
   for (const int64_t gpus : {1, 7, 24}) {
     EXPECT_FALSE(error_of(parse_plan("mop"), model, gpus, 4096));
-    EXPECT_FALSE(error_of(parse_plan("fsdp2:tp=auto,cp=auto,ep=auto,replicate=auto,offload=auto"), model, gpus, 4096));
+    EXPECT_FALSE(
+        error_of(parse_plan("fsdp2:tp=auto,cp=auto,ep=auto,replicate=auto,offload=auto"), model, gpus, 4096));
   }
 }
 

@@ -98,11 +98,11 @@ TEST(Builder, AStreamIsFirstInFirstOut) {
 TEST(Builder, ImpliedEdgesAreLeftOut) {
   Program p;
   const BufferId x = p.make(), y = p.make();
-  p.on(kA, {}, {x});       // 0
-  p.on(kA, {}, {y});       // 1
-  p.on(kB, {y}, {});       // 2 after 1, and so after 0
-  p.on(kB, {x}, {});       // 3: same stream as 2
-  p.on(kC, {x}, {});       // 4: nothing known yet
+  p.on(kA, {}, {x});  // 0
+  p.on(kA, {}, {y});  // 1
+  p.on(kB, {y}, {});  // 2 after 1, and so after 0
+  p.on(kB, {x}, {});  // 3: same stream as 2
+  p.on(kC, {x}, {});  // 4: nothing known yet
   EXPECT_EQ(within_step(p.finish()), (std::vector<Edge>{{0, 4, 0}, {1, 2, 0}}));
 }
 
@@ -185,7 +185,7 @@ TEST(Builder, BuffersFromOutsideASingleCopyForAllRounds) {
   const BufferId sum = p.make();
   p.on(kA, {}, {sum});  // 0: cleared
   p.begin_repeat(0);
-  p.on(kB, {}, {sum});  // 1: first in a round, after the last of the round before
+  p.on(kB, {}, {sum});     // 1: first in a round, after the last of the round before
   p.on(kC, {sum}, {sum});  // 2
   p.end_repeat();
   p.on(kA, {sum}, {});  // 3

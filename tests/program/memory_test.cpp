@@ -7,26 +7,34 @@
 namespace mop::program::testing {
 namespace {
 
-double d(int64_t n) { return static_cast<double>(n); }
+double d(int64_t n) {
+  return static_cast<double>(n);
+}
 
 const std::vector<const char*>& models() {
-  static const std::vector<const char*> names{"qwen3-30b-a3b", "gpt-oss-120b", "deepseek-v3", "kimi-k2", "glm-4.5-air", "olmoe-1b-7b"};
+  static const std::vector<const char*> names{"qwen3-30b-a3b", "gpt-oss-120b", "deepseek-v3",
+                                              "kimi-k2",       "glm-4.5-air",  "olmoe-1b-7b"};
   return names;
 }
 
 TEST(Memory, MopWeightsGradientsAndStates) {
   for (const char* name : models())
-    for (const char* more : {"optimizer=hbm", "optimizer=host", "optimizer=stream", "optimizer=hbm,reduce=fp32"}) {
+    for (const char* more :
+         {"optimizer=hbm", "optimizer=host", "optimizer=stream", "optimizer=hbm,reduce=fp32"}) {
       SCOPED_TRACE(std::string(name) + " " + more);
       const int64_t gpus = 16;
       const Lowered l = lower_model(name, mop_plan(8, gpus, 2, 16, more), gpus, 8192);
       // A shard of everything on each of W ranks; a tied head is held as a shard of its own.
-      const double shard = (d(l.parameters.total) + (l.model.tied_head ? d(l.parameters.embedding) : 0)) / d(gpus);
-      const bool hbm = l.plan.optimizer == plan::Optimizer::hbm, cpu = l.plan.optimizer == plan::Optimizer::host;
+      const double shard =
+          (d(l.parameters.total) + (l.model.tied_head ? d(l.parameters.embedding) : 0)) / d(gpus);
+      const bool hbm = l.plan.optimizer == plan::Optimizer::hbm,
+                 cpu = l.plan.optimizer == plan::Optimizer::host;
       const double unit = l.plan.reduce == plan::Reduce::fp32 ? 4 : 2, rounding = 1e-3;
       EXPECT_NEAR(bytes_held(l, Holds::weights, Space::hbm) / (2 * shard), 1, rounding);
-      EXPECT_NEAR(bytes_held(l, Holds::gradients, cpu ? Space::host : Space::hbm) / (unit * shard), 1, rounding);
-      EXPECT_NEAR(bytes_held(l, Holds::optimizer_states, hbm ? Space::hbm : Space::host) / (12 * shard), 1, rounding);
+      EXPECT_NEAR(bytes_held(l, Holds::gradients, cpu ? Space::host : Space::hbm) / (unit * shard), 1,
+                  rounding);
+      EXPECT_NEAR(bytes_held(l, Holds::optimizer_states, hbm ? Space::hbm : Space::host) / (12 * shard), 1,
+                  rounding);
       EXPECT_EQ(bytes_held(l, Holds::optimizer_states, hbm ? Space::host : Space::hbm), 0);
       EXPECT_EQ(bytes_held(l, Holds::weights, Space::host), 0);
     }
@@ -34,11 +42,15 @@ TEST(Memory, MopWeightsGradientsAndStates) {
 
 TEST(Memory, MopSplitsStatesByLayer) {
   const int64_t gpus = 16, kept = 20;
-  const Lowered l = lower_model("deepseek-v3", mop_plan(8, gpus, 2, 16, "optimizer=split,optimizer-hbm-layers=20"), gpus, 8192);
+  const Lowered l = lower_model(
+      "deepseek-v3", mop_plan(8, gpus, 2, 16, "optimizer=split,optimizer-hbm-layers=20"), gpus, 8192);
   double in_hbm = d(l.parameters.embedding);  // the embedding comes before the first layer
-  for (int64_t layer = 0; layer < kept; ++layer) in_hbm += d(l.parameters.layers[static_cast<size_t>(layer)].total());
+  for (int64_t layer = 0; layer < kept; ++layer)
+    in_hbm += d(l.parameters.layers[static_cast<size_t>(layer)].total());
   EXPECT_NEAR(bytes_held(l, Holds::optimizer_states, Space::hbm) / (12 * in_hbm / d(gpus)), 1, 1e-3);
-  EXPECT_NEAR(bytes_held(l, Holds::optimizer_states, Space::host) / (12 * (d(l.parameters.total) - in_hbm) / d(gpus)), 1, 1e-3);
+  EXPECT_NEAR(
+      bytes_held(l, Holds::optimizer_states, Space::host) / (12 * (d(l.parameters.total) - in_hbm) / d(gpus)),
+      1, 1e-3);
 }
 
 TEST(Memory, HybridShardsHoldACopyForEachReplica) {
@@ -54,7 +66,8 @@ TEST(Memory, MopCheckpoints) {
   for (const char* name : models())
     for (const bool saved : {false, true}) {
       SCOPED_TRACE(name);
-      const Lowered l = lower_model(name, mop_plan(8, 8, 4, 8, saved ? "save-attention=on" : "save-attention=off"), 8, 16384);
+      const Lowered l = lower_model(
+          name, mop_plan(8, 8, 4, 8, saved ? "save-attention=on" : "save-attention=off"), 8, 16384);
       const model::ModelConfig& c = l.model;
       double checkpoints = 0;
       for (const Buffer& b : l.program.buffers)
@@ -87,7 +100,8 @@ TEST(Memory, MopGathersTwoLayersAtMost) {
   double largest = 0;
   for (const auto& layer : l.parameters.layers) largest = std::max(largest, 2 * d(layer.dense()));
   EXPECT_GE(largest, dense);
-  EXPECT_DOUBLE_EQ(bytes_held(l, Holds::gathered_weights, Space::hbm), 2 * largest + 2 * 2 * d(l.parameters.layers.back().experts) / 4);
+  EXPECT_DOUBLE_EQ(bytes_held(l, Holds::gathered_weights, Space::hbm),
+                   2 * largest + 2 * 2 * d(l.parameters.layers.back().experts) / 4);
 }
 
 // Live bytes of the experts do not depend on the context: rounds of a fixed capacity.
@@ -105,13 +119,15 @@ TEST(Memory, MopExpertBuffersAreOfARound) {
   // Forward: two slots of 4 exchanges of R rows; one gate/up and activation. Far below N k H.
   const model::ModelConfig c = model::read_config("deepseek-v3");
   const double r = 8192, h = d(c.hidden), i = d(c.expert_intermediate);
-  const double forward = 2 * 4 * 2 * r * h + 2 * r * 3 * i, backward = 2 * (2 + 2 + 1 + 1) * 2 * r * h + 2 * r * 4 * i;
+  const double forward = 2 * 4 * 2 * r * h + 2 * r * 3 * i,
+               backward = 2 * (2 + 2 + 1 + 1) * 2 * r * h + 2 * r * 4 * i;
   EXPECT_NEAR(expert_bytes(8192) / (forward + backward), 1, 0.01);  // and the counts
 }
 
 TEST(Memory, MopLogitsAreOfATile) {
   for (const char* scheme : {"tokens", "weights"}) {
-    const Lowered l = lower_model("kimi-k2", mop_plan(8, 16, 1, 8, std::string("vp-scheme=") + scheme + ",vp-tile=512"), 16, 65536);
+    const Lowered l = lower_model(
+        "kimi-k2", mop_plan(8, 16, 1, 8, std::string("vp-scheme=") + scheme + ",vp-tile=512"), 16, 65536);
     double most = 0;
     for (const Buffer& b : l.program.buffers)
       if (std::string(b.label) == "logits") most = std::max(most, d(b.bytes));
@@ -121,7 +137,8 @@ TEST(Memory, MopLogitsAreOfATile) {
 
 TEST(Memory, Fsdp2States) {
   for (const char* name : models())
-    for (const char* plan : {"fsdp2", "fsdp2:offload=on", "fsdp2:ep=8", "fsdp2:ep=4,cp=2", "fsdp2:replicate=2"}) {
+    for (const char* plan :
+         {"fsdp2", "fsdp2:offload=on", "fsdp2:ep=8", "fsdp2:ep=4,cp=2", "fsdp2:replicate=2"}) {
       SCOPED_TRACE(std::string(name) + " " + plan);
       const int64_t gpus = 16;
       const Lowered l = lower_model(name, plan, gpus, 8192);
@@ -160,7 +177,8 @@ TEST(Memory, AdamStatesAreShardedOverAllRanks) {
     double layers = d(l.parameters.embedding);
     for (const auto& layer : l.parameters.layers) layers += d(layer.total());
     const double head = d(l.parameters.head) / 8;  // over P, replicated over W / P
-    EXPECT_NEAR(bytes_held(l, Holds::optimizer_states, Space::hbm) / (12 * (layers / d(gpus) + head)), 1, 1e-3);
+    EXPECT_NEAR(bytes_held(l, Holds::optimizer_states, Space::hbm) / (12 * (layers / d(gpus) + head)), 1,
+                1e-3);
   }
 }
 

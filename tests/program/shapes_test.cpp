@@ -41,12 +41,14 @@ TEST(AttentionShape, RoundTripsThroughAShape) {
 
 TEST(Work, FlopsOfMatmulsAndAttention) {
   EXPECT_DOUBLE_EQ(flops(OpKind::gemm, {{3, 5, 7}}), 2 * 3 * 5 * 7);
-  EXPECT_DOUBLE_EQ(flops(OpKind::grouped_gemm, {{3, 5, 7, 2}}), 2 * 3 * 5 * 7);  // rows are spread, not repeated
+  EXPECT_DOUBLE_EQ(flops(OpKind::grouped_gemm, {{3, 5, 7, 2}}),
+                   2 * 3 * 5 * 7);  // rows are spread, not repeated
   const AttentionShape a{2, 4, 4, 3, 1, 8, 16, 1, 0};
   // Scores: 2 x 8 a pair; values: 2 x 16 a pair; 10 pairs, 3 heads, 2 sequences.
   EXPECT_DOUBLE_EQ(flops(OpKind::attention_fwd, a.shape()), 2.0 * 3 * 10 * 2 * (8 + 16));
   EXPECT_DOUBLE_EQ(flops(OpKind::attention_bwd, a.shape()), 2.5 * 2.0 * 3 * 10 * 2 * (8 + 16));
-  EXPECT_DOUBLE_EQ(flops(OpKind::gemm, {{1 << 24, 1 << 20, 1 << 16}}), 2.0 * (1LL << 24) * (1LL << 20) * (1LL << 16));
+  EXPECT_DOUBLE_EQ(flops(OpKind::gemm, {{1 << 24, 1 << 20, 1 << 16}}),
+                   2.0 * (1LL << 24) * (1LL << 20) * (1LL << 16));
   EXPECT_EQ(flops(OpKind::rms_norm, {{1000, 2000, 2000}}), 0);
   EXPECT_EQ(flops(OpKind::all_gather, {{1000}}), 0);
 }
@@ -57,7 +59,8 @@ TEST(Work, Bytes) {
   const AttentionShape a{2, 4, 6, 3, 1, 8, 16, 1, 0};
   const double q_and_o = 2 * 2.0 * 4 * 3 * (8 + 16), k_and_v = 2 * 2.0 * 6 * 1 * (8 + 16);
   EXPECT_DOUBLE_EQ(hbm_bytes(OpKind::attention_fwd, a.shape()), q_and_o + k_and_v);
-  EXPECT_DOUBLE_EQ(hbm_bytes(OpKind::attention_bwd, a.shape()), 2 * (q_and_o + k_and_v));  // and their gradients
+  EXPECT_DOUBLE_EQ(hbm_bytes(OpKind::attention_bwd, a.shape()),
+                   2 * (q_and_o + k_and_v));  // and their gradients
   EXPECT_DOUBLE_EQ(hbm_bytes(OpKind::swiglu, {{10, 40, 20}}), 60);
   EXPECT_DOUBLE_EQ(hbm_bytes(OpKind::copy_h2d, {{123}}), 123);
   EXPECT_DOUBLE_EQ(hbm_bytes(OpKind::all_to_all, {{100, 50}}), 150);
@@ -79,17 +82,19 @@ TEST(Names, AreDistinct) {
 }
 
 TEST(Names, KindsOfOperations) {
-  for (const OpKind kind : {OpKind::all_gather, OpKind::reduce_scatter, OpKind::all_reduce, OpKind::all_to_all,
-                            OpKind::send_recv}) {
+  for (const OpKind kind : {OpKind::all_gather, OpKind::reduce_scatter, OpKind::all_reduce,
+                            OpKind::all_to_all, OpKind::send_recv}) {
     EXPECT_TRUE(is_collective(kind)) << name(kind);
     EXPECT_FALSE(is_memory_bound(kind)) << name(kind);
   }
-  for (const OpKind kind : {OpKind::gemm, OpKind::grouped_gemm, OpKind::attention_fwd, OpKind::attention_bwd, OpKind::copy_h2d,
-                            OpKind::copy_d2h, OpKind::adam_host, OpKind::norm_host, OpKind::scale_host, OpKind::plan_routing}) {
+  for (const OpKind kind :
+       {OpKind::gemm, OpKind::grouped_gemm, OpKind::attention_fwd, OpKind::attention_bwd, OpKind::copy_h2d,
+        OpKind::copy_d2h, OpKind::adam_host, OpKind::norm_host, OpKind::scale_host, OpKind::plan_routing}) {
     EXPECT_FALSE(is_collective(kind)) << name(kind);
     EXPECT_FALSE(is_memory_bound(kind)) << name(kind);
   }
-  for (const OpKind kind : {OpKind::rms_norm, OpKind::rope_bwd, OpKind::square_sum, OpKind::adam, OpKind::scale, OpKind::permute})
+  for (const OpKind kind :
+       {OpKind::rms_norm, OpKind::rope_bwd, OpKind::square_sum, OpKind::adam, OpKind::scale, OpKind::permute})
     EXPECT_TRUE(is_memory_bound(kind)) << name(kind);
 }
 

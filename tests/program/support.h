@@ -28,15 +28,16 @@ struct Lowered {
 };
 
 // What a plan may leave open, closed: everything in HBM, expanded keys and values.
-inline std::string mop_plan(int64_t ep, int64_t dense, int64_t ulysses, int64_t vp, const std::string& more = "") {
+inline std::string mop_plan(int64_t ep, int64_t dense, int64_t ulysses, int64_t vp,
+                            const std::string& more = "") {
   std::string text = "mop:ep=" + std::to_string(ep) + ",dense-shard=" + std::to_string(dense) +
                      ",ulysses=" + std::to_string(ulysses) + ",vp=" + std::to_string(vp) +
                      ",vp-scheme=tokens,mla-exchange=expanded,checkpoints=hbm,optimizer=hbm";
   return more.empty() ? text : text + "," + more;
 }
 
-inline Lowered lower_model(const std::string& name, const std::string& plan_text, int64_t gpus, int64_t context,
-                           int64_t sequences = 1, int64_t accumulate = 1) {
+inline Lowered lower_model(const std::string& name, const std::string& plan_text, int64_t gpus,
+                           int64_t context, int64_t sequences = 1, int64_t accumulate = 1) {
   Lowered l;
   l.model = model::read_config(name);
   l.parameters = model::count_parameters(l.model);
@@ -50,14 +51,15 @@ inline Lowered lower_model(const std::string& name, const std::string& plan_text
   ExpertLoad load;
   load.computed = load.sent = l.copies();
   load.experts = l.model.experts / l.layout.expert.size;
-  if (l.plan.family == plan::Family::mop) load.rounds = (load.sent + l.plan.round_rows - 1) / l.plan.round_rows;
+  if (l.plan.family == plan::Family::mop)
+    load.rounds = (load.sent + l.plan.round_rows - 1) / l.plan.round_rows;
   const std::vector<ExpertLoad> loads(static_cast<size_t>(l.model.layers), load);
   l.program = lower({l.model, l.parameters, l.plan, l.layout, l.work, gpus, 0, loads});
   return l;
 }
 
-// How often an operation runs in a step, in whole rounds' worth: a routed one works on all rows of its layer, which is
-// this many times its capacity.
+// How often an operation runs in a step, in whole rounds' worth: a routed one works on all rows of its layer,
+// which is this many times its capacity.
 inline double times(const Lowered& l, const Op& op) {
   if (op.routed == Routed::no || op.region == 0) return 1;
   return static_cast<double>(l.copies()) / static_cast<double>(l.program.round_rows);
@@ -92,22 +94,25 @@ struct Case {
   std::string plan;
   int64_t gpus, context, sequences, accumulate;
   std::string text() const {
-    return std::string(model) + " " + plan + " on " + std::to_string(gpus) + ", " + std::to_string(context) + " x " +
-           std::to_string(sequences) + " x " + std::to_string(accumulate);
+    return std::string(model) + " " + plan + " on " + std::to_string(gpus) + ", " + std::to_string(context) +
+           " x " + std::to_string(sequences) + " x " + std::to_string(accumulate);
   }
   Lowered lower() const { return lower_model(model, plan, gpus, context, sequences, accumulate); }
 };
 
 inline std::vector<Case> tiny_cases() {
   std::vector<Case> cases;
-  for (const char* model : {"tiny-qwen3-moe", "tiny-deepseek-v3", "tiny-gpt-oss", "tiny-olmoe", "tiny-glm4-moe", "tiny-mixtral"}) {
-    for (const char* plan : {"fsdp2", "fsdp2:offload=on", "fsdp2:reshard=off,prefetch=off", "fsdp2:recompute=none",
-                             "fsdp2:ep=4,cp=2", "fsdp2:tp=2,ep=2", "fsdp2:replicate=2,reduce=fp32,loss-chunk=0",
-                             "fsdp2:cp=4,cp-balance=off,runtime=compiled,clip=off"})
+  for (const char* model : {"tiny-qwen3-moe", "tiny-deepseek-v3", "tiny-gpt-oss", "tiny-olmoe",
+                            "tiny-glm4-moe", "tiny-mixtral"}) {
+    for (const char* plan :
+         {"fsdp2", "fsdp2:offload=on", "fsdp2:reshard=off,prefetch=off", "fsdp2:recompute=none",
+          "fsdp2:ep=4,cp=2", "fsdp2:tp=2,ep=2", "fsdp2:replicate=2,reduce=fp32,loss-chunk=0",
+          "fsdp2:cp=4,cp-balance=off,runtime=compiled,clip=off"})
       cases.push_back({model, plan, 4, 256, 2, 1});
     for (const std::string& plan :
          {mop_plan(4, 8, 2, 4), mop_plan(8, 8, 1, 8, "vp-scheme=weights"), mop_plan(1, 4, 1, 1),
-          mop_plan(2, 8, 2, 2, "checkpoints=host,optimizer=host"), mop_plan(4, 4, 2, 2, "optimizer=stream,reduce=fp32"),
+          mop_plan(2, 8, 2, 2, "checkpoints=host,optimizer=host"),
+          mop_plan(4, 4, 2, 2, "optimizer=stream,reduce=fp32"),
           mop_plan(2, 8, 2, 4, "head-chunks=2,save-attention=off,mla-exchange=latent,clip=off"),
           mop_plan(4, 8, 2, 8, "optimizer=split,optimizer-hbm-layers=2,round-rows=64,vp-tile=32"),
           mop_plan(2, 8, 1, 4, "expert-placement=across,least-loaded=off,optimizer=host,clip=off")})

@@ -1,4 +1,5 @@
-// Communication volumes of one rank and step, component by component, against closed forms (mop.md 1, 2, 3, 5).
+// Communication volumes of one rank and step, component by component, against closed forms (mop.md 1, 2, 3,
+// 5).
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -8,15 +9,22 @@
 namespace mop::program::testing {
 namespace {
 
-double d(int64_t n) { return static_cast<double>(n); }
+double d(int64_t n) {
+  return static_cast<double>(n);
+}
 
-bool in_layer(const Lowered& l, const Op& op) { return op.layer >= 0 && op.layer < l.model.layers; }
+bool in_layer(const Lowered& l, const Op& op) {
+  return op.layer >= 0 && op.layer < l.model.layers;
+}
 
 // Bytes that a rank receives in a collective whose full buffer has `bytes`.
-double received(double bytes, int64_t ranks) { return bytes * d(ranks - 1) / d(ranks); }
+double received(double bytes, int64_t ranks) {
+  return bytes * d(ranks - 1) / d(ranks);
+}
 
 const std::vector<const char*>& big_models() {
-  static const std::vector<const char*> names{"qwen3-30b-a3b", "gpt-oss-120b", "deepseek-v3", "kimi-k2", "glm-4.5-air"};
+  static const std::vector<const char*> names{"qwen3-30b-a3b", "gpt-oss-120b", "deepseek-v3", "kimi-k2",
+                                              "glm-4.5-air"};
   return names;
 }
 
@@ -24,9 +32,11 @@ TEST(Volumes, MopDenseGathersAndReduceScatters) {
   for (const char* name : big_models())
     for (const bool wide : {false, true}) {
       SCOPED_TRACE(name);
-      const Lowered l = lower_model(name, mop_plan(8, 16, 2, 8, wide ? "reduce=fp32" : "reduce=bf16"), 16, 8192);
+      const Lowered l =
+          lower_model(name, mop_plan(8, 16, 2, 8, wide ? "reduce=fp32" : "reduce=bf16"), 16, 8192);
       const auto dense = [&](const Op& op) {
-        return in_layer(l, op) && op.component == Component::dense && l.program.groups[op.group].axis == Axis::shard;
+        return in_layer(l, op) && op.component == Component::dense &&
+               l.program.groups[op.group].axis == Axis::shard;
       };
       for (int64_t layer = 0; layer < l.model.layers; ++layer) {
         const double weights = d(l.parameters.layers[static_cast<size_t>(layer)].dense());
@@ -76,7 +86,8 @@ TEST(Volumes, MopExpertWeights) {
   }
 }
 
-// Five one-ways of N k H 2 bytes a layer: dispatch, combine, dispatch again with the gradients (two), their return.
+// Five one-ways of N k H 2 bytes a layer: dispatch, combine, dispatch again with the gradients (two), their
+// return.
 TEST(Volumes, MopDispatchAndCombine) {
   for (const char* name : big_models())
     for (const char* more : {"", "round-rows=4096", "least-loaded=off"}) {
@@ -95,8 +106,8 @@ TEST(Volumes, MopDispatchAndCombine) {
     }
 }
 
-// Ulysses, each direction x (D - 1) / D on the wire: forward Q, K, V, O; backward Q, K, V again, dQ, dK, dV, dO, and the
-// attention output O once more (lower_mop.cpp says why).
+// Ulysses, each direction x (D - 1) / D on the wire: forward Q, K, V, O; backward Q, K, V again, dQ, dK, dV,
+// dO, and the attention output O once more (lower_mop.cpp says why).
 double ulysses_bytes(const Lowered& l, bool latent) {
   const model::ModelConfig& c = l.model;
   const double n = d(l.tokens()), heads = d(c.heads), qk = d(c.qk_dim()), v = d(c.v_dim());
@@ -114,10 +125,13 @@ TEST(Volumes, MopUlysses) {
       for (const char* more : {"", "save-attention=off", "head-chunks=2", "windows=off"}) {
         const model::ModelConfig c = model::read_config(name);
         if (c.heads % (2 * degree) != 0) continue;
-        if (c.attention == model::Attention::gqa && c.kv_heads % degree != 0 && degree % c.kv_heads != 0) continue;
+        if (c.attention == model::Attention::gqa && c.kv_heads % degree != 0 && degree % c.kv_heads != 0)
+          continue;
         SCOPED_TRACE(std::string(name) + " " + std::to_string(degree) + " " + more);
         const Lowered l = lower_model(name, mop_plan(8, 16, degree, 8, more), 16, 8192);
-        const auto here = [&](const Op& op) { return in_layer(l, op) && op.component == Component::attention; };
+        const auto here = [&](const Op& op) {
+          return in_layer(l, op) && op.component == Component::attention;
+        };
         const double expected = d(c.layers) * ulysses_bytes(l, false);
         EXPECT_DOUBLE_EQ(sum_of(l, OpKind::all_to_all, 0, here), expected);
         EXPECT_DOUBLE_EQ(sum_of(l, OpKind::all_to_all, 1, here), expected);
@@ -138,7 +152,8 @@ TEST(Volumes, MopLatentExchange) {
       const model::ModelConfig& c = l.model;
       const auto here = [&](const Op& op) { return in_layer(l, op) && op.component == Component::attention; };
       EXPECT_DOUBLE_EQ(sum_of(l, OpKind::all_to_all, 0, here), d(c.layers) * ulysses_bytes(l, true));
-      // The latents of the whole sequence, gathered in forward and in backward; their gradients scattered once.
+      // The latents of the whole sequence, gathered in forward and in backward; their gradients scattered
+      // once.
       const double latents = 2 * d(l.work.context) * d(c.kv_lora_rank + c.qk_rope_dim);
       EXPECT_DOUBLE_EQ(sum_of(l, OpKind::all_gather, 0, here), d(c.layers) * 2 * latents);
       EXPECT_DOUBLE_EQ(sum_of(l, OpKind::reduce_scatter, 0, here), d(c.layers) * latents);
@@ -160,12 +175,16 @@ TEST(Volumes, XGather) {
     const Lowered l = lower_model(name, mop_plan(8, 16, 2, p), 16, 8192);
     const double n = d(l.tokens()), h = d(l.model.hidden);
     const auto tokens = [&](const Op& op) {
-      return op.component == Component::vocabulary && op.stream == Stream::gather && l.program.groups[op.group].axis == Axis::vocabulary;
+      return op.component == Component::vocabulary && op.stream == Stream::gather &&
+             l.program.groups[op.group].axis == Axis::vocabulary;
     };
-    const double bytes = received(sum_of(l, OpKind::all_gather, 0, tokens), p) + received(sum_of(l, OpKind::reduce_scatter, 0, tokens), p);
+    const double bytes = received(sum_of(l, OpKind::all_gather, 0, tokens), p) +
+                         received(sum_of(l, OpKind::reduce_scatter, 0, tokens), p);
     EXPECT_DOUBLE_EQ(bytes, 4 * d(p - 1) * n * h);
     // 12 bytes a token and rank of statistics.
-    const auto statistics = [&](const Op& op) { return op.component == Component::vocabulary && op.stream == Stream::sequence; };
+    const auto statistics = [&](const Op& op) {
+      return op.component == Component::vocabulary && op.stream == Stream::sequence;
+    };
     EXPECT_DOUBLE_EQ(sum_of(l, OpKind::all_gather, 0, statistics), 12 * n * d(p) * d(p));
     double flops_of_head = 0;
     for (const Op& op : l.program.ops)
@@ -179,13 +198,17 @@ TEST(Volumes, VRing) {
     for (const bool wide : {false, true}) {
       SCOPED_TRACE(name);
       const int64_t p = 8;
-      const Lowered l = lower_model(name, mop_plan(8, 16, 2, p, wide ? "vp-scheme=weights,reduce=fp32" : "vp-scheme=weights"), 16, 8192);
+      const Lowered l = lower_model(
+          name, mop_plan(8, 16, 2, p, wide ? "vp-scheme=weights,reduce=fp32" : "vp-scheme=weights"), 16,
+          8192);
       const double block = d((l.model.vocab + p - 1) / p) * d(l.model.hidden);
       const auto ring = [&](const Op& op) { return op.component == Component::vocabulary; };
       // Weights go round twice; gradient blocks ride along the second time and take one hop more to get home.
-      EXPECT_DOUBLE_EQ(sum_of(l, OpKind::send_recv, 0, ring), 2 * block * 2 * d(p - 1) + (wide ? 4 : 2) * block * d(p));
+      EXPECT_DOUBLE_EQ(sum_of(l, OpKind::send_recv, 0, ring),
+                       2 * block * 2 * d(p - 1) + (wide ? 4 : 2) * block * d(p));
       if (wide) {  // with fp32 gradients: 8HV(P-1)/P and that hop
-        EXPECT_NEAR(sum_of(l, OpKind::send_recv, 1, ring) - 4 * block, 8 * d(l.model.hidden) * d(l.model.vocab) * d(p - 1) / d(p),
+        EXPECT_NEAR(sum_of(l, OpKind::send_recv, 1, ring) - 4 * block,
+                    8 * d(l.model.hidden) * d(l.model.vocab) * d(p - 1) / d(p),
                     1e-3 * 8 * d(l.model.hidden) * d(l.model.vocab));
       }
       EXPECT_EQ(sum_of(l, OpKind::all_gather, 0, ring), 0);
@@ -210,12 +233,15 @@ TEST(Volumes, MopSpilledExperts) {
   const Lowered l = lower_model("deepseek-v3", mop_plan(8, 16, 2, 8, "spill-slots=3"), 16, 8192);
   const double expert = d(l.parameters.layers.back().expert);
   EXPECT_NEAR(2 * expert, 88.1e6, 0.1e6);
-  const auto here = [&](const Op& op) { return op.layer == 10 && op.routed == Routed::spill && op.stream == Stream::spill; };
+  const auto here = [&](const Op& op) {
+    return op.layer == 10 && op.routed == Routed::spill && op.stream == Stream::spill;
+  };
   EXPECT_DOUBLE_EQ(sum_of(l, OpKind::all_to_all, 0, here), 3 * 3 * 2 * expert);
 }
 
 TEST(Volumes, Fsdp2GathersTwiceAndReducesOnce) {
-  for (const char* plan : {"fsdp2", "fsdp2:reduce=fp32", "fsdp2:ep=8", "fsdp2:reshard=off", "fsdp2:replicate=2"}) {
+  for (const char* plan :
+       {"fsdp2", "fsdp2:reduce=fp32", "fsdp2:ep=8", "fsdp2:reshard=off", "fsdp2:replicate=2"}) {
     SCOPED_TRACE(plan);
     const Lowered l = lower_model("qwen3-30b-a3b", plan, 16, 4096);
     const double parameters = d(l.parameters.total);
@@ -254,17 +280,20 @@ TEST(Volumes, Fsdp2TensorParallel) {
   const auto here = [&](const Op& op) {
     return in_layer(l, op) && op.group != kNoGroup && l.program.groups[op.group].axis == Axis::tensor;
   };
-  // Attention and feed-forward each gather before and reduce-scatter after, in forward, recompute and backward.
+  // Attention and feed-forward each gather before and reduce-scatter after, in forward, recompute and
+  // backward.
   EXPECT_DOUBLE_EQ(sum_of(l, OpKind::all_gather, 0, here), d(l.model.layers) * 6 * full);
   EXPECT_DOUBLE_EQ(sum_of(l, OpKind::reduce_scatter, 0, here), d(l.model.layers) * 6 * full);
 }
 
 TEST(Volumes, Accumulation) {
   for (const std::string& plan : {std::string("fsdp2"), mop_plan(4, 8, 2, 8)}) {
-    const Lowered once = lower_model("olmoe-1b-7b", plan, 8, 4096), thrice = lower_model("olmoe-1b-7b", plan, 8, 4096, 1, 3);
+    const Lowered once = lower_model("olmoe-1b-7b", plan, 8, 4096),
+                  thrice = lower_model("olmoe-1b-7b", plan, 8, 4096, 1, 3);
     const auto weights = [](const Op& op) { return op.phase != Phase::optimizer; };
     for (const OpKind kind : {OpKind::all_gather, OpKind::all_to_all, OpKind::reduce_scatter})
-      EXPECT_DOUBLE_EQ(sum_of(thrice, kind, 0, weights), 3 * sum_of(once, kind, 0, weights)) << plan << " " << name(kind);
+      EXPECT_DOUBLE_EQ(sum_of(thrice, kind, 0, weights), 3 * sum_of(once, kind, 0, weights))
+          << plan << " " << name(kind);
     const auto updates = [](const Op& op) { return op.component == Component::optimizer; };
     EXPECT_DOUBLE_EQ(sum_of(thrice, OpKind::adam, 0, updates), sum_of(once, OpKind::adam, 0, updates));
   }
@@ -279,10 +308,12 @@ TEST(Volumes, EachShardIsUpdatedOnce) {
     const double updated = sum_of(l, OpKind::adam, 0, all) + sum_of(l, OpKind::adam_host, 0, all);
     double shard = 0;
     for (const Buffer& b : l.program.buffers)
-      if (b.persistent && b.holds == Holds::weights) shard += d(b.bytes) / (l.plan.family == plan::Family::mop ? 2 : 4);
+      if (b.persistent && b.holds == Holds::weights)
+        shard += d(b.bytes) / (l.plan.family == plan::Family::mop ? 2 : 4);
     EXPECT_NEAR(updated, shard, 1e-4 * shard + 64);
     // CPU Adam reads and writes 28 bytes a parameter.
-    EXPECT_NEAR(sum_of(l, OpKind::adam_host, 1, all), 28 * sum_of(l, OpKind::adam_host, 0, all), 1e-6 * shard + 28);
+    EXPECT_NEAR(sum_of(l, OpKind::adam_host, 1, all), 28 * sum_of(l, OpKind::adam_host, 0, all),
+                1e-6 * shard + 28);
   }
 }
 

@@ -1,5 +1,3 @@
-#include "sim/search/sweep.h"
-
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -8,6 +6,7 @@
 #include "sim/base/error.h"
 #include "sim/search/parallel.h"
 #include "sim/search/settings.h"
+#include "sim/search/sweep.h"
 
 namespace mop::search {
 namespace {
@@ -94,10 +93,19 @@ TEST(Sweep, LastAxisVariesFastest) {
 }
 
 TEST(Sweep, ValuesAreReadBeforeAnythingRuns) {
-  EXPECT_THAT(error_of([] { count_points({tiny(), {{"nodes", {"1", "many"}}}}); }), HasSubstr("nodes is 'many'"));
-  EXPECT_THAT(error_of([] { count_points({tiny(), {{"clip", {"on", "perhaps"}}}}); }), HasSubstr("on or off"));
+  EXPECT_THAT(error_of([] {
+                count_points({tiny(), {{"nodes", {"1", "many"}}}});
+              }),
+              HasSubstr("nodes is 'many'"));
+  EXPECT_THAT(error_of([] {
+                count_points({tiny(), {{"clip", {"on", "perhaps"}}}});
+              }),
+              HasSubstr("on or off"));
   const std::vector<std::string> many(1001, "1");
-  EXPECT_THAT(error_of([&] { count_points({tiny(), {{"nodes", many}, {"sequences", many}}}); }), HasSubstr("more than 1000000"));
+  EXPECT_THAT(error_of([&] {
+                count_points({tiny(), {{"nodes", many}, {"sequences", many}}});
+              }),
+              HasSubstr("more than 1000000"));
 }
 
 TEST(Sweep, RunsEveryPointOnceAndSaysWhyNot) {
@@ -105,7 +113,8 @@ TEST(Sweep, RunsEveryPointOnceAndSaysWhyNot) {
   const std::atomic<bool> stop = false;
   std::set<size_t> seen;
   size_t last_done = 0;
-  run(count_points(sweep), 2, stop, [&](size_t i) { return point(sweep, i); },
+  run(
+      count_points(sweep), 2, stop, [&](size_t i) { return point(sweep, i); },
       [&](std::vector<Outcome>&& finished, size_t done) {
         for (const Outcome& outcome : finished) {
           EXPECT_TRUE(seen.insert(outcome.index).second);
@@ -121,7 +130,12 @@ TEST(Sweep, RunsEveryPointOnceAndSaysWhyNot) {
 TEST(Parallel, StopLeavesOutWhatHasNotBegun) {
   std::atomic<bool> stop = false;
   std::atomic<int> begun = 0;
-  parallel(1000, 2, stop, [&](size_t) { if (++begun == 10) stop = true; }, [] {});
+  parallel(
+      1000, 2, stop,
+      [&](size_t) {
+        if (++begun == 10) stop = true;
+      },
+      [] {});
   EXPECT_GE(begun, 10);
   EXPECT_LE(begun, 12);
 }
@@ -129,9 +143,17 @@ TEST(Parallel, StopLeavesOutWhatHasNotBegun) {
 TEST(Parallel, FailuresEndTheRest) {
   const std::atomic<bool> stop = false;
   std::atomic<int> begun = 0;
-  EXPECT_THROW(parallel(100000, 2, stop, [&](size_t) { if (++begun == 10) throw InternalError("broken"); }, [] {}), InternalError);
+  EXPECT_THROW(parallel(
+                   100000, 2, stop,
+                   [&](size_t) {
+                     if (++begun == 10) throw InternalError("broken");
+                   },
+                   [] {}),
+               InternalError);
   EXPECT_LT(begun, 100000);
-  EXPECT_THROW(parallel(10, 2, stop, [](size_t) {}, [] { throw UserError("full"); }), UserError);
+  EXPECT_THROW(parallel(
+                   10, 2, stop, [](size_t) {}, [] { throw UserError("full"); }),
+               UserError);
 }
 
 }  // namespace

@@ -1,0 +1,99 @@
+// Rows that ranks exchange and compute: none is lost, none is made.
+#include "sim/predict/loads.h"
+
+#include <gtest/gtest.h>
+
+#include <numeric>
+
+#include "tests/predict/support.h"
+
+namespace mop::predict::testing {
+namespace {
+
+TEST(Loads, RowsAreConserved) {
+  for (const char* routing :
+       {"balanced", "zipf:0.6", "zipf:1.5,seed=4", "hot:0.5@3", "hot:0.9@1,independent"})
+    for (const std::string& plan :
+         {mop_plan(8, 16, 2, 8), mop_plan(16, 16, 1, 8, "round-rows=2048"),
+          mop_plan(4, 16, 4, 8, "least-loaded=off"),
+          mop_plan(8, 16, 2, 8, "spill-min-rows=64,spill-slots=1,capacity-factor=1.1"),
+          std::string("fsdp2:ep=8"), mop_plan(1, 16, 2, 8)}) {
+      SCOPED_TRACE(plan + " " + routing);
+      const Scenario s = make("qwen3-30b-a3b", "h200", 2, plan, 8192, 1, 1, routing);
+      const plan::Layout layout = plan::layout(s.plan, s.gpus());
+      const int64_t sent = program::tokens_per_rank(s.plan, layout, s.workload) * s.model.top_k;
+      for (const int group : {0, 1}) {
+        double imbalance = 0;
+        const auto loads = expert_loads(s, layout, group, &imbalance);
+        EXPECT_GE(imbalance, 1);
+        ASSERT_EQ(static_cast<int64_t>(loads.size()), layout.expert.size);
+        for (int64_t l = 0; l < s.model.layers; ++l) {
+          int64_t computed = 0, in = 0, out = 0;
+          for (const auto& rank : loads) {
+            const program::ExpertLoad& load = rank[static_cast<size_t>(l)];
+            EXPECT_EQ(load.sent, sent);
+            EXPECT_GE(load.computed, 0);
+            EXPECT_GE(load.rounds, 1);
+            EXPECT_EQ(load.rounds, loads[0][static_cast<size_t>(l)].rounds);  // all ranks agree
+            int64_t of_rounds = 0, sent_of_rounds = 0;
+            for (int64_t round = 0; round < load.rounds; ++round) {
+              of_rounds += rows_of_round(load.computed, round, load.rounds);
+              sent_of_rounds += rows_of_round(load.sent, round, load.rounds);
+              if (s.plan.family == plan::Family::mop) {
+                ASSERT_LE(rows_of_round(load.computed, round, load.rounds), s.plan.round_rows);
+              }
+            }
+            EXPECT_EQ(of_rounds, load.computed);
+            EXPECT_EQ(sent_of_rounds, load.sent);
+            computed += load.computed;
+            in += load.spilled_in;
+            out += load.spilled_out;
+          }
+          ASSERT_EQ(computed, sent * layout.expert.size) << "layer " << l;
+          ASSERT_EQ(in, out);
+        }
+      }
+    }
+}
+
+TEST(Loads, LeastLoadedEvensOut) {
+  const auto most = [](const std::string& more) {
+    const Scenario s = make("qwen3-30b-a3b", "h200", 2, mop_plan(8, 16, 2, 8, more), 16384, 1, 1, "zipf:1.0");
+    const auto loads = expert_loads(s, plan::layout(s.plan, s.gpus()), 0);
+    int64_t rows = 0;
+    for (const auto& rank : loads)
+      for (const auto& load : rank) rows = std::max(rows, load.computed);
+    return static_cast<double>(rows) / static_cast<double>(loads[0][0].sent);
+  };
+  EXPECT_GT(most("least-loaded=off"), 1.5);
+  EXPECT_LT(most("least-loaded=on"), 1.3);
+}
+
+TEST(Loads, GroupsDifferOnlyWhenAsked) {
+  const auto computed = [](const char* routing, int group) {
+    const Scenario s = make("qwen3-30b-a3b", "h200", 2, "fsdp2:ep=8", 4096, 1, 1, routing);
+    std::vector<int64_t> rows;
+    for (const auto& rank : expert_loads(s, plan::layout(s.plan, s.gpus()), group))
+      rows.push_back(rank[0].computed);
+    return rows;
+  };
+  EXPECT_EQ(computed("zipf:0.8", 0), computed("zipf:0.8", 1));
+  EXPECT_NE(computed("zipf:0.8,independent", 0), computed("zipf:0.8,independent", 1));
+  EXPECT_NE(computed("zipf:0.8", 0), computed("zipf:0.8,seed=2", 0));
+}
+
+TEST(Rounds, AddUp) {
+  for (const int64_t rows : {0, 1, 5, 1000, 16384})
+    for (const int64_t rounds : {1, 2, 7, 64}) {
+      int64_t sum = 0, least = rows, most = 0;
+      for (int64_t r = 0; r < rounds; ++r) {
+        const int64_t now = rows_of_round(rows, r, rounds);
+        sum += now, least = std::min(least, now), most = std::max(most, now);
+      }
+      EXPECT_EQ(sum, rows);
+      EXPECT_LE(most - least, 1);
+    }
+}
+
+}  // namespace
+}  // namespace mop::predict::testing

@@ -1,0 +1,227 @@
+// What holds for every prediction: it is the same each time, adds up, and moves the right way.
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "sim/base/error.h"
+#include "tests/predict/support.h"
+
+namespace mop::predict::testing {
+namespace {
+
+const std::vector<std::string>& plans() {
+  static const std::vector<std::string> all{"fsdp2",
+                                            "fsdp2:ep=8",
+                                            "fsdp2:cp=4,ep=4",
+                                            "fsdp2:offload=on,runtime=compiled",
+                                            mop_plan(8, 16, 4, 8),
+                                            mop_plan(8, 16, 2, 8, "optimizer=host,checkpoints=host"),
+                                            mop_plan(4, 8, 1, 8, "vp-scheme=weights,optimizer=stream")};
+  return all;
+}
+
+TEST(Predict, IsDeterministic) {
+  for (const std::string& plan : plans()) {
+    const Scenario s = make("olmoe-1b-7b", "h200", 2, plan, 8192, 1, 1, "zipf:0.7");
+    Details a, b;
+    const Prediction p = predict(s, {}, &a), q = predict(s, {}, &b);
+    EXPECT_EQ(*p.step_time, *q.step_time);
+    EXPECT_EQ(p.hbm_peak, q.hbm_peak);
+    EXPECT_EQ(p.bound_by, q.bound_by);
+    EXPECT_EQ(a.hbm.offset, b.hbm.offset);
+    EXPECT_EQ(a.report.step_end, b.report.step_end);
+    ASSERT_EQ(p.time_by_kind.size(), q.time_by_kind.size());
+    for (size_t i = 0; i < p.time_by_kind.size(); ++i) {
+      EXPECT_EQ(p.time_by_kind[i].name, q.time_by_kind[i].name);
+      EXPECT_EQ(p.time_by_kind[i].value, q.time_by_kind[i].value);
+    }
+  }
+}
+
+TEST(Predict, AddsUp) {
+  for (const std::string& plan : plans()) {
+    SCOPED_TRACE(plan);
+    const Scenario s = make("olmoe-1b-7b", "h200", 2, plan, 8192, 2, 2);
+    const Prediction p = predict(s);
+    ASSERT_TRUE(p.fits) << p.why_not;
+    EXPECT_TRUE(p.steady);
+    EXPECT_NEAR(sum(p.time), *p.step_time, 1e-6 * *p.step_time);
+    EXPECT_NEAR(sum(p.time_by_kind), *p.step_time, 1e-6 * *p.step_time);
+    EXPECT_NEAR(sum(p.memory), static_cast<double>(p.hbm_peak), 1e-3 * static_cast<double>(p.hbm_peak));
+    EXPECT_GE(p.hbm_peak, p.hbm_allocated);
+    EXPECT_LE(p.exposed_communication + p.compute_busy, *p.step_time * (1 + 1e-9));
+    EXPECT_GE(p.mfu, 0);
+    EXPECT_LE(p.mfu, 1);
+    EXPECT_NEAR(p.tokens_per_s_per_gpu, static_cast<double>(p.tokens_per_step) / *p.step_time / 16,
+                1e-6 * p.tokens_per_s_per_gpu);
+    EXPECT_FALSE(p.bound_by.empty());
+    EXPECT_GT(p.estimate, 0);
+    EXPECT_LE(p.estimate, *p.step_time * 1.001);  // work over rate, all else hidden
+    EXPECT_GT(p.operations, p.program_operations);
+    for (const Named& busy : p.busy) EXPECT_LE(busy.value, 1 + 1e-6) << busy.name;
+  }
+}
+
+TEST(Predict, TokensOfAStep) {
+  // 16 GPUs: each its own sequences; groups of four share them; accumulation repeats.
+  EXPECT_EQ(predict(make("olmoe-1b-7b", "h200", 2, "fsdp2", 4096)).tokens_per_step, 16 * 4096);
+  EXPECT_EQ(predict(make("olmoe-1b-7b", "h200", 2, "fsdp2:cp=4", 4096)).tokens_per_step, 4 * 4096);
+  EXPECT_EQ(predict(make("olmoe-1b-7b", "h200", 2, mop_plan(8, 16, 4, 8), 4096, 3, 2)).tokens_per_step,
+            4 * 4096 * 3 * 2);
+}
+
+TEST(Predict, MoreContextIsMoreMemoryAndTime) {
+  for (const std::string& plan : plans()) {
+    SCOPED_TRACE(plan);
+    double time = 0;
+    int64_t peak = 0;
+    for (const int64_t context : {8192, 16384, 32768, 65536}) {
+      const Prediction p = predict(make("olmoe-1b-7b", "h200", 2, plan, context));
+      EXPECT_GT(p.hbm_allocated, peak) << context;
+      peak = p.hbm_allocated;
+      if (!p.fits) break;
+      EXPECT_GT(*p.step_time, time) << context;
+      time = *p.step_time;
+    }
+  }
+}
+
+TEST(Predict, MoreSequencesAndMicroBatches) {
+  for (const std::string& plan : plans()) {
+    SCOPED_TRACE(plan);
+    const Prediction one = predict(make("olmoe-1b-7b", "h200", 2, plan, 8192)),
+                     two = predict(make("olmoe-1b-7b", "h200", 2, plan, 8192, 2)),
+                     twice = predict(make("olmoe-1b-7b", "h200", 2, plan, 8192, 1, 2)),
+                     four = predict(make("olmoe-1b-7b", "h200", 2, plan, 8192, 1, 4));
+    EXPECT_EQ(two.tokens_per_step, 2 * one.tokens_per_step);
+    EXPECT_EQ(twice.tokens_per_step, 2 * one.tokens_per_step);
+    EXPECT_GT(two.hbm_allocated, one.hbm_allocated);
+    EXPECT_GT(*two.step_time, *one.step_time);
+    EXPECT_LT(*two.step_time, 2 * *one.step_time);  // weights are gathered once for both
+    EXPECT_GT(*twice.step_time, *one.step_time);
+    // Micro-batches take no activations of their own.
+    EXPECT_EQ(twice.hbm_allocated, four.hbm_allocated);
+    // A further pair of micro-batches costs what the one before did, less what an update hides.
+    const double second = *twice.step_time - *one.step_time, next = (*four.step_time - *twice.step_time) / 2;
+    EXPECT_NEAR(next / second, 1, 0.25);
+  }
+}
+
+TEST(Predict, MoreBandwidthIsNotSlower) {
+  for (const std::string& plan : plans()) {
+    SCOPED_TRACE(plan);
+    const auto time = [&](const char* figure, double factor) {
+      Scenario s = make("olmoe-1b-7b", "h200", 2, plan, 16384);
+      s.cluster.figures.at(figure).value *= factor;
+      return *predict(s).step_time;
+    };
+    const double now = time("nic_bw", 1);
+    for (const char* figure :
+         {"nic_bw", "pcie_up_bw", "pcie_down_bw", "dram_bw", "root_up_bw", "root_down_bw"}) {
+      EXPECT_LE(time(figure, 2), now * 1.01) << figure;  // 1 %: what overlaps changes
+      EXPECT_GE(time(figure, 0.5), now * 0.99) << figure;
+    }
+    EXPECT_GT(time("nic_bw", 0.02), now);
+  }
+}
+
+TEST(Predict, ImbalanceCostsTime) {
+  const auto time = [](const char* plan, const char* routing) {
+    return *predict(make("qwen3-30b-a3b", "h200", 2, plan, 4096, 1, 1, routing)).step_time;
+  };
+  EXPECT_GT(time("fsdp2:ep=8", "zipf:1.0"), time("fsdp2:ep=8", "balanced"));
+  const std::string off = mop_plan(8, 16, 2, 8, "least-loaded=off"), on = mop_plan(8, 16, 2, 8);
+  const auto mop_time = [](const std::string& plan, const char* routing) {
+    return *predict(make("qwen3-30b-a3b", "h200", 2, plan, 65536, 1, 1, routing)).step_time;
+  };
+  EXPECT_GT(mop_time(off, "zipf:1.0"), mop_time(off, "balanced"));
+  EXPECT_LT(mop_time(on, "zipf:1.0"), mop_time(off, "zipf:1.0"));
+  EXPECT_NEAR(mop_time(on, "balanced") / mop_time(off, "balanced"), 1,
+              0.005);  // nothing spills; the empty exchanges remain
+}
+
+TEST(Predict, ImbalanceDoesNotOverflowMop) {
+  const auto peak = [](const std::string& plan, const char* routing) {
+    return predict(make("qwen3-30b-a3b", "h200", 2, plan, 8192, 1, 1, routing), {.only_memory = true})
+        .hbm_peak;
+  };
+  EXPECT_EQ(peak(mop_plan(8, 16, 2, 8), "balanced"), peak(mop_plan(8, 16, 2, 8), "hot:0.9@8"));
+  EXPECT_GT(peak("fsdp2:ep=8", "hot:0.9@8"), peak("fsdp2:ep=8", "balanced"));
+}
+
+TEST(Predict, AWrongFitNamesBytesAndBuffers) {
+  const Prediction p = predict(make("kimi-k2", "h200", 1, "fsdp2", 8192));
+  EXPECT_FALSE(p.fits);
+  EXPECT_FALSE(p.step_time.has_value());
+  EXPECT_GT(p.hbm_peak, p.hbm_capacity);
+  EXPECT_EQ(p.bound_by, "HBM capacity");
+  EXPECT_NE(p.why_not.find("HBM needs "), std::string::npos) << p.why_not;
+  EXPECT_NE(p.why_not.find(" too much (largest buffers: "), std::string::npos) << p.why_not;
+  EXPECT_NE(p.why_not.find("adam_moments"), std::string::npos) << p.why_not;
+  EXPECT_NEAR(sum(p.memory), static_cast<double>(p.hbm_peak), 1e-3 * static_cast<double>(p.hbm_peak));
+  EXPECT_GT(p.tokens_per_step, 0);
+  EXPECT_GT(p.model_flops_per_token, 0);
+
+  const Prediction host = predict(make("qwen3-235b-a22b", "h200x4", 1, "fsdp2:offload=on", 1024));
+  EXPECT_FALSE(host.fits);
+  EXPECT_GT(host.host_peak, host.host_capacity);
+  EXPECT_NE(host.why_not.find("host memory needs "), std::string::npos) << host.why_not;
+  EXPECT_FALSE(host.step_time.has_value());
+}
+
+TEST(Predict, HostMemoryIsOfTheWholeNode) {
+  const Scenario s = make("qwen3-30b-a3b", "h200x4", 1, "fsdp2:offload=on", 1024);
+  const double parameters = static_cast<double>(model::count_parameters(s.model).total);
+  EXPECT_NEAR(static_cast<double>(predict(s, {.only_memory = true}).host_peak) / (16 * parameters), 1, 0.01);
+}
+
+TEST(Predict, OnlyMemoryIsTheSameMemory) {
+  for (const std::string& plan : plans()) {
+    const Scenario s = make("olmoe-1b-7b", "h200", 2, plan, 8192);
+    const Prediction memory = predict(s, {.only_memory = true}), whole = predict(s);
+    EXPECT_FALSE(memory.step_time.has_value());
+    EXPECT_EQ(memory.hbm_peak, whole.hbm_peak);
+    EXPECT_EQ(memory.host_peak, whole.host_peak);
+    EXPECT_EQ(memory.fits, whole.fits);
+  }
+}
+
+TEST(Predict, CalibrationsDiffer) {
+  Scenario s = make("olmoe-1b-7b", "h200", 2, mop_plan(8, 16, 4, 8), 65536);
+  const double measured = *predict(s).step_time;
+  s.calibration = cost::Calibration::paper;
+  EXPECT_NE(*predict(s).step_time, measured);
+}
+
+TEST(Predict, RefusesWhatIsOutOfRange) {
+  const auto error_of = [](const Scenario& s) -> std::string {
+    try {
+      predict(s);
+    } catch (const UserError& error) {
+      return error.what();
+    }
+    return "";
+  };
+  Scenario s = make("tiny-qwen3-moe", "h200x4", 0, "fsdp2", 1024);
+  EXPECT_EQ(error_of(s), "nodes is 0: it must be 1 to 65536");
+  s.nodes = 1, s.gpus_per_node = 5;
+  EXPECT_EQ(error_of(s), "gpus-per-node is 5: a node of h200x4 has 4");
+  s.gpus_per_node = 0, s.workload.context = 0;
+  EXPECT_EQ(error_of(s), "context is 0: it must be 1 to 1073741824");
+  s.workload.context = 1 << 30, s.workload.sequences = 1 << 20;
+  EXPECT_NE(error_of(s).find("is more than 2^36 tokens"), std::string::npos);
+  s.workload.context = 1024, s.workload.sequences = 1, s.workload.accumulate = 5000;
+  EXPECT_EQ(error_of(s), "accumulate is 5000: it must be 1 to 4096");
+}
+
+TEST(Predict, UsesFewerGpusOfANodeWhenAsked) {
+  Scenario s = make("olmoe-1b-7b", "h200", 1, "fsdp2", 4096);
+  s.gpus_per_node = 4;
+  EXPECT_EQ(s.gpus(), 4);
+  const Prediction four = predict(s);
+  s.gpus_per_node = 8;
+  EXPECT_GT(four.hbm_allocated, predict(s).hbm_allocated);
+}
+
+}  // namespace
+}  // namespace mop::predict::testing
