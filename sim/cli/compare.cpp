@@ -46,14 +46,11 @@ struct Compare {
         ->group("Scenario")
         ->excludes(free);
     command.footer(
-        "Plan settings have flags of their own, such as --ep 8, for the plans that have them; mop show plan "
-        "--help lists "
-        "them.\n"
+        "Plan settings have flags of their own, such as --ep 8, for the plans that have them: mop show plan "
+        "--help\n"
         "Example:\n"
-        "  mop compare --model kimi-k2 --cluster h200 --nodes 12 --context 128K..1M --plan fsdp2-best --plan "
-        "mop\n"
-        "  mop compare --model mixtral-8x7b --nodes 2 --context 8K,32K --plan fsdp2:ep=8 --plan fsdp2:cp=4 "
-        "--plan mop");
+        "  mop compare --model kimi-k2 --nodes 12 --context 128K..1M --plan fsdp2-best --plan mop\n"
+        "  mop compare --model mixtral-8x7b --nodes 2 --context 8K,32K --plan fsdp2:ep=8 --plan mop");
   }
 
   void run(const Invocation& invocation) {

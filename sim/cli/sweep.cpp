@@ -65,8 +65,7 @@ struct Sweep {
                ->type_name("N")
                ->check(CLI::Range(1u, 4096u)));
     command.footer(
-        "Every plan setting is a flag that takes a list or range as well (mop show plan --help lists them); "
-        "--plan is "
+        "Every plan setting is a flag that takes a list or range too (mop show plan --help); --plan is "
         "repeated.\n"
         "Combinations that are not possible are skipped and counted.\n"
         "Example:\n"

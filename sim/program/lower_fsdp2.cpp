@@ -549,7 +549,9 @@ void Fsdp2Lowering::moe_backward(int layer, const Saved& s, const Group& g, Buff
   else
     kernel(OpKind::permute, part, sent * h, {2, 2}, 1, {d_y, s.router, s.weighted}, {d_weighted});
   BufferId d_down = buffer("expert_output_gradient", kBf16 * sent * h, Holds::expert_activations);
-  kernel(OpKind::scale_bwd, part, sent * h, {4, 2}, eager::kGateMultiplyBackward, {d_weighted, s.down, s.router}, {d_down});
+  // The gate's gradient is the row sum of a product as large as the rows, which eager PyTorch writes out.
+  const BufferId product = buffer("gate_product", compiled() ? 0 : kBf16 * sent * h, Holds::expert_activations);
+  kernel(OpKind::scale_bwd, part, sent * h, {4, 2}, eager::kGateMultiplyBackward, {d_weighted, s.down, s.router}, {d_down, product});
   if (parallel) {
     const BufferId arrived = buffer("dispatched", kBf16 * rows * h, Holds::expert_exchange);
     collective(OpKind::all_to_all, Stream::dispatch, part, expert_, kBf16 * sent * h, {d_down}, {arrived}, kBf16 * rows * h);
