@@ -166,14 +166,6 @@ void simulate(const Scenario& s, const Kinds& kinds, const std::vector<std::vect
 
 double seconds(engine::Time ns) { return static_cast<double>(ns) * 1e-9; }
 
-void add(std::vector<Named>& rows, const std::string& name, double value) {
-  const auto found = std::find_if(rows.begin(), rows.end(), [&](const Named& n) { return n.name == name; });
-  if (found == rows.end())
-    rows.push_back({name, value});
-  else
-    found->value += value;
-}
-
 // Where a kind of work happens, for bound_by.
 const char* place_of(const program::Op& op, const program::StepProgram& program, const Scenario& s) {
   if (program::is_collective(op.kind))
@@ -188,27 +180,45 @@ void explain(const Scenario& s, const Details& d, Prediction& p) {
   p.steady = r.steady;
   p.operations = r.tasks;
   p.step_time = seconds(r.step_time);
-  std::vector<Named> bound;
+  // Sums by component and kind, then by component and place, before any text is made.
+  constexpr size_t kKinds = static_cast<size_t>(OpKind::plan_routing) + 1;
+  std::array<std::array<engine::Time, kKinds>, program::kComponents> by_kind{};
+  std::array<std::map<const char*, engine::Time>, program::kComponents> by_place;
+  engine::Time launch = 0;
   for (const engine::Stretch& stretch : r.critical_path) {
-    const double t = seconds(stretch.end - stretch.start);
+    const engine::Time t = stretch.end - stretch.start;
     if (stretch.task == engine::kLaunch) {
-      add(p.time, "launch", t);
-      add(p.time_by_kind, "launch", t);
-      add(bound, "kernel launches", t);
+      launch += t;
       continue;
     }
     const uint32_t kind = d.fold.classes[stretch.rank].kind;
     const program::Op& op = d.programs[kind].ops[d.schedules[kind].op_of_task[stretch.task]];
-    add(p.time, program::name(op.component), t);
-    add(p.time_by_kind, fmt::format("{} {}", program::name(op.component), program::name(op.kind)), t);
-    add(bound, fmt::format("{} on {}", program::name(op.component), place_of(op, d.programs[kind], s)), t);
+    by_kind[static_cast<size_t>(op.component)][static_cast<size_t>(op.kind)] += t;
+    by_place[static_cast<size_t>(op.component)][place_of(op, d.programs[kind], s)] += t;
   }
-  const auto larger = [](const Named& a, const Named& b) { return a.value > b.value; };
+  std::vector<Named> bound;
+  if (launch > 0) {
+    p.time.push_back({"launch", seconds(launch)});
+    p.time_by_kind.push_back({"launch", seconds(launch)});
+    bound.push_back({"kernel launches", seconds(launch)});
+  }
+  for (size_t c = 0; c < program::kComponents; ++c) {
+    const char* component = program::name(static_cast<Component>(c));
+    engine::Time sum = 0;
+    for (size_t k = 0; k < kKinds; ++k) {
+      if (by_kind[c][k] == 0) continue;
+      sum += by_kind[c][k];
+      p.time_by_kind.push_back({fmt::format("{} {}", component, program::name(static_cast<OpKind>(k))), seconds(by_kind[c][k])});
+    }
+    if (sum > 0) p.time.push_back({component, seconds(sum)});
+    for (const auto& [where, t] : by_place[c]) bound.push_back({fmt::format("{} on {}", component, where), seconds(t)});
+  }
+  const auto larger = [](const Named& a, const Named& b) { return a.value != b.value ? a.value > b.value : a.name < b.name; };
   std::sort(p.time.begin(), p.time.end(), larger);
   std::sort(p.time_by_kind.begin(), p.time_by_kind.end(), larger);
-  if (const auto top = std::max_element(bound.begin(), bound.end(), [](const Named& a, const Named& b) { return a.value < b.value; });
-      top != bound.end() && *p.step_time > 0)
-    p.bound_by = fmt::format("{} ({:.0f} % of the step)", top->name, 100 * top->value / *p.step_time);
+  std::sort(bound.begin(), bound.end(), larger);
+  if (!bound.empty() && *p.step_time > 0)
+    p.bound_by = fmt::format("{} ({:.0f} % of the step)", bound[0].name, 100 * bound[0].value / *p.step_time);
   for (int resource = 0; resource < engine::kResources; ++resource) {
     double most = 0;
     for (const engine::RankReport& rank : r.ranks)

@@ -1,6 +1,7 @@
 #include "sim/program/arena.h"
 
 #include <algorithm>
+#include <map>
 #include <numeric>
 
 #include "sim/base/error.h"
@@ -73,6 +74,7 @@ class Order {
 
 struct Life {
   BufferId buffer;
+  const char* label;
   int64_t bytes;
   OpId first, last;    // issue order, as an allocator would see it
   OpId opener;         // operation of the first use: every other use comes after it
@@ -98,7 +100,7 @@ std::vector<Life> lives(const StepProgram& program, const Order& order, Space sp
       if (buffer.space != space || buffer.persistent || buffer.bytes == 0) continue;
       if (index[b] == kNoBuffer) {
         index[b] = static_cast<uint32_t>(all.size());
-        all.push_back({b, (buffer.bytes + kAlignment - 1) / kAlignment * kAlignment, buffer.first, buffer.last, id, {},
+        all.push_back({b, buffer.label, (buffer.bytes + kAlignment - 1) / kAlignment * kAlignment, buffer.first, buffer.last, id, {},
                        order.complete_below(id, 0), order.complete_below(id, 1)});
       }
       all[index[b]].users[static_cast<size_t>(op.stream)] = id + 1;
@@ -181,6 +183,8 @@ int64_t place(const Order& order, const std::vector<Life>& all, OpId ops, int64_
   });
   int64_t arena = base;
   std::vector<std::pair<int64_t, int64_t>> taken;  // offset, end
+  using Twins = std::array<int64_t, 2>;
+  std::map<std::pair<const char*, int64_t>, Twins> twins_of;
   for (Placed* const p : turn) {
     const Life& life = all[p->index];
     taken.clear();
@@ -194,19 +198,37 @@ int64_t place(const Order& order, const std::vector<Life>& all, OpId ops, int64_
       if (!(other_first ? disjoint(order, its, life) : disjoint(order, life, its)))
         taken.emplace_back(other.offset, other.offset + other.bytes);
     };
-    for (const Placed& other : lasting) look_at(other);
-    if (lives_briefly(life)) {
-      const OpId earliest = life.opener > window ? life.opener - window : 0;
-      auto near = std::partition_point(brief.begin(), brief.end(), [&](const Placed& other) { return other.opener < earliest; });
-      for (; near != brief.end() && near->opener < life.reach; ++near) look_at(*near);
-    } else {
-      for (const Placed& other : brief) look_at(other);
+    const auto neighbours = [&](const auto& visit) {
+      for (const Placed& other : lasting) visit(other);
+      if (lives_briefly(life)) {
+        const OpId earliest = life.opener > window ? life.opener - window : 0;
+        auto near = std::partition_point(brief.begin(), brief.end(), [&](const Placed& other) { return other.opener < earliest; });
+        for (; near != brief.end() && near->opener < life.reach; ++near) visit(*near);
+      } else {
+        for (const Placed& other : brief) visit(other);
+      }
+    };
+    // Layers repeat: one of the two places that the last buffers of this name and size took usually suits this one too.
+    Twins& twins = twins_of.try_emplace({life.label, life.bytes}, Twins{kNotHere, kNotHere}).first->second;
+    int64_t at = kNotHere;
+    for (const int64_t tried : twins) {
+      if (tried == kNotHere || at != kNotHere) continue;
+      taken.clear();
+      neighbours([&](const Placed& other) {
+        if (other.offset < tried + p->bytes && tried < other.offset + other.bytes && taken.empty()) look_at(other);
+      });
+      if (taken.empty()) at = tried;
     }
-    std::sort(taken.begin(), taken.end());
-    int64_t at = base;
-    for (const auto& [begin, end] : taken) {
-      if (at + life.bytes <= begin) break;
-      at = std::max(at, end);
+    if (at == kNotHere) {
+      taken.clear();
+      neighbours(look_at);
+      std::sort(taken.begin(), taken.end());
+      at = base;
+      for (const auto& [begin, end] : taken) {
+        if (at + life.bytes <= begin) break;
+        at = std::max(at, end);
+      }
+      twins = {at, twins[0]};
     }
     p->offset = offsets[p->index] = at;
     arena = std::max(arena, at + life.bytes);
