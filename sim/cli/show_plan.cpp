@@ -52,7 +52,7 @@ void print_json(const predict::Scenario& s, const plan::Layout& layout) {
     const cost::Placement at = place(group.span, s);
     json["groups"][group.name] = {{"size", group.span.size},
                                   {"stride", group.span.stride},
-                                  {"per_node", at.local},
+                                  {"per_node", at.local()},
                                   {"nodes", at.nodes}};
   }
   json["sequence_groups"] = layout.sequence_groups;
@@ -66,7 +66,7 @@ void print_text(const predict::Scenario& s, const plan::Layout& layout) {
   for (const GroupLine& group : groups(s.plan, layout)) {
     const cost::Placement at = place(group.span, s);
     table.add({group.name, std::to_string(group.span.size), std::to_string(group.span.stride),
-               std::to_string(at.local), std::to_string(at.nodes), group.shares});
+               fmt::format("{:.4g}", at.local()), std::to_string(at.nodes), group.shares});
   }
   TextTable knobs({"setting", "value", "meaning"}, "lll");
   for (const plan::Knob& knob : plan::knobs())

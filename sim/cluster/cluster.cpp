@@ -89,8 +89,13 @@ void read_into(ClusterModel& model, const std::filesystem::path& path, int depth
     read_into(model, path.parent_path() / (json["base"].get<std::string>() + ".json"), depth + 1);
   }
   model.name = path.stem().string();
+  if (json.contains("description") && !json["description"].is_string())
+    throw UserError(fmt::format("{}: 'description' is not a text", file));
   model.description = json.value("description", std::string());
   const Json none = Json::object();
+  for (const char* section : {"figures", "tables"})
+    if (json.contains(section) && !json[section].is_object())
+      throw UserError(fmt::format("{}: '{}' is not an object of names", file, section));
   for (const auto& [key, entry] : (json.contains("figures") ? json["figures"] : none).items()) {
     const std::string where = fmt::format("{}: figure {}", file, key);
     if (std::none_of(kFigures.begin(), kFigures.end(), [&](const char* f) { return key == f; }))
@@ -162,8 +167,14 @@ ClusterModel read_cluster(const std::string& where) {
     if (!model.figures.contains(figure)) throw UserError(fmt::format("{}: figure {} is missing", path.string(), figure));
   for (const TableForm& form : kTables)
     if (!model.tables.contains(form.name)) throw UserError(fmt::format("{}: table {} is missing", path.string(), form.name));
-  for (const char* positive : {"gpus_per_node", "peak_flops", "hbm_bytes", "hbm_peak_bw", "nvlink_bw", "dram_bw", "host_bytes"})
-    if (model[positive] <= 0) throw UserError(fmt::format("{}: figure {} must be above zero", path.string(), positive));
+  // Only what is added to something may be zero; the rest divides.
+  for (const char* figure : kFigures) {
+    const std::string_view name = figure;
+    const bool added = name.ends_with("_ns") || name == "context_bytes" || name == "library_bytes" || name.starts_with("communicator_");
+    if (!added && model[figure] <= 0) throw UserError(fmt::format("{}: figure {} must be above zero", path.string(), figure));
+  }
+  if (model["gpus_per_node"] != std::floor(model["gpus_per_node"]) || model["gpus_per_node"] > 1024)
+    throw UserError(fmt::format("{}: figure gpus_per_node is {}: it must be a whole number up to 1024", path.string(), model["gpus_per_node"]));
   return model;
 }
 

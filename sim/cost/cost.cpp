@@ -17,10 +17,22 @@ Calibration parse_calibration(const std::string& text) {
 }
 
 Placement place(const program::Group& group, int64_t gpus_per_node, int64_t gpus) {
-  const int64_t node = std::min(gpus_per_node, gpus);
-  if (group.stride >= node) return {1, group.size};
-  const int64_t local = std::clamp<int64_t>(node / group.stride, 1, group.size);
-  return {local, (group.size + local - 1) / local};
+  const int64_t node = std::min(gpus_per_node, gpus), span = group.size * group.stride;
+  if (span <= node && node % span == 0) return {group.size, 1};
+  if (group.stride % node == 0) return {group.size, group.size};
+  if (node % group.stride == 0 && span % node == 0) return {group.size, span / node};
+  int64_t most = 1;
+  for (int64_t block = 0; block < gpus; block += span) {
+    for (int64_t base = block; base < block + group.stride; ++base) {
+      int64_t nodes = 0, last = -1;
+      for (int64_t i = 0; i < group.size; ++i) {
+        const int64_t at = (base + i * group.stride) / node;
+        if (at != last) ++nodes, last = at;
+      }
+      most = std::max(most, nodes);
+    }
+  }
+  return {group.size, most};
 }
 
 std::unique_ptr<CostModel> make_cost_model(Calibration calibration, const cluster::ClusterModel& cluster,

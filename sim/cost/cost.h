@@ -22,10 +22,11 @@ struct Price {
   bool outside = false;        // beyond the shapes that were measured
 };
 
-// Where the ranks of a communicator are: `local` of them on each of `nodes` nodes.
+// Where the ranks of a communicator are. Groups that do not align with the nodes differ among themselves; this is the one
+// that touches most nodes, since the others meet it sooner or later.
 struct Placement {
-  int64_t local = 1, nodes = 1;
-  int64_t ranks() const { return local * nodes; }
+  int64_t ranks = 1, nodes = 1;
+  double local() const { return static_cast<double>(ranks) / static_cast<double>(nodes); }  // mean ranks on a node
 };
 Placement place(const program::Group& group, int64_t gpus_per_node, int64_t gpus);
 

@@ -69,7 +69,9 @@ class Measured : public CostModel {
       if (op.kind == OpKind::copy) return c_["fsdp_unshard_launch_ns"];
       return op.kind == OpKind::concatenate ? c_["fsdp_reduce_launch_ns"] : 0;
     }
-    if (compiled_ && op.layer >= 0 && op.phase != Phase::optimizer) return op.kernels * c_["compiled_launch_ns"];
+    const bool in_block = op.component != program::Component::vocabulary && op.component != program::Component::embedding &&
+                          op.phase != Phase::optimizer;
+    if (compiled_ && in_block) return op.kernels * c_["compiled_launch_ns"];
     const bool recorded = op.phase == Phase::recompute || (op.phase == Phase::forward && !checkpointed_);
     const char* each = op.phase == Phase::backward ? "eager_backward_launch_ns"
                        : recorded                  ? "eager_recompute_launch_ns"
@@ -196,7 +198,7 @@ class Measured : public CostModel {
   Price collective(const program::Op& op, const Shape& s, const program::Group& group) const {
     const auto v = [&](int i) { return static_cast<double>(s.v[i]); };
     const Placement at = place(group, gpus_per_node_, gpus_);
-    const double n = static_cast<double>(at.ranks()), g = static_cast<double>(at.local), m = static_cast<double>(at.nodes);
+    const double n = static_cast<double>(at.ranks), g = at.local(), m = static_cast<double>(at.nodes);
     // Bytes each way on this rank's NVLink and NIC; `buffer` is the message size that the table is asked for.
     double nvlink = 0, nic = 0, buffer = v(0);
     const char* table = "all_gather";

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <charconv>
+#include <set>
 
 #include "sim/base/error.h"
 #include "sim/base/quantity.h"
@@ -16,28 +17,18 @@ namespace {
   throw UserError(fmt::format("plan setting {} is '{}': it takes {}", knob_name, text, knob(knob_name).values));
 }
 
-// The ways in which a knob's text and its field convert.
-template <auto Member>
-struct Count {  // "auto" is 0
-  static std::string get(const Plan& plan) { return plan.*Member == 0 ? "auto" : format_count(plan.*Member); }
-  static void set(Plan& plan, const std::string& text) {
-    plan.*Member = text == "auto" || text == "0" ? 0 : parse_count(text, "a plan degree");
-  }
-};
+// A number of a knob: parse_count names the knob in its errors.
+int64_t number(const char* knob_name, const std::string& text) { return parse_count(text, fmt::format("plan setting {}", knob_name)); }
 
 template <auto Member>
-struct Size {  // 0 has a meaning of its own
-  static std::string get(const Plan& plan) { return format_count(plan.*Member); }
-  static void set(Plan& plan, const std::string& text) {
-    plan.*Member = text == "0" ? 0 : parse_count(text, "a plan setting");
-  }
-};
+std::string get_degree(const Plan& plan) {
+  return plan.*Member == 0 ? "auto" : format_count(plan.*Member);
+}
 
 template <auto Member>
-struct Positive {
-  static std::string get(const Plan& plan) { return format_count(plan.*Member); }
-  static void set(Plan& plan, const std::string& text) { plan.*Member = parse_count(text, "a plan setting"); }
-};
+std::string get_count(const Plan& plan) {
+  return format_count(plan.*Member);
+}
 
 bool parse_switch(const std::string& text, bool& value) {
   if (text == "on" || text == "true" || text == "1") return value = true, true;
@@ -89,9 +80,13 @@ std::vector<Knob> make_knobs() {
   const char* degree = "auto or a whole number";
   const char* count = "a whole number above 0";
   const char* on_off = "on or off";
-#define COUNT(m) Count<&Plan::m>::get, Count<&Plan::m>::set
-#define POSITIVE(m) Positive<&Plan::m>::get, Positive<&Plan::m>::set
-#define SIZE(m) Size<&Plan::m>::get, Size<&Plan::m>::set
+#define COUNT(n, m)                                                                \
+  get_degree<&Plan::m>, [](Plan& plan, const std::string& text) {                  \
+    plan.m = text == "auto" || text == "0" ? 0 : number(n, text);                  \
+  }
+#define POSITIVE(n, m) get_count<&Plan::m>, [](Plan& plan, const std::string& text) { plan.m = number(n, text); }
+#define SIZE(n, m) \
+  get_count<&Plan::m>, [](Plan& plan, const std::string& text) { plan.m = text == "0" ? 0 : number(n, text); }
 #define SWITCH(n, m)                                                      \
   get_switch<&Plan::m>, [](Plan& plan, const std::string& text) {         \
     if (!parse_switch(text, plan.m)) bad_value(n, text);                  \
@@ -106,16 +101,16 @@ std::vector<Knob> make_knobs() {
   }
   return {
       {"ep", both, yes, degree, "expert parallel ranks (Ep); mop shards each expert over F = GPUs/Ep ranks more",
-       COUNT(expert)},
+       COUNT("ep", expert)},
       {"reduce", both, yes, "bf16 or fp32", "type in which gradients are reduced and, mop, held",
        CHOICE("reduce", reduce, kReduce)},
       {"clip", both, yes, on_off, "exact clipping by the global gradient norm", SWITCH("clip", clip)},
       {"windows", both, yes, on_off, "sliding-window layers attend to their window; off: to the whole context",
        SWITCH("windows", windows)},
 
-      {"tp", yes, no, degree, "tensor parallel ranks, with sequence parallelism between the blocks", COUNT(tensor)},
-      {"cp", yes, no, degree, "context parallel ranks (ring attention) that share a sequence", COUNT(context)},
-      {"replicate", yes, no, degree, "copies of the sharded model (HSDP)", COUNT(replicate)},
+      {"tp", yes, no, degree, "tensor parallel ranks, with sequence parallelism between the blocks", COUNT("tp", tensor)},
+      {"cp", yes, no, degree, "context parallel ranks (ring attention) that share a sequence", COUNT("cp", context)},
+      {"replicate", yes, no, degree, "copies of the sharded model (HSDP)", COUNT("replicate", replicate)},
       {"cp-balance", yes, no, on_off, "ring attention with head-and-tail load balancing",
        SWITCH("cp-balance", balanced_ring)},
       {"recompute", yes, no, "none or full", "activation checkpointing of whole blocks",
@@ -124,25 +119,25 @@ std::vector<Knob> make_knobs() {
       {"prefetch", yes, no, on_off, "gather the next block's weights while this one computes",
        SWITCH("prefetch", prefetch)},
       {"loss-chunk", yes, no, "a number of tokens, or 0", "tokens a checkpointed chunk of the logits; 0: all at once",
-       SIZE(loss_chunk)},
+       SIZE("loss-chunk", loss_chunk)},
       {"offload", yes, no, "auto, on or off", "CPUOffloadPolicy: parameters, gradients and optimizer live on the host",
        CHOICE("offload", offload, kSwitch)},
       {"runtime", yes, no, "eager or compiled", "PyTorch eager, or torch.compile of each block",
        CHOICE("runtime", runtime, kRuntime)},
 
       {"dense-shard", no, yes, degree, "ranks that share one copy of the dense weights: all GPUs, or a node (hybrid)",
-       COUNT(dense_shard)},
-      {"ulysses", no, yes, degree, "ranks that share a sequence (D): attention all-to-alls over heads", COUNT(sequence)},
+       COUNT("dense-shard", dense_shard)},
+      {"ulysses", no, yes, degree, "ranks that share a sequence (D): attention all-to-alls over heads", COUNT("ulysses", sequence)},
       {"expert-placement", no, yes, "inside or across", "expert group inside a node, or across nodes",
        CHOICE("expert-placement", expert_placement, kPlacement)},
-      {"vp", no, yes, degree, "ranks that share the vocabulary projection (P)", COUNT(vocabulary)},
+      {"vp", no, yes, degree, "ranks that share the vocabulary projection (P)", COUNT("vp", vocabulary)},
       {"vp-scheme", no, yes, "auto, weights or tokens", "what moves between them: V-ring or X-gather",
        CHOICE("vp-scheme", vocabulary_scheme, kVocabulary)},
       {"vp-tile", no, yes, count, "tokens of each rank in one tile of the vocabulary projection",
-       POSITIVE(vocabulary_tile)},
+       POSITIVE("vp-tile", vocabulary_tile)},
       {"mla-exchange", no, yes, "auto, expanded or latent", "what Ulysses moves of the keys and values of MLA",
        CHOICE("mla-exchange", mla_exchange, kMla)},
-      {"head-chunks", no, yes, count, "pieces in which a rank's heads are processed", POSITIVE(head_chunks)},
+      {"head-chunks", no, yes, count, "pieces in which a rank's heads are processed", POSITIVE("head-chunks", head_chunks)},
       {"save-attention", no, yes, on_off, "keep attention outputs, so that backward does not re-run attention",
        SWITCH("save-attention", save_attention)},
       {"checkpoints", no, yes, "auto, hbm or host", "where the activation checkpoints wait for backward",
@@ -151,18 +146,18 @@ std::vector<Knob> make_knobs() {
        "optimizer states: in HBM; on the host with CPU Adam; on the host, streamed through the GPU; split by layer",
        CHOICE("optimizer", optimizer, kOptimizer)},
       {"optimizer-hbm-layers", no, yes, "a number of layers, or 0", "split: layers whose states stay in HBM",
-       SIZE(optimizer_hbm_layers)},
+       SIZE("optimizer-hbm-layers", optimizer_hbm_layers)},
       {"least-loaded", no, yes, on_off, "least-loaded expert parallelism; off: every expert stays on its owner",
        SWITCH("least-loaded", least_loaded)},
       {"capacity-factor", no, yes, "a number above 0", "least-loaded alpha: rows of a rank over the mean",
        NUMBER("capacity-factor", capacity_factor)},
       {"spill-min-rows", no, yes, count, "least-loaded m: fewest rows worth moving an expert for",
-       POSITIVE(spill_min_rows)},
+       POSITIVE("spill-min-rows", spill_min_rows)},
       {"spill-gate", no, yes, "a number above 0", "least-loaded lambda: below this max/mean load nothing is moved",
        NUMBER("spill-gate", spill_gate)},
-      {"spill-slots", no, yes, count, "foreign experts that a rank holds at most at a time", POSITIVE(spill_slots)},
+      {"spill-slots", no, yes, count, "foreign experts that a rank holds at most at a time", POSITIVE("spill-slots", spill_slots)},
       {"round-rows", no, yes, count, "rows that a rank sends or receives at most in a streaming round",
-       POSITIVE(round_rows)},
+       POSITIVE("round-rows", round_rows)},
   };
 #undef COUNT
 #undef POSITIVE
@@ -212,13 +207,16 @@ Plan parse_plan(const std::string& text) {
     throw UserError(unknown_name("plan", family, known));
   }
   Plan plan = defaults(family == "mop" ? Family::mop : Family::fsdp2);
-  for (size_t at = colon; at != std::string::npos && at + 1 < text.size();) {
+  std::set<std::string> given;
+  for (size_t at = colon; at != std::string::npos;) {
     const size_t next = text.find(',', at + 1);
     const std::string setting = text.substr(at + 1, next == std::string::npos ? next : next - at - 1);
     const size_t equals = setting.find('=');
     if (equals == std::string::npos)
       throw UserError(fmt::format("plan '{}': '{}' has no value; write setting=value", text, setting));
-    set_knob(plan, setting.substr(0, equals), setting.substr(equals + 1));
+    const std::string name = setting.substr(0, equals);
+    if (!given.insert(name).second) throw UserError(fmt::format("plan '{}': {} is given twice", text, name));
+    set_knob(plan, name, setting.substr(equals + 1));
     at = next;
   }
   return plan;

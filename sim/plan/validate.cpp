@@ -2,7 +2,8 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
-#include <numeric>
+#include <functional>
+#include <vector>
 
 #include "sim/base/error.h"
 #include "sim/base/quantity.h"
@@ -11,27 +12,24 @@
 namespace mop::plan {
 namespace {
 
-std::string divisors(int64_t number, int64_t most) {
-  std::vector<int64_t> all;
-  for (int64_t d = 1; d <= std::min(number, most); ++d)
-    if (number % d == 0) all.push_back(d);
-  return fmt::format("{}", fmt::join(all, ", "));
+// One rule of a degree: what it must divide, in words, and the test.
+struct Rule {
+  std::string what;
+  std::function<bool(int64_t)> holds;
+};
+Rule divides(int64_t total, const char* what) {
+  return {fmt::format("does not divide the {} {}", total, what), [total](int64_t value) { return total % value == 0; }};
 }
 
-// Degree `value` of knob `name` must divide every one of `totals`.
-struct Total {
-  int64_t count;
-  const char* what;
-};
-
-void must_divide(const char* name, int64_t value, std::initializer_list<Total> totals) {
+// Throws unless every rule holds; the message has the divisors of the GPUs for which all of them would.
+void require(const char* knob_name, int64_t value, int64_t gpus, const std::vector<Rule>& rules) {
   if (value == 0) return;  // left to the planner
-  for (const Total& total : totals) {
-    if (total.count % value == 0) continue;
-    int64_t common = 0;
-    for (const Total& t : totals) common = std::gcd(common, t.count);
-    throw UserError(fmt::format("plan setting {} is {}, which does not divide the {} {}; values that do: {}", name,
-                                value, total.count, total.what, divisors(common, 4096)));
+  for (const Rule& broken : rules) {
+    if (broken.holds(value)) continue;
+    std::vector<int64_t> good;
+    for (int64_t d = 1; d <= gpus; ++d)
+      if (gpus % d == 0 && std::all_of(rules.begin(), rules.end(), [&](const Rule& rule) { return rule.holds(d); })) good.push_back(d);
+    throw UserError(fmt::format("plan setting {} is {}, which {}; values that do: {}", knob_name, value, broken.what, fmt::join(good, ", ")));
   }
 }
 
@@ -44,33 +42,38 @@ bool Plan::resolved() const {
 }
 
 void validate(const Plan& plan, const model::ModelConfig& model, int64_t gpus, int64_t context) {
-  must_divide("ep", plan.expert, {{model.experts, "experts"}, {gpus, "GPUs"}});
+  const bool gqa = model.attention == model::Attention::gqa;
   if (plan.family == Family::fsdp2) {
-    must_divide("tp", plan.tensor, {{gpus, "GPUs"}, {model.heads, "attention heads"}});
-    if (model.attention == model::Attention::gqa) must_divide("tp", plan.tensor, {{model.kv_heads, "KV heads"}});
-    must_divide("cp", plan.context, {{gpus, "GPUs"}, {plan.balanced_ring && plan.context > 1 ? context / 2 : context,
-                                                      "tokens of the context (half of it with cp-balance)"}});
-    must_divide("replicate", plan.replicate, {{gpus, "GPUs"}});
-    const int64_t t = std::max<int64_t>(1, plan.tensor), c = std::max<int64_t>(1, plan.context),
-                  r = std::max<int64_t>(1, plan.replicate), e = std::max<int64_t>(1, plan.expert);
+    const auto given = [](int64_t degree) { return std::max<int64_t>(1, degree); };
+    const int64_t t = given(plan.tensor), c = given(plan.context), r = given(plan.replicate);
+    std::vector<Rule> tensor{divides(gpus, "GPUs"), divides(model.heads, "attention heads")};
+    if (gqa) tensor.push_back(divides(model.kv_heads, "KV heads"));
+    if (context % c == 0) tensor.push_back(divides(context / c, "tokens of a context-parallel rank"));
+    require("tp", plan.tensor, gpus, tensor);
+    const bool halves = plan.balanced_ring && plan.context > 1;
+    std::vector<Rule> ring{divides(gpus, "GPUs"), divides(context, "tokens of the context")};
+    if (halves) ring.push_back({"leaves no two equal halves of each part, which cp-balance needs",
+                                [context](int64_t d) { return d == 1 || context % (2 * d) == 0; }});
+    require("cp", plan.context, gpus, ring);
+    require("replicate", plan.replicate, gpus, {divides(gpus, "GPUs")});
     if (gpus % (t * c * r) != 0)
       throw UserError(fmt::format("tp {} x cp {} x replicate {} is {}, which does not divide the {} GPUs; lower one of them",
                                   t, c, r, t * c * r, gpus));
-    if ((gpus / r) % e != 0)
-      throw UserError(fmt::format("plan setting ep is {}, which does not divide the {} GPUs of a replica; values that do: {}",
-                                  e, gpus / r, divisors(std::gcd(gpus / r, model.experts), 4096)));
-    must_divide("tp", plan.tensor, {{context / c, "tokens of a context-parallel rank"}});
+    require("ep", plan.expert, gpus, {divides(model.experts, "experts"), divides(gpus / r, "GPUs of a replica")});
     return;
   }
-  must_divide("dense-shard", plan.dense_shard, {{gpus, "GPUs"}});
-  must_divide("ulysses", plan.sequence, {{gpus, "GPUs"}, {model.heads, "attention heads"}, {context, "tokens of the context"}});
-  must_divide("vp", plan.vocabulary, {{gpus, "GPUs"}});
+  require("ep", plan.expert, gpus, {divides(model.experts, "experts"), divides(gpus, "GPUs")});
+  require("dense-shard", plan.dense_shard, gpus, {divides(gpus, "GPUs")});
+  require("vp", plan.vocabulary, gpus, {divides(gpus, "GPUs")});
+  std::vector<Rule> ulysses{divides(gpus, "GPUs"), divides(model.heads, "attention heads"), divides(context, "tokens of the context")};
+  if (gqa)
+    ulysses.push_back({fmt::format("neither divides the {} KV heads nor is a multiple of them", model.kv_heads),
+                       [kv = model.kv_heads](int64_t d) { return kv % d == 0 || d % kv == 0; }});
+  require("ulysses", plan.sequence, gpus, ulysses);
   if (plan.sequence > 0) {
-    must_divide("head-chunks", plan.head_chunks, {{model.heads / plan.sequence, "heads of a rank"}});
-    if (model.attention == model::Attention::gqa && plan.sequence > 1 && model.kv_heads % plan.sequence != 0 &&
-        plan.sequence % model.kv_heads != 0)
-      throw UserError(fmt::format("plan setting ulysses is {}: it must divide the {} KV heads or be a multiple of them; values that do: {}",
-                                  plan.sequence, model.kv_heads, divisors(std::gcd(gpus, model.heads), 4096)));
+    const int64_t heads = model.heads / plan.sequence;
+    if (heads % plan.head_chunks != 0)
+      throw UserError(fmt::format("plan setting head-chunks is {}, which does not divide the {} heads of a rank", plan.head_chunks, heads));
   }
   if (plan.optimizer_hbm_layers > model.layers)
     throw UserError(fmt::format("plan setting optimizer-hbm-layers is {}, but {} has {} layers",

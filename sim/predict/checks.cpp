@@ -28,6 +28,17 @@ void check(const Scenario& s, const Details& d, const Prediction& p) {
   }
   for (const Named& busy : p.busy)
     require(busy.value <= kRounding, fmt::format("{} is used to {} of its capacity", busy.name, busy.value));
+  // Rows are neither made nor lost on their way to the experts: over all ranks, as many are computed as are sent.
+  for (int64_t l = 0; l < s.model.layers; ++l) {
+    if (!s.model.moe[static_cast<size_t>(l)]) continue;
+    int64_t sent = 0, computed = 0;
+    for (const RankClass& c : d.fold.classes) {
+      const program::ExpertLoad& load = d.loads[c.kind][static_cast<size_t>(l)];
+      sent += c.members * load.sent;
+      computed += c.members * load.computed;
+    }
+    require(sent == computed, fmt::format("layer {} sends {} rows to experts that compute {}", l, sent, computed));
+  }
   double path = 0;
   for (const Named& part : p.time) path += part.value;
   require(std::abs(path - step) <= 1e-6 * step + 1e-9, fmt::format("the critical path adds up to {} s, not {} s", path, step));

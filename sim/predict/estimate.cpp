@@ -14,7 +14,7 @@ double on_links(const Scenario& s, const plan::Span& span, double bytes, const c
   if (span.size <= 1 || bytes <= 0) return 0;
   const auto& c = s.cluster;
   const cost::Placement at = cost::place({program::Axis::world, span.size, span.stride}, s.used_per_node(), s.gpus());
-  const double n = real(at.ranks()), g = real(at.local), m = real(at.nodes);
+  const double n = real(at.ranks), g = at.local(), m = real(at.nodes);
   const bool exchange = std::string_view(table) == "all_to_all";
   const double nvlink = g > 1 ? bytes * (exchange ? (g - 1) / n : (n - 1) / n) / c.table(table).at({g, 1e9}).value : 0;
   const double nic = m > 1 ? bytes * (exchange ? (n - g) / n : (m - 1) / m / g) / c["nic_bw"] : 0;
@@ -117,7 +117,9 @@ double estimate_step_time(const Scenario& s) {
   const bool host = mop ? p.optimizer == plan::Optimizer::host || p.optimizer == plan::Optimizer::split : p.offloaded();
   const double hbm = c.table("memory_bound").at({1e15}).value;
   double update = shard * (28 + (p.clip ? 12 : 0)) / hbm;
-  if (mop && host) update = std::max(shard * 28 * real(s.used_per_node()) / c["dram_bw"], shard / c["host_adam_rate_alone"]);
+  const double hosted = p.optimizer == plan::Optimizer::split
+                            ? 1 - real(p.optimizer_hbm_layers) / real(s.model.layers) : 1;  // part of the states on the host
+  if (mop && host) update = hosted * std::max(shard * 28 * real(s.used_per_node()) / c["dram_bw"], shard / c["host_adam_rate_alone"]);
   if (mop && p.optimizer == plan::Optimizer::stream) update = shard * 24 * real(s.used_per_node()) / c["root_both_bw"];
   if (!mop && host) {
     update = shard / c["torch_adam_rate"] + (p.clip ? shard * 4 / c["torch_norm_bw"] + shard * 8 / c["torch_scale_bw"] : 0);

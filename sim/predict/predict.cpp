@@ -68,7 +68,7 @@ Constants constants(const Scenario& s, const program::StepProgram& program) {
   for (size_t g = 0; g < program.groups.size(); ++g) {
     const cost::Placement at = cost::place(program.groups[g], s.used_per_node(), s.gpus());
     c.communicators += static_cast<int64_t>(s.cluster["communicator_bytes"]);
-    if (pairwise[g]) c.communicators += (at.local - 1) * static_cast<int64_t>(s.cluster["communicator_p2p_bytes"]);
+    if (pairwise[g]) c.communicators += static_cast<int64_t>((at.local() - 1) * s.cluster["communicator_p2p_bytes"]);
   }
   return c;
 }
@@ -260,7 +260,7 @@ Prediction predict(const Scenario& s, const PredictOptions& options, Details* de
 
   const Kinds kinds = find_kinds(s, layout);
   std::map<int64_t, std::vector<std::vector<program::ExpertLoad>>> loads_of_group;
-  std::vector<std::vector<program::ExpertLoad>> loads;
+  std::vector<std::vector<program::ExpertLoad>>& loads = d.loads;
   for (const Kinds::Kind& kind : kinds.kinds) {
     auto found = loads_of_group.find(kind.group);
     if (found == loads_of_group.end()) {

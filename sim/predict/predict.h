@@ -53,6 +53,7 @@ struct Prediction {
 // Everything behind a prediction, for traces and inspection.
 struct Details {
   std::vector<program::StepProgram> programs;  // by kind of rank
+  std::vector<std::vector<program::ExpertLoad>> loads;  // by kind of rank, by layer
   std::vector<Schedule> schedules;             // by kind of rank
   Fold fold;
   engine::Report report;

@@ -143,6 +143,16 @@ void measure_live_bytes(const StepProgram& program, const std::vector<Life>& all
     live += change[id];
     if (live > arena.live_bytes) arena.live_bytes = live, arena.live_peak = id;
   }
+  std::fill(change.begin(), change.end(), 0);
+  int64_t held = arena.bytes;
+  for (const Life& life : all) {
+    change[life.first] += life.bytes;
+    change[std::min<size_t>(std::max(life.reach, life.last + 1), program.ops.size())] -= life.bytes;
+  }
+  for (OpId id = 0; id < program.ops.size(); ++id) {
+    held += change[id];
+    arena.held_bytes = std::max(arena.held_bytes, held);
+  }
   for (const Life& life : all)
     if (life.first <= arena.live_peak && arena.live_peak <= life.last)
       arena.live_by_holds[static_cast<size_t>(program.buffers[life.buffer].holds)] += life.bytes;
@@ -245,7 +255,7 @@ Arena plan(const StepProgram& program, const Order& order, Space space) {
   const auto ops = static_cast<OpId>(program.ops.size());
   std::vector<int64_t> offsets(all.size());
   arena.bytes = place(order, all, ops, base, First::largest, offsets);
-  if (arena.bytes > arena.live_bytes + arena.live_bytes / 50) {  // loosely packed: try the other order
+  if (arena.bytes > arena.held_bytes + arena.held_bytes / 50) {  // loosely packed: try the other order
     std::vector<int64_t> other(all.size());
     const int64_t bytes = place(order, all, ops, base, First::longest, other);
     if (bytes < arena.bytes) arena.bytes = bytes, offsets = std::move(other);

@@ -17,6 +17,7 @@ struct Arena {
   int64_t bytes = 0;                 // size of the arena
   int64_t live_bytes = 0;            // most bytes of live buffers at any operation, in issue order
   OpId live_peak = 0;                // there
+  int64_t held_bytes = 0;            // the same, counting what is free but not yet known to be by the streams that open buffers
   std::array<int64_t, kHolds> live_by_holds{};  // of the live bytes at that operation
   std::vector<int64_t> offset;       // by buffer; kNotHere: of another space or never used
 };

@@ -104,7 +104,7 @@ OpId Builder::op(const OpSpec& spec, std::span<const BufferId> reads, std::span<
 }
 
 void Builder::touch(BufferId b) {
-  ensure(!program_.ops.empty(), "touch follows an operation");
+  ensure(!program_.ops.empty() && region_ == 0, "touch follows an operation, outside of repeat regions");
   program_.buffers[b].last = std::max(program_.buffers[b].last, static_cast<OpId>(program_.ops.size() - 1));
 }
 

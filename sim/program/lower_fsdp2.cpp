@@ -139,6 +139,8 @@ class Fsdp2Lowering {
   int64_t kv_heads() const { return c_.attention == model::Attention::mla ? heads() : c_.kv_heads / plan_.tensor; }
   int64_t q_width() const { return heads() * c_.qk_dim(); }
   int64_t kv_width() const { return kv_heads() * (c_.qk_dim() + c_.v_dim()); }
+  // Recompute ends with the last tensor that backward needs, before the index-add; a compiled block runs through.
+  bool recompute_ends_early() const { return phase_ == Phase::recompute && !compiled() && c_.shared_intermediate == 0; }
   bool clamped() const { return c_.activation == model::Activation::clamped_swiglu; }
   bool compiled() const { return plan_.runtime == Runtime::compiled; }
 
@@ -342,10 +344,11 @@ void Fsdp2Lowering::attend(OpKind kind, int layer, std::initializer_list<BufferI
     // Balanced: every step but the first has half of a block's pairs on every rank. Unbalanced: rank r attends fully to the
     // r blocks before its own, and waits through the others' steps without work.
     if (step > 0) {
-      shape.causal = 0;
-      if (plan_.balanced_ring) shape.kv_len = part / 2;
+      shape.causal = shape.window = 0;
+      shape.kv_len = plan_.balanced_ring ? part / 2 : part;
+      if (window > 0) shape.kv_len = std::min(shape.kv_len, window - (step - 1) * part);  // blocks within the window
     }
-    if (plan_.balanced_ring || step <= in_.context_rank)
+    if ((plan_.balanced_ring || step <= in_.context_rank) && shape.kv_len > 0)
       op(now);
     else
       alias(now, *writes.begin());
@@ -504,8 +507,7 @@ void Fsdp2Lowering::moe_forward(int layer, Saved& s, const Group& g, BufferId no
   }
   s.weighted = buffer("weighted", kBf16 * sent * h, Holds::expert_activations);
   kernel(OpKind::scale, part, sent * h, {2, 2}, eager::kGateMultiply, {s.down, s.router}, {s.weighted});
-  // Recompute ends with the last tensor that backward needs; a compiled block runs through.
-  if (phase_ != Phase::recompute || compiled() || c_.shared_intermediate > 0)
+  if (!recompute_ends_early())
     kernel(OpKind::unpermute, part, sent * h, {2, 0.5}, eager::kIndexAdd, {s.weighted, s.router}, {y}, true);
   if (c_.shared_intermediate > 0) {
     const int64_t width = c_.shared_intermediate / plan_.tensor;
@@ -625,7 +627,7 @@ Fsdp2Lowering::Saved Fsdp2Lowering::block_forward(int layer, BufferId x, BufferI
   }
   if (tensor_ != kNoGroup && !(moe && expert_ != kNoGroup && c_.shared_intermediate == 0))
     collective(OpKind::reduce_scatter, Stream::sequence, Component::dense, tensor_, kBf16 * t_ * h, {y}, {out});
-  kernel(OpKind::add, Component::dense, n_ * h, {4, 2}, 1, {mid, y}, {out});
+  if (!(moe && recompute_ends_early())) kernel(OpKind::add, Component::dense, n_ * h, {4, 2}, 1, {mid, y}, {out});
   return s;
 }
 

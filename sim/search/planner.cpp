@@ -98,7 +98,7 @@ std::vector<Choice> open_choices(const Scenario& s, const Plan& p) {
   columns.resize(std::min<size_t>(columns.size(), 3));
   add("vp", p.vocabulary == 0, texts(columns));
   add("checkpoints", p.checkpoints == plan::Place::automatic, {"hbm", "host"});
-  add("optimizer", p.optimizer == plan::Optimizer::automatic, {"hbm", "host", "stream"});
+  add("optimizer", p.optimizer == plan::Optimizer::automatic, {"hbm", "host", "stream", "split"});
   return open;
 }
 
@@ -142,6 +142,7 @@ class Planner {
       if (!changed) break;
     }
     settle_schemes(s_, best);
+    settle_split(best);
     return best;
   }
 
@@ -170,8 +171,29 @@ class Planner {
                                 s_.model.name, s_.gpus()));
   }
 
+  // Split: the states of as many layers in HBM as the plan with all of them on the host leaves room for. A layer that moves
+  // brings its states and its held gradients.
+  void settle_split(Plan& p) const {
+    if (p.optimizer != plan::Optimizer::split || s_.plan.optimizer == plan::Optimizer::split || s_.plan.optimizer_hbm_layers > 0) return;
+    Scenario on_host = s_;
+    on_host.plan = p;
+    on_host.plan.optimizer = plan::Optimizer::host;
+    const predict::Prediction memory = predict::predict(on_host, {.only_memory = true});
+    const model::Parameters parameters = model::count_parameters(s_.model);
+    double room = 0.97 * static_cast<double>(memory.hbm_capacity) - static_cast<double>(memory.hbm_peak);
+    p.optimizer_hbm_layers = 0;
+    for (const auto& layer : parameters.layers) {
+      room -= 16.0 * (static_cast<double>(layer.dense()) / static_cast<double>(p.dense_shard) +
+                      static_cast<double>(layer.experts) / static_cast<double>(s_.gpus()));
+      if (room < 0) break;
+      ++p.optimizer_hbm_layers;
+    }
+    if (p.optimizer_hbm_layers == 0) p.optimizer = plan::Optimizer::host;
+  }
+
   Score score(Plan p) {
     settle_schemes(s_, p);
+    settle_split(p);
     const std::string text = plan::describe(p);
     if (const auto found = known_.find(text); found != known_.end()) return found->second;
     Scenario tried = s_;
