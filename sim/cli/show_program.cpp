@@ -84,7 +84,7 @@ struct ShowProgram {
     s.plan = search::choose(s);
     predict::Details details;
     predict::predict(s, {.only_memory = true}, &details);
-    const StepProgram& program = details.programs[details.worst];
+    const StepProgram& program = details.program(details.worst);
     (this->*(flags.json() ? &ShowProgram::print_json : &ShowProgram::print_text))(s, details, program);
   }
 

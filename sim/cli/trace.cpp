@@ -117,7 +117,7 @@ void write_trace(const std::string& path, const predict::Scenario& scenario,
   TraceFile file(path);
   for (uint32_t pid = 0; pid < details.fold.classes.size(); ++pid) {
     const predict::RankClass& ranks = details.fold.classes[pid];
-    const program::StepProgram& program = details.programs[ranks.kind];
+    const program::StepProgram& program = details.program(ranks.kind);
     const std::vector<OpId>& op_of_task = details.schedules[ranks.kind].op_of_task;
     const std::vector<engine::Span>& spans = details.report.ranks[pid].spans;
     ensure(spans.size() == op_of_task.size(), "every task has a span");

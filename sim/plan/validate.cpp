@@ -21,14 +21,14 @@ Rule divides(int64_t total, const char* what) {
   return {fmt::format("does not divide the {} {}", total, what), [total](int64_t value) { return total % value == 0; }};
 }
 
-// Throws unless every rule holds; the message has the divisors of the GPUs for which all of them would.
-void require(const char* knob_name, int64_t value, int64_t gpus, const std::vector<Rule>& rules) {
+// Throws unless every rule holds; the message has the divisors of `whole` for which all of them would.
+void require(const char* knob_name, int64_t value, int64_t whole, const std::vector<Rule>& rules) {
   if (value == 0) return;  // left to the planner
   for (const Rule& broken : rules) {
     if (broken.holds(value)) continue;
     std::vector<int64_t> good;
-    for (int64_t d = 1; d <= gpus; ++d)
-      if (gpus % d == 0 && std::all_of(rules.begin(), rules.end(), [&](const Rule& rule) { return rule.holds(d); })) good.push_back(d);
+    for (int64_t d = 1; d <= whole; ++d)
+      if (whole % d == 0 && std::all_of(rules.begin(), rules.end(), [&](const Rule& rule) { return rule.holds(d); })) good.push_back(d);
     throw UserError(fmt::format("plan setting {} is {}, which {}; values that do: {}", knob_name, value, broken.what, fmt::join(good, ", ")));
   }
 }
@@ -72,8 +72,7 @@ void validate(const Plan& plan, const model::ModelConfig& model, int64_t gpus, i
   require("ulysses", plan.sequence, gpus, ulysses);
   if (plan.sequence > 0) {
     const int64_t heads = model.heads / plan.sequence;
-    if (heads % plan.head_chunks != 0)
-      throw UserError(fmt::format("plan setting head-chunks is {}, which does not divide the {} heads of a rank", plan.head_chunks, heads));
+    require("head-chunks", plan.head_chunks, heads, {divides(heads, "heads of a rank")});
   }
   if (plan.optimizer_hbm_layers > model.layers)
     throw UserError(fmt::format("plan setting optimizer-hbm-layers is {}, but {} has {} layers",

@@ -63,7 +63,7 @@ double estimate_step_time(const Scenario& s) {
   const plan::Plan& p = s.plan;
   const plan::Layout l = plan::layout(p, s.gpus());
   const model::Parameters parameters = model::count_parameters(s.model);
-  const model::Flops f = model::flops_per_token(s.model, s.workload.context);
+  const model::Flops f = model_flops(s);
   const bool mop = p.family == plan::Family::mop;
   const double gpus = real(s.gpus()), micro = real(s.workload.accumulate);
   const double tokens = real(tokens_per_step(s)) / gpus;  // of one rank, in the step

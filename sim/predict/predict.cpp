@@ -100,19 +100,20 @@ std::string shortfall(const char* what, int64_t need, int64_t have, const progra
 
 void memory(const Scenario& s, const Kinds& kinds, Details& d, Prediction& p) {
   const bool torch = s.plan.family == plan::Family::fsdp2;
+  // PyTorch's peak is its live bytes: only the worst rank's arena is packed. One mop program serves all kinds of rank.
   std::vector<program::Arena> hosts;
   for (size_t k = 0; k < d.programs.size(); ++k) {
-    if (k > 0 && !torch) {  // one program serves all kinds
-      hosts.push_back(hosts.front());
-      continue;
-    }
-    auto [hbm, host] = program::plan_arenas(d.programs[k]);
+    auto [hbm, host] = program::plan_arenas(d.programs[k], !torch || d.programs.size() == 1);
     hosts.push_back(std::move(host));
-    const bool worse = k == 0 || (torch ? hbm.live_bytes > d.hbm.live_bytes : hbm.bytes > d.hbm.bytes);
-    if (worse) d.hbm = hbm, d.worst = k;
+    if (k == 0 || hbm.live_bytes > d.hbm.live_bytes) d.hbm = std::move(hbm), d.worst = k;
+  }
+  if (torch && d.programs.size() > 1) {
+    auto [hbm, host] = program::plan_arenas(d.programs[d.worst]);
+    d.hbm = std::move(hbm);
+    hosts[d.worst] = std::move(host);
   }
   d.host = hosts[d.worst];
-  const Constants c = constants(s, d.programs[d.worst]);
+  const Constants c = constants(s, d.program(d.worst));
   p.hbm_allocated = d.hbm.live_bytes;
   p.hbm_arena = d.hbm.bytes;
   p.hbm_peak = (torch ? d.hbm.live_bytes : d.hbm.bytes) + c.total();
@@ -133,7 +134,7 @@ void memory(const Scenario& s, const Kinds& kinds, Details& d, Prediction& p) {
   const int64_t node = std::min(s.used_per_node(), s.gpus());
   for (int64_t first = 0; first < s.gpus(); first += node) {
     int64_t bytes = 0;
-    for (int64_t r = first; r < first + node; ++r) bytes += hosts[kinds.of_rank[static_cast<size_t>(r)]].bytes;
+    for (int64_t r = first; r < first + node; ++r) bytes += hosts[torch ? kinds.of_rank[static_cast<size_t>(r)] : 0].bytes;
     p.host_peak = std::max(p.host_peak, bytes);
   }
   p.host_capacity = static_cast<int64_t>(s.cluster["host_bytes"]);
@@ -143,9 +144,9 @@ void memory(const Scenario& s, const Kinds& kinds, Details& d, Prediction& p) {
 
   std::vector<std::string> reasons;
   if (p.hbm_peak > p.hbm_capacity)
-    reasons.push_back(shortfall("HBM", p.hbm_peak, p.hbm_capacity, d.programs[d.worst], d.hbm, program::Space::hbm));
+    reasons.push_back(shortfall("HBM", p.hbm_peak, p.hbm_capacity, d.program(d.worst), d.hbm, program::Space::hbm));
   if (p.host_peak > p.host_capacity)
-    reasons.push_back(shortfall("host memory", p.host_peak, p.host_capacity, d.programs[d.worst], d.host, program::Space::host));
+    reasons.push_back(shortfall("host memory", p.host_peak, p.host_capacity, d.program(d.worst), d.host, program::Space::host));
   p.fits = reasons.empty();
   p.why_not = fmt::format("{}", fmt::join(reasons, "; "));
 }
@@ -153,7 +154,7 @@ void memory(const Scenario& s, const Kinds& kinds, Details& d, Prediction& p) {
 void simulate(const Scenario& s, const Kinds& kinds, const std::vector<std::vector<program::ExpertLoad>>& loads,
               const PredictOptions& options, Details& d) {
   const auto cost = cost::make_cost_model(s.calibration, s.cluster, s.plan, s.gpus());
-  for (size_t k = 0; k < d.programs.size(); ++k) d.schedules.push_back(make_schedule(d.programs[k], loads[k], *cost));
+  for (size_t k = 0; k < loads.size(); ++k) d.schedules.push_back(make_schedule(d.program(k), loads[k], *cost));
   d.fold = fold(kinds.of_rank, d.programs.front().groups, std::min(s.used_per_node(), s.gpus()), options.unfold);
   engine::Machine machine;
   for (Schedule& schedule : d.schedules) machine.graphs.push_back(std::move(schedule.graph));
@@ -192,9 +193,9 @@ void explain(const Scenario& s, const Details& d, Prediction& p) {
       continue;
     }
     const uint32_t kind = d.fold.classes[stretch.rank].kind;
-    const program::Op& op = d.programs[kind].ops[d.schedules[kind].op_of_task[stretch.task]];
+    const program::Op& op = d.program(kind).ops[d.schedules[kind].op_of_task[stretch.task]];
     by_kind[static_cast<size_t>(op.component)][static_cast<size_t>(op.kind)] += t;
-    by_place[static_cast<size_t>(op.component)][place_of(op, d.programs[kind], s)] += t;
+    by_place[static_cast<size_t>(op.component)][place_of(op, d.program(kind), s)] += t;
   }
   std::vector<Named> bound;
   if (launch > 0) {
@@ -233,14 +234,15 @@ void explain(const Scenario& s, const Details& d, Prediction& p) {
   p.tokens_per_s_per_gpu = static_cast<double>(p.tokens_per_step) / *p.step_time / static_cast<double>(s.gpus());
   p.mfu = p.tokens_per_s_per_gpu * p.model_flops_per_token / s.cluster["peak_flops"];
 
-  std::map<std::string, int> outside;
+  std::map<std::pair<Component, OpKind>, int> outside;
   for (size_t k = 0; k < d.schedules.size(); ++k)
     for (const program::OpId id : d.schedules[k].outside) {
-      const program::Op& op = d.programs[k].ops[id];
-      ++outside[fmt::format("{} {}", program::name(op.component), program::name(op.kind))];
+      const program::Op& op = d.program(k).ops[id];
+      ++outside[{op.component, op.kind}];
     }
-  for (const auto& [name, count] : outside)
-    p.warnings.push_back(fmt::format("{} ({} operations) is outside the calibrated range of {}", name, count, s.cluster.name));
+  for (const auto& [what, count] : outside)
+    p.warnings.push_back(fmt::format("{} {} ({} operations) is outside the calibrated range of {}", program::name(what.first),
+                                     program::name(what.second), count, s.cluster.name));
   if (!r.steady) p.warnings.push_back("step times had not become steady after 8 steps");
 }
 
@@ -256,7 +258,7 @@ Prediction predict(const Scenario& s, const PredictOptions& options, Details* de
   const plan::Layout layout = plan::layout(s.plan, s.gpus());
   const model::Parameters parameters = model::count_parameters(s.model);
   p.tokens_per_step = tokens_per_step(s);
-  p.model_flops_per_token = model::flops_per_token(s.model, s.workload.context).total();
+  p.model_flops_per_token = model_flops(s).total();
 
   const Kinds kinds = find_kinds(s, layout);
   std::map<int64_t, std::vector<std::vector<program::ExpertLoad>>> loads_of_group;
@@ -272,8 +274,6 @@ Prediction predict(const Scenario& s, const PredictOptions& options, Details* de
     // mop programs do not depend on the loads: one serves all kinds.
     if (s.plan.family == plan::Family::fsdp2 || d.programs.empty())
       d.programs.push_back(program::lower({s.model, parameters, s.plan, layout, s.workload, s.used_per_node(), kind.context, loads.back()}));
-    else
-      d.programs.push_back(d.programs.front());
   }
   p.program_operations = d.programs.front().ops.size();
   memory(s, kinds, d, p);

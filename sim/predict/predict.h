@@ -52,7 +52,8 @@ struct Prediction {
 
 // Everything behind a prediction, for traces and inspection.
 struct Details {
-  std::vector<program::StepProgram> programs;  // by kind of rank
+  std::vector<program::StepProgram> programs;  // by kind of rank; one alone when all kinds run the same (mop)
+  const program::StepProgram& program(size_t kind) const { return programs[kind < programs.size() ? kind : 0]; }
   std::vector<std::vector<program::ExpertLoad>> loads;  // by kind of rank, by layer
   std::vector<Schedule> schedules;             // by kind of rank
   Fold fold;

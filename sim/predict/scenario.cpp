@@ -23,6 +23,13 @@ void validate(const Scenario& s) {
   plan::validate(s.plan, s.model, s.gpus(), s.workload.context);
 }
 
+model::Flops model_flops(const Scenario& s) {
+  if (s.plan.windows) return model::flops_per_token(s.model, s.workload.context);
+  model::ModelConfig full = s.model;
+  full.window.assign(full.window.size(), 0);
+  return model::flops_per_token(full, s.workload.context);
+}
+
 int64_t tokens_per_step(const Scenario& s) {
   const plan::Layout layout = plan::layout(s.plan, s.gpus());
   return s.workload.sequences * s.workload.context * s.workload.accumulate * layout.sequence_groups;

@@ -27,6 +27,9 @@ struct Scenario {
 // Errors: UserError when counts are out of range or the plan does not fit the model and the GPUs.
 void validate(const Scenario& scenario);
 
+// Model FLOPs a token of this scenario: a plan without windows attends to everything.
+model::Flops model_flops(const Scenario& scenario);
+
 // Tokens of one optimizer step over the whole cluster.
 int64_t tokens_per_step(const Scenario& scenario);
 

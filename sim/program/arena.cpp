@@ -246,12 +246,16 @@ int64_t place(const Order& order, const std::vector<Life>& all, OpId ops, int64_
   return arena;
 }
 
-Arena plan(const StepProgram& program, const Order& order, Space space) {
+Arena plan(const StepProgram& program, const Order& order, Space space, bool pack) {
   Arena arena;
   arena.offset.assign(program.buffers.size(), kNotHere);
   const std::vector<Life> all = lives(program, order, space);
   measure_live_bytes(program, all, space, arena);
   const int64_t base = arena.bytes;
+  if (!pack) {
+    arena.bytes = arena.held_bytes;
+    return arena;
+  }
   const auto ops = static_cast<OpId>(program.ops.size());
   std::vector<int64_t> offsets(all.size());
   arena.bytes = place(order, all, ops, base, First::largest, offsets);
@@ -266,9 +270,9 @@ Arena plan(const StepProgram& program, const Order& order, Space space) {
 
 }  // namespace
 
-Arenas plan_arenas(const StepProgram& program) {
+Arenas plan_arenas(const StepProgram& program, bool pack) {
   const Order order(program);
-  return {plan(program, order, Space::hbm), plan(program, order, Space::host)};
+  return {plan(program, order, Space::hbm, pack), plan(program, order, Space::host, pack)};
 }
 
 bool ordered(const StepProgram& program, BufferId before, BufferId after, int steps_later) {

@@ -25,7 +25,8 @@ struct Arena {
 struct Arenas {
   Arena hbm, host;
 };
-Arenas plan_arenas(const StepProgram& program);
+// Without packing: live and held bytes only; arena bytes are then the held bytes and offsets are missing.
+Arenas plan_arenas(const StepProgram& program, bool pack = true);
 
 // What the planner knows of order: does every use of `before` complete before the first use of `after` starts, within a
 // step (steps_later 0) or in the next one (1)? For tests.

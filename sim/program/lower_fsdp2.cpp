@@ -334,7 +334,8 @@ void Fsdp2Lowering::attend(OpKind kind, int layer, std::initializer_list<BufferI
   shape.q_len = shape.kv_len = part;
   // Two blocks in turn: the one after the next waits for the work on this one.
   std::array<BufferId, 2> ring{};
-  for (BufferId& slot : ring) slot = buffer("ring_keys_values", traffic, Holds::attention_activations);
+  for (size_t i = 0; i < std::min<size_t>(ring.size(), static_cast<size_t>(cp - 1)); ++i)
+    ring[i] = buffer("ring_keys_values", traffic, Holds::attention_activations);
   for (int64_t step = 0; step < cp; ++step) {
     const BufferId now = kv;
     if (step + 1 < cp) {

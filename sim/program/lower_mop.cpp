@@ -954,8 +954,10 @@ void MopLowering::tokens_move(BufferId x, BufferId d_x, BufferId gradient) {
   // Two of each, in turn: the exchange of a tile waits for the work on the one before the last.
   const int64_t tile_bytes = kBf16 * p * std::min(plan_.vocabulary_tile, n_) * h;
   std::array<BufferId, 2> tiles{}, d_tiles{};
-  for (BufferId& slot : tiles) slot = transient("vocabulary_tile", tile_bytes, holds, layer);
-  for (BufferId& slot : d_tiles) slot = transient("vocabulary_tile_gradient", tile_bytes, holds, layer);
+  for (int64_t i = 0; i < 2 && vocabulary_ != kNoGroup && i * plan_.vocabulary_tile < n_; ++i) {
+    tiles[static_cast<size_t>(i)] = transient("vocabulary_tile", tile_bytes, holds, layer);
+    d_tiles[static_cast<size_t>(i)] = transient("vocabulary_tile_gradient", tile_bytes, holds, layer);
+  }
   const auto turn = [&](int64_t done) { return static_cast<size_t>(done / plan_.vocabulary_tile % 2); };
   const auto gather_tile = [&](int64_t done) {
     if (vocabulary_ == kNoGroup || done >= n_) return x;

@@ -26,17 +26,23 @@ TEST(Calibrations, ByName) {
 TEST(Place, InsideAndAcross) {
   const auto at = [](int64_t size, int64_t stride, int64_t node, int64_t gpus) {
     const Placement p = place({Axis::world, size, stride}, node, gpus);
-    return std::pair{p.local, p.nodes};
+    EXPECT_EQ(p.ranks, size);
+    return std::pair{p.local(), p.nodes};
   };
-  EXPECT_EQ(at(8, 1, 8, 96), (std::pair<int64_t, int64_t>{8, 1}));
-  EXPECT_EQ(at(4, 1, 8, 96), (std::pair<int64_t, int64_t>{4, 1}));
-  EXPECT_EQ(at(96, 1, 8, 96), (std::pair<int64_t, int64_t>{8, 12}));
-  EXPECT_EQ(at(12, 8, 8, 96), (std::pair<int64_t, int64_t>{1, 12}));
-  EXPECT_EQ(at(24, 4, 8, 96), (std::pair<int64_t, int64_t>{2, 12}));
-  EXPECT_EQ(at(2, 4, 8, 8), (std::pair<int64_t, int64_t>{2, 1}));
-  EXPECT_EQ(at(6, 16, 8, 96), (std::pair<int64_t, int64_t>{1, 6}));
-  EXPECT_EQ(at(4, 1, 4, 4), (std::pair<int64_t, int64_t>{4, 1}));
-  EXPECT_EQ(at(2, 1, 8, 2), (std::pair<int64_t, int64_t>{2, 1}));
+  EXPECT_EQ(at(8, 1, 8, 96), (std::pair<double, int64_t>{8, 1}));
+  EXPECT_EQ(at(4, 1, 8, 96), (std::pair<double, int64_t>{4, 1}));
+  EXPECT_EQ(at(96, 1, 8, 96), (std::pair<double, int64_t>{8, 12}));
+  EXPECT_EQ(at(12, 8, 8, 96), (std::pair<double, int64_t>{1, 12}));
+  EXPECT_EQ(at(24, 4, 8, 96), (std::pair<double, int64_t>{2, 12}));
+  EXPECT_EQ(at(2, 4, 8, 8), (std::pair<double, int64_t>{2, 1}));
+  EXPECT_EQ(at(6, 16, 8, 96), (std::pair<double, int64_t>{1, 6}));
+  EXPECT_EQ(at(4, 1, 4, 4), (std::pair<double, int64_t>{4, 1}));
+  EXPECT_EQ(at(2, 1, 8, 2), (std::pair<double, int64_t>{2, 1}));
+  // Groups that do not align with the nodes: the one that touches most of them.
+  EXPECT_EQ(at(12, 1, 8, 96), (std::pair<double, int64_t>{6, 2}));
+  EXPECT_EQ(at(6, 1, 8, 96), (std::pair<double, int64_t>{3, 2}));
+  EXPECT_EQ(at(3, 1, 8, 96), (std::pair<double, int64_t>{1.5, 2}));
+  EXPECT_EQ(at(8, 12, 8, 96), (std::pair<double, int64_t>{1, 8}));
 }
 
 // Against the ranks counted one by one, for groups that lie alike on every node they touch.
@@ -49,7 +55,7 @@ TEST(Place, CountsRanksOfEachNode) {
           for (int64_t i = 0; i < size; ++i) nodes.insert(i * stride / node);
           const Placement p = place({Axis::world, size, stride}, node, gpus);
           EXPECT_EQ(p.nodes, static_cast<int64_t>(nodes.size())) << size << " " << stride << " " << node;
-          EXPECT_EQ(p.ranks(), size) << size << " " << stride << " " << node;
+          EXPECT_EQ(p.ranks, size) << size << " " << stride << " " << node;
         }
 }
 
@@ -258,7 +264,7 @@ TEST(Launch, DependsOnTheRuntime) {
   op.phase = program::Phase::recompute;
   EXPECT_EQ(eager.price(op, shape).launch_ns,
             static_cast<int64_t>(3 * eager.cluster["eager_recompute_launch_ns"]));
-  op.layer = -1;  // outside of the blocks nothing is compiled
+  op.component = program::Component::vocabulary;  // outside of the blocks nothing is compiled
   EXPECT_EQ(compiled.price(op, shape).launch_ns,
             static_cast<int64_t>(3 * eager.cluster["eager_recompute_launch_ns"]));
 }

@@ -6,6 +6,7 @@
 
 #include "sim/plan/routing.h"
 #include "sim/predict/predict.h"
+#include "tests/plan_text.h"
 
 namespace mop::predict::testing {
 
@@ -22,14 +23,6 @@ inline Scenario make(const std::string& model, const std::string& cluster, int64
   s.workload.accumulate = accumulate;
   s.workload.routing = plan::parse_routing(routing);
   return s;
-}
-
-inline std::string mop_plan(int64_t ep, int64_t dense, int64_t ulysses, int64_t vp,
-                            const std::string& more = "") {
-  std::string text = "mop:ep=" + std::to_string(ep) + ",dense-shard=" + std::to_string(dense) +
-                     ",ulysses=" + std::to_string(ulysses) + ",vp=" + std::to_string(vp) +
-                     ",vp-scheme=tokens,mla-exchange=expanded,checkpoints=hbm,optimizer=hbm";
-  return more.empty() ? text : text + "," + more;
 }
 
 inline double row(const std::vector<Named>& rows, const std::string& name) {

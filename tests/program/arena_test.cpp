@@ -319,12 +319,11 @@ TEST(Arena, IsWithinFivePercentOfTheLiveBytes) {
         const Lowered l = lower_model(name, plan, 16, context);
         const Arenas arenas = plan_arenas(l.program);
         EXPECT_GE(arenas.hbm.bytes, arenas.hbm.live_bytes);
-        // Known: fsdp2, whose peak is that of an allocator and not the arena's, misses 5 % in nine of these
-        // (at most 8.3 %): offloaded at 8K, and the two smallest models at 128K.
-        const bool long_small = context == 131072 && (name == "deepseek-v2-lite" || name == "olmoe-1b-7b");
-        const bool known = plan == "fsdp2:offload=on" || (plan == "fsdp2" && long_small);
+        // FSDP2's copies run ahead: buffers are held until the other streams know that they are free.
+        EXPECT_GE(arenas.hbm.held_bytes, arenas.hbm.live_bytes);
+        const bool fsdp = plan.starts_with("fsdp2");
         EXPECT_LE(static_cast<double>(arenas.hbm.bytes),
-                  (known ? 1.09 : 1.05) * static_cast<double>(arenas.hbm.live_bytes));
+                  1.05 * static_cast<double>(fsdp ? arenas.hbm.held_bytes : arenas.hbm.live_bytes));
         EXPECT_GE(arenas.host.bytes, arenas.host.live_bytes);
         EXPECT_LE(static_cast<double>(arenas.host.bytes), 1.05 * static_cast<double>(arenas.host.live_bytes));
       }

@@ -10,6 +10,7 @@
 #include "sim/model/counts.h"
 #include "sim/plan/plan.h"
 #include "sim/program/lower.h"
+#include "tests/plan_text.h"
 
 namespace mop::program::testing {
 
@@ -26,15 +27,6 @@ struct Lowered {
   int64_t tokens() const { return tokens_per_rank(plan, layout, work); }
   int64_t copies() const { return tokens() * model.top_k; }  // routed rows of a rank's tokens
 };
-
-// What a plan may leave open, closed: everything in HBM, expanded keys and values.
-inline std::string mop_plan(int64_t ep, int64_t dense, int64_t ulysses, int64_t vp,
-                            const std::string& more = "") {
-  std::string text = "mop:ep=" + std::to_string(ep) + ",dense-shard=" + std::to_string(dense) +
-                     ",ulysses=" + std::to_string(ulysses) + ",vp=" + std::to_string(vp) +
-                     ",vp-scheme=tokens,mla-exchange=expanded,checkpoints=hbm,optimizer=hbm";
-  return more.empty() ? text : text + "," + more;
-}
 
 inline Lowered lower_model(const std::string& name, const std::string& plan_text, int64_t gpus,
                            int64_t context, int64_t sequences = 1, int64_t accumulate = 1) {
