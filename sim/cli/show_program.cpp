@@ -1,15 +1,18 @@
 #include <fmt/format.h>
 
 #include <array>
+#include <fstream>
 #include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
 
+#include "sim/base/error.h"
 #include "sim/base/quantity.h"
 #include "sim/cli/commands.h"
 #include "sim/cli/flags.h"
 #include "sim/cli/text.h"
 #include "sim/predict/predict.h"
+#include "sim/program/graph.h"
 #include "sim/search/planner.h"
 
 namespace mop::cli {
@@ -67,10 +70,12 @@ std::string text_of(const char* title, const Sums& sums) {
 struct ShowProgram {
   Flags flags;
   bool ops = false, buffers = false;
+  std::string dot;
 
   explicit ShowProgram(CLI::App& command) : flags(command, Flags::Values::one, {"mop"}) {
     command.add_flag("--ops", ops, "list every operation")->group("Answer");
     command.add_flag("--buffers", buffers, "list every buffer")->group("Answer");
+    command.add_option("--dot", dot, "write the operations and what they wait for to this file, for Graphviz")->group("Answer");
     command.footer(
         "Plan settings have flags of their own, such as --ep 8; mop show plan --help lists them.\n"
         "Example:\n"
@@ -85,7 +90,14 @@ struct ShowProgram {
     predict::Details details;
     predict::predict(s, {.only_memory = true}, &details);
     const StepProgram& program = details.program(details.worst);
+    if (!dot.empty()) write_graph(program);
     (this->*(flags.json() ? &ShowProgram::print_json : &ShowProgram::print_text))(s, details, program);
+  }
+
+  void write_graph(const StepProgram& program) const {
+    std::ofstream file(dot);
+    program::write_dot(file, program);
+    if (!file.flush()) throw UserError(fmt::format("cannot write graph file {}; check the folder and the space left", dot));
   }
 
   void print_json(const predict::Scenario& s, const predict::Details& details,

@@ -122,7 +122,7 @@ std::vector<Knob> make_knobs() {
        SIZE("loss-chunk", loss_chunk)},
       {"offload", yes, no, "auto, on or off", "CPUOffloadPolicy: parameters, gradients and optimizer live on the host",
        CHOICE("offload", offload, kSwitch)},
-      {"runtime", yes, no, "eager or compiled", "PyTorch eager, or torch.compile of each block",
+      {"runtime", yes, no, "eager or compiled", "PyTorch eager, or torch.compile of each block with checkpointing around it",
        CHOICE("runtime", runtime, kRuntime)},
 
       {"dense-shard", no, yes, degree, "ranks that share one copy of the dense weights: all GPUs, or a node (hybrid)",

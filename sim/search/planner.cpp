@@ -52,7 +52,9 @@ void settle_schemes(const Scenario& s, Plan& p) {
     const int64_t tokens = s.workload.sequences * s.workload.context / std::max<int64_t>(1, p.sequence);
     p.vocabulary_scheme = tokens * p.vocabulary < 2 * s.model.vocab ? plan::VocabularyScheme::tokens : plan::VocabularyScheme::weights;
   }
-  if (p.mla_exchange == plan::MlaExchange::automatic) {
+  if (p.mla_exchange == plan::MlaExchange::automatic && s.model.attention == model::Attention::gqa) {
+    p.mla_exchange = plan::MlaExchange::expanded;  // there is no latent
+  } else if (p.mla_exchange == plan::MlaExchange::automatic) {
     const double expanded = static_cast<double>(s.model.heads) * static_cast<double>(s.model.qk_dim() + s.model.v_dim());
     const double latent = static_cast<double>(p.sequence) * 2 * static_cast<double>(s.model.kv_lora_rank + s.model.qk_rope_dim);
     p.mla_exchange = latent < expanded ? plan::MlaExchange::latent : plan::MlaExchange::expanded;
