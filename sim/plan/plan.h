@@ -56,7 +56,7 @@ struct Plan {
   int64_t spill_min_rows = 1024;  // m
   double spill_gate = 1.3;        // lambda
   int64_t spill_slots = 2;
-  int64_t round_rows = 16384;     // capacity of a streaming round
+  int64_t round_rows = 32768;     // capacity of a streaming round
 
   bool offloaded() const { return offload == Switch::on; }
   bool resolved() const;

@@ -118,7 +118,9 @@ Schedule make_schedule(const program::StepProgram& program, const std::vector<pr
     auto found = known.find(key);
     if (found == known.end()) {
       const Shape shape = routed ? routed_shape(program, op, *load, round) : program.shape(op);
-      const cost::Price price = cost.price(op, shape, op.group == program::kNoGroup ? nullptr : &program.groups[op.group]);
+      const bool nothing_spilled = op.routed == Routed::spill && shape.v[0] == 0 && shape.v[1] == 0;
+      const cost::Price price = nothing_spilled ? cost::Price{}  // every rank knows from the plan, and skips it
+                                : cost.price(op, shape, op.group == program::kNoGroup ? nullptr : &program.groups[op.group]);
       ensure(price.demand.duration >= 0, "an operation takes time forwards");
       graph.demands.push_back(price.demand);
       found = known.emplace(key, Known{static_cast<uint32_t>(graph.demands.size() - 1), static_cast<uint32_t>(price.launch_ns),

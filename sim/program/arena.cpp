@@ -168,7 +168,7 @@ int64_t place(const Order& order, const std::vector<Life>& all, OpId ops, int64_
   std::vector<OpId> spans;
   for (const Life& life : all) spans.push_back(life.reach - life.opener);
   std::sort(spans.begin(), spans.end());
-  const OpId window = spans.empty() ? 0 : spans[spans.size() * 15 / 16];  // nearly all are brief by this measure
+  const OpId window = spans.empty() ? 0 : spans[spans.size() * 31 / 32];  // nearly all are brief by this measure
   const OpId tail = ops > 4 * window ? ops - window : 0;
   const auto lives_briefly = [&](const Life& life) {
     return life.reach - life.opener <= window && life.safe_next >= tail && life.last < tail;
@@ -197,16 +197,20 @@ int64_t place(const Order& order, const std::vector<Life>& all, OpId ops, int64_
   std::map<std::pair<const char*, int64_t>, Twins> twins_of;
   for (Placed* const p : turn) {
     const Life& life = all[p->index];
-    taken.clear();
+    int64_t floor = base;  // everything from base to here is taken
     const auto look_at = [&](const Placed& other) {
-      if (other.offset == kNotHere) return;
+      const int64_t end = other.offset + other.bytes;
+      if (other.offset == kNotHere || end <= floor) return;
       const bool other_first = other.opener <= p->opener;
       if (other_first ? other.last < p->safe && p->last < other.safe_next && other.last < life.first
                       : p->last < other.safe && other.last < p->safe_next && p->last < all[other.index].first)
         return;
       const Life& its = all[other.index];
-      if (!(other_first ? disjoint(order, its, life) : disjoint(order, life, its)))
-        taken.emplace_back(other.offset, other.offset + other.bytes);
+      if (other_first ? disjoint(order, its, life) : disjoint(order, life, its)) return;
+      if (other.offset <= floor)
+        floor = end;
+      else
+        taken.emplace_back(other.offset, end);
     };
     const auto neighbours = [&](const auto& visit) {
       for (const Placed& other : lasting) visit(other);
@@ -223,17 +227,22 @@ int64_t place(const Order& order, const std::vector<Life>& all, OpId ops, int64_
     int64_t at = kNotHere;
     for (const int64_t tried : twins) {
       if (tried == kNotHere || at != kNotHere) continue;
-      taken.clear();
+      bool free = true;
       neighbours([&](const Placed& other) {
-        if (other.offset < tried + p->bytes && tried < other.offset + other.bytes && taken.empty()) look_at(other);
+        if (!free || other.offset >= tried + p->bytes || tried >= other.offset + other.bytes) return;
+        floor = base;
+        taken.clear();
+        look_at(other);
+        free = floor == base && taken.empty();
       });
-      if (taken.empty()) at = tried;
+      if (free) at = tried;
     }
     if (at == kNotHere) {
+      floor = base;
       taken.clear();
       neighbours(look_at);
       std::sort(taken.begin(), taken.end());
-      at = base;
+      at = floor;
       for (const auto& [begin, end] : taken) {
         if (at + life.bytes <= begin) break;
         at = std::max(at, end);

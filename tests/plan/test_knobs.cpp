@@ -62,7 +62,7 @@ const std::map<std::string, std::vector<std::string>>& values() {
       {"spill-min-rows", {"1K", "1", "333"}},
       {"spill-gate", {"1.3", "2", "inf"}},
       {"spill-slots", {"2", "1", "5"}},
-      {"round-rows", {"16K", "8K", "1000"}},
+      {"round-rows", {"32K", "8K", "1000"}},
   };
   return all;
 }
