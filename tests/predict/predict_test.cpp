@@ -137,7 +137,7 @@ TEST(Predict, ImbalanceCostsTime) {
   EXPECT_GT(mop_time(off, "zipf:1.0"), mop_time(off, "balanced"));
   EXPECT_LT(mop_time(on, "zipf:1.0"), mop_time(off, "zipf:1.0"));
   EXPECT_NEAR(mop_time(on, "balanced") / mop_time(off, "balanced"), 1,
-              0.005);  // nothing spills; the empty exchanges remain
+              0.01);  // nothing spills, but reducing waits for the (empty) return of gradients
 }
 
 TEST(Predict, ImbalanceDoesNotOverflowMop) {
