@@ -243,6 +243,9 @@ void explain(const Scenario& s, const Details& d, Prediction& p) {
   for (const auto& [what, count] : outside)
     p.warnings.push_back(fmt::format("{} {} ({} operations) is outside the calibrated range of {}", program::name(what.first),
                                      program::name(what.second), count, s.cluster.name));
+  // Seen in measured runs: reports/fsdp2.md.
+  if (s.plan.family == plan::Family::fsdp2 && static_cast<double>(p.hbm_peak) > 0.92 * static_cast<double>(p.hbm_capacity))
+    p.warnings.push_back("HBM is nearly full: PyTorch's allocator reserves 4-20 % more than it allocates, so this plan may still fail");
   if (!r.steady) p.warnings.push_back("step times had not become steady after 8 steps");
 }
 

@@ -120,17 +120,28 @@ class Fsdp2Lowering {
   void unshard(Group& g);         // all-gather, ahead of use
   void wait_unshard(Group& g);    // copy-out, when needed
   void reshard(Group& g);
-  void reduce_gradients(Group& g, bool last);
+  void reduce_gradients(Group& g);
 
   void embed_forward();
   void embed_backward();
-  Saved block_forward(int layer, BufferId x, BufferId out, bool keep);
+  Saved block_forward(int layer, BufferId x, BufferId out);
   void block_backward(int layer, BufferId x, const Saved& s, BufferId d_out, BufferId d_in);
-  void attention_forward(int layer, Saved& s, const Group& g, BufferId mid, bool keep);
+  void attention_forward(int layer, Saved& s, const Group& g, BufferId mid);
   void attention_backward(int layer, const Saved& s, const Group& g, BufferId d_mid, BufferId d_normed);
   void attend(OpKind kind, int layer, std::initializer_list<BufferId> reads, std::initializer_list<BufferId> writes,
               BufferId kv);
-  void moe_forward(int layer, Saved& s, const Group& g, BufferId normed, BufferId y, bool keep);
+  // Expert parallelism splits tokens over tp and experts over ep; without it tp splits each expert.
+  struct RoutedWork {
+    bool parallel;
+    int64_t tokens, sent, rows, intermediate, experts;  // of this rank; rows: that it computes
+  };
+  RoutedWork routed_work(int layer) const {
+    const bool parallel = expert_ != kNoGroup;
+    const int64_t tokens = parallel ? n_ : t_, sent = tokens * c_.top_k;
+    return {parallel, tokens, sent, parallel ? in_.loads[static_cast<size_t>(layer)].computed : sent,
+            c_.expert_intermediate / (parallel ? 1 : plan_.tensor), c_.experts / layout_.expert.size};
+  }
+  void moe_forward(int layer, Saved& s, const Group& g, BufferId normed, BufferId y);
   void moe_backward(int layer, const Saved& s, const Group& g, BufferId d_y, BufferId d_normed);
   void head_and_loss();
   void optimizer();
@@ -253,7 +264,7 @@ void Fsdp2Lowering::reshard(Group& g) { g.unsharded = kNoBuffer; }
 
 // _fsdp_param_group.post_backward and foreach_reduce: wait for the previous reduce-scatter and free its input, copy the
 // unsharded gradients into the input, reduce-scatter, cast to fp32 (and accumulate); offloaded: copy down.
-void Fsdp2Lowering::reduce_gradients(Group& g, bool last) {
+void Fsdp2Lowering::reduce_gradients(Group& g) {
   const bool narrow = plan_.reduce == plan::Reduce::bf16;
   const int64_t unit = narrow ? kBf16 : kFp32;
   reshard(g);
@@ -294,7 +305,6 @@ void Fsdp2Lowering::reduce_gradients(Group& g, bool last) {
   }
   held_reduce_ = input;
   g.unsharded_gradient = kNoBuffer;
-  (void)last;
 }
 
 void Fsdp2Lowering::embed_forward() {
@@ -356,7 +366,7 @@ void Fsdp2Lowering::attend(OpKind kind, int layer, std::initializer_list<BufferI
   }
 }
 
-void Fsdp2Lowering::attention_forward(int layer, Saved& s, const Group& g, BufferId mid, bool keep) {
+void Fsdp2Lowering::attention_forward(int layer, Saved& s, const Group& g, BufferId mid) {
   const Component part = Component::attention;
   const int64_t h = c_.hidden, qkv = q_width() + kv_width();
   const BufferId w = g.unsharded;
@@ -401,7 +411,6 @@ void Fsdp2Lowering::attention_forward(int layer, Saved& s, const Group& g, Buffe
   } else {
     gemm(part, t_, h, heads() * c_.v_dim(), {s.attention, w}, {mid});
   }
-  (void)keep;
 }
 
 void Fsdp2Lowering::attention_backward(int layer, const Saved& s, const Group& g, BufferId d_mid, BufferId d_normed) {
@@ -452,14 +461,10 @@ void Fsdp2Lowering::attention_backward(int layer, const Saved& s, const Group& g
 
 // ---- experts ----
 
-void Fsdp2Lowering::moe_forward(int layer, Saved& s, const Group& g, BufferId normed, BufferId y, bool keep) {
+void Fsdp2Lowering::moe_forward(int layer, Saved& s, const Group& g, BufferId normed, BufferId y) {
   const Component part = Component::experts;
-  const ExpertLoad& load = in_.loads[static_cast<size_t>(layer)];
-  const bool parallel = expert_ != kNoGroup;
-  const int64_t h = c_.hidden, split = parallel ? 1 : plan_.tensor, i = c_.expert_intermediate / split;
-  const int64_t tokens = parallel ? n_ : t_;
-  const int64_t sent = tokens * c_.top_k, rows = parallel ? load.computed : sent;
-  const int64_t experts = c_.experts / layout_.expert.size;
+  const auto [parallel, tokens, sent, rows, i, experts] = routed_work(layer);
+  const int64_t h = c_.hidden;
   const BufferId w = g.unsharded;
 
   s.router = buffer("router_saved", tokens * (2 * kFp32 * c_.experts + 3 * 8 * c_.top_k), Holds::other_activations);
@@ -520,17 +525,12 @@ void Fsdp2Lowering::moe_forward(int layer, Saved& s, const Group& g, BufferId no
     gemm(Component::shared_experts, t_, h, width, {s.shared_act, w}, {y});
     kernel(OpKind::add, Component::shared_experts, t_ * h, {4, 2}, 1, {y}, {y});
   }
-  (void)keep;
 }
 
 void Fsdp2Lowering::moe_backward(int layer, const Saved& s, const Group& g, BufferId d_y, BufferId d_normed) {
   const Component part = Component::experts;
-  const ExpertLoad& load = in_.loads[static_cast<size_t>(layer)];
-  const bool parallel = expert_ != kNoGroup;
-  const int64_t h = c_.hidden, split = parallel ? 1 : plan_.tensor, i = c_.expert_intermediate / split;
-  const int64_t tokens = parallel ? n_ : t_;
-  const int64_t sent = tokens * c_.top_k, rows = parallel ? load.computed : sent;
-  const int64_t experts = c_.experts / layout_.expert.size;
+  const auto [parallel, tokens, sent, rows, i, experts] = routed_work(layer);
+  const int64_t h = c_.hidden;
   const BufferId w = g.unsharded, dw = g.unsharded_gradient;
 
   if (c_.shared_intermediate > 0) {
@@ -591,7 +591,7 @@ void Fsdp2Lowering::moe_backward(int layer, const Saved& s, const Group& g, Buff
 
 // ---- blocks ----
 
-Fsdp2Lowering::Saved Fsdp2Lowering::block_forward(int layer, BufferId x, BufferId out, bool keep) {
+Fsdp2Lowering::Saved Fsdp2Lowering::block_forward(int layer, BufferId x, BufferId out) {
   const Group& g = blocks_[static_cast<size_t>(layer)];
   const int64_t h = c_.hidden;
   const BufferId w = g.unsharded;
@@ -604,7 +604,7 @@ Fsdp2Lowering::Saved Fsdp2Lowering::block_forward(int layer, BufferId x, BufferI
   };
   norm(x, s.norm1, s.normed1, "norm1_saved");
   const BufferId mid = buffer("block_middle", kBf16 * n_ * h, Holds::other_activations);
-  attention_forward(layer, s, g, mid, keep);
+  attention_forward(layer, s, g, mid);
   kernel(OpKind::add, Component::dense, n_ * h, {4, 2}, 1, {x, mid}, {mid});
   norm(mid, s.norm2, s.normed2, "norm2_saved");
   BufferId normed = s.normed2;
@@ -616,7 +616,7 @@ Fsdp2Lowering::Saved Fsdp2Lowering::block_forward(int layer, BufferId x, BufferI
   }
   const BufferId y = buffer("feed_forward_output", kBf16 * t_ * h, Holds::other_activations);
   if (moe) {
-    moe_forward(layer, s, g, normed, y, keep);
+    moe_forward(layer, s, g, normed, y);
   } else {
     const int64_t width = c_.dense_intermediate / plan_.tensor;
     s.gate_up = buffer("gate_up", kBf16 * t_ * 2 * width, Holds::other_activations);
@@ -808,13 +808,11 @@ StepProgram Fsdp2Lowering::run() {
       unshard(g);
       wait_unshard(g);
       inputs_[static_cast<size_t>(l) + 1] = buffer("block_input", kBf16 * n_ * c_.hidden, Holds::checkpoints);
-      saved_[static_cast<size_t>(l)] = block_forward(l, inputs_[static_cast<size_t>(l)], inputs_[static_cast<size_t>(l) + 1],
-                                                     plan_.recompute == Recompute::none);
+      saved_[static_cast<size_t>(l)] = block_forward(l, inputs_[static_cast<size_t>(l)], inputs_[static_cast<size_t>(l) + 1]);
       if (plan_.reshard) reshard(g);
     }
     if (held_gather_ != kNoBuffer) held_gather_ = kNoBuffer;
     head_and_loss();
-    const bool last = micro + 1 == work.accumulate;
     for (int l = layers - 1; l >= 0; --l) {
       Group& g = blocks_[static_cast<size_t>(l)];
       at(Phase::backward, l);
@@ -830,7 +828,7 @@ StepProgram Fsdp2Lowering::run() {
       if (plan_.recompute == Recompute::full) {
         at(Phase::recompute, l);
         const BufferId out = buffer("block_output_again", kBf16 * n_ * c_.hidden, Holds::other_activations);
-        s = block_forward(l, x, out, true);
+        s = block_forward(l, x, out);
         at(Phase::backward, l);
       }
       g.unsharded_gradient = buffer("unsharded_gradients", kBf16 * g.parameters(), Holds::unsharded_gradients);
@@ -838,12 +836,12 @@ StepProgram Fsdp2Lowering::run() {
       block_backward(l, x, s, d_x_, d_in);
       d_x_ = d_in;
       if (held_reduce_ != kNoBuffer) b_.touch(held_reduce_);
-      reduce_gradients(g, last);
+      reduce_gradients(g);
     }
     embed_backward();
     at(Phase::backward, layers);
     if (held_reduce_ != kNoBuffer) b_.touch(held_reduce_);
-    reduce_gradients(root_, last);
+    reduce_gradients(root_);
     held_reduce_ = kNoBuffer;
   }
   optimizer();

@@ -182,11 +182,23 @@ tables = {
     "all_reduce": collective("all_reduce"),
     "all_to_all": collective("all_to_all"),
 }
+
+
+def shard_table(name, op):
+    """Optimizer and clipping over the tensor lists of real shards; the smallest point is the short list's."""
+    small = [r for r in eager["rows"] if r["op"] == op][:1]
+    points = [[r["elements"], r["elements_per_s"]] for r in small]
+    points += [[r["shard_elements"], r["shard_elements"] / r["time_us"] * 1e6] for r in rows("eager_ops", op=name)]
+    return table(points, f"PyTorch {name} over one block's shard; (elements) -> elements/s")
+
+
 for op in ("rms_norm", "rms_norm_bwd", "rope", "rope_bwd", "gather", "index_add", "gate_multiply", "gate_multiply_bwd", "swiglu",
            "swiglu_bwd", "router", "router_bwd", "sort", "cross_entropy", "cross_entropy_bwd", "embedding_bwd", "shard_copy_in",
-           "unsharded_copy_out", "gradient_cast", "gradient_norm", "gradient_scale", "adamw", "expert_bias", "expert_bias_bwd", "clamped_swiglu",
-           "clamped_swiglu_bwd"):
+           "unsharded_copy_out", "gradient_cast", "expert_bias", "expert_bias_bwd", "clamped_swiglu", "clamped_swiglu_bwd"):
     tables[f"torch_{op}"] = eager_table(op)
+tables["torch_adamw"] = shard_table("adamw_fused on the GPU, fp32", "adamw")
+tables["torch_gradient_norm"] = shard_table("clip: foreach_norm fp32", "gradient_norm")
+tables["torch_gradient_scale"] = shard_table("clip: foreach_mul_ fp32", "gradient_scale")
 print("{")
 print('"description": "4 x H200 SXM in one host (64 cores, 512 GiB), as measured",')
 print('"figures": {')
