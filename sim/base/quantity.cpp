@@ -20,12 +20,13 @@ struct Unit {
 constexpr double kKi = 1024.0, kMi = kKi * 1024, kGi = kMi * 1024, kTi = kGi * 1024;
 
 constexpr std::array kCountUnits{Unit{"", 1}, Unit{"K", kKi}, Unit{"M", kMi}, Unit{"G", kGi}};
-constexpr std::array kByteUnits{Unit{"", 1},      Unit{"B", 1},      Unit{"KiB", kKi}, Unit{"MiB", kMi},
-                                Unit{"GiB", kGi}, Unit{"TiB", kTi},  Unit{"KB", 1e3},  Unit{"MB", 1e6},
+constexpr std::array kByteUnits{Unit{"", 1},      Unit{"B", 1},     Unit{"KiB", kKi}, Unit{"MiB", kMi},
+                                Unit{"GiB", kGi}, Unit{"TiB", kTi}, Unit{"KB", 1e3},  Unit{"MB", 1e6},
                                 Unit{"GB", 1e9},  Unit{"TB", 1e12}};
 
 template <size_t N>
-int64_t parse(std::string_view text, std::string_view what, const std::array<Unit, N>& units, const char* examples) {
+int64_t parse(std::string_view text, std::string_view what, const std::array<Unit, N>& units,
+              const char* examples) {
   double number = 0;
   const auto [end, status] = std::from_chars(text.data(), text.data() + text.size(), number);
   const std::string_view suffix =
@@ -35,7 +36,8 @@ int64_t parse(std::string_view text, std::string_view what, const std::array<Uni
       if (unit.suffix != suffix) continue;
       const double value = number * unit.factor;
       if (value <= 0) throw UserError(fmt::format("{} is '{}': it must be greater than zero", what, text));
-      if (value >= 9.2e18) throw UserError(fmt::format("{} is '{}': too large, the limit is 2^63", what, text));
+      if (value >= 9.2e18)
+        throw UserError(fmt::format("{} is '{}': too large, the limit is 2^63", what, text));
       if (value != std::floor(value))
         throw UserError(fmt::format("{} is '{}': it must be a whole number", what, text));
       return static_cast<int64_t>(value);

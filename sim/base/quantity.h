@@ -14,8 +14,8 @@ int64_t parse_count(std::string_view text, std::string_view what);
 // "16GiB", "16GB", "1TB", "1.5TiB", "4096" -> bytes. Errors as parse_count.
 int64_t parse_bytes(std::string_view text, std::string_view what);
 
-std::string format_bytes(double bytes);     // "119.0 GiB"
-std::string format_count(int64_t count);    // "128K" when exact, else "131000"
+std::string format_bytes(double bytes);      // "119.0 GiB"
+std::string format_count(int64_t count);     // "128K" when exact, else "131000"
 std::string format_seconds(double seconds);  // "3.17 s", "12.4 ms"
 
 }  // namespace mop

@@ -3,7 +3,8 @@
 #include "sim/cli/app.h"
 
 int main(int argc, char** argv) {
-  // Predictions allocate and free tens of megabytes each: giving them back to the kernel in between costs a tenth of the time.
+  // Predictions allocate and free tens of megabytes each: giving them back to the kernel in between costs a
+  // tenth of the time.
   mallopt(M_TRIM_THRESHOLD, 256 << 20);
   mallopt(M_MMAP_THRESHOLD, 256 << 20);
   return mop::cli::run(argc, argv);

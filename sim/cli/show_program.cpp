@@ -75,7 +75,9 @@ struct ShowProgram {
   explicit ShowProgram(CLI::App& command) : flags(command, Flags::Values::one, {"mop"}) {
     command.add_flag("--ops", ops, "list every operation")->group("Answer");
     command.add_flag("--buffers", buffers, "list every buffer")->group("Answer");
-    command.add_option("--dot", dot, "write the operations and what they wait for to this file, for Graphviz")->group("Answer");
+    command
+        .add_option("--dot", dot, "write the operations and what they wait for to this file, for Graphviz")
+        ->group("Answer");
     command.footer(
         "Plan settings have flags of their own, such as --ep 8; mop show plan --help lists them.\n"
         "Example:\n"
@@ -97,7 +99,8 @@ struct ShowProgram {
   void write_graph(const StepProgram& program) const {
     std::ofstream file(dot);
     program::write_dot(file, program);
-    if (!file.flush()) throw UserError(fmt::format("cannot write graph file {}; check the folder and the space left", dot));
+    if (!file.flush())
+      throw UserError(fmt::format("cannot write graph file {}; check the folder and the space left", dot));
   }
 
   void print_json(const predict::Scenario& s, const predict::Details& details,

@@ -44,7 +44,8 @@ double interpolate(const Grid& grid, std::span<const double> x, bool& outside) {
 }
 
 void fill_holes(Grid& grid) {
-  // Steps from a hole to a measured point, counted over the axes; the nearest wins, lower coordinates on ties.
+  // Steps from a hole to a measured point, counted over the axes; the nearest wins, lower coordinates on
+  // ties.
   const size_t axes = grid.axes.size();
   std::vector<std::vector<size_t>> position(grid.log_values.size(), std::vector<size_t>(axes));
   for (size_t i = 0; i < grid.log_values.size(); ++i) {
@@ -59,7 +60,8 @@ void fill_holes(Grid& grid) {
       if (std::isnan(measured[j])) continue;
       size_t steps = 0;
       for (size_t a = 0; a < axes; ++a)
-        steps += position[i][a] > position[j][a] ? position[i][a] - position[j][a] : position[j][a] - position[i][a];
+        steps += position[i][a] > position[j][a] ? position[i][a] - position[j][a]
+                                                 : position[j][a] - position[i][a];
       if (steps < best) best = steps, grid.log_values[i] = measured[j];
     }
   }
@@ -74,9 +76,11 @@ Table::Table(std::string name, size_t kinds, size_t axes, std::span<const std::v
   std::map<std::vector<double>, std::vector<const std::vector<double>*>> by_kind;
   for (const auto& p : points) {
     if (p.size() != kinds + axes + 1)
-      throw UserError(fmt::format("table {}: a point has {} numbers, not {}", name_, p.size(), kinds + axes + 1));
+      throw UserError(
+          fmt::format("table {}: a point has {} numbers, not {}", name_, p.size(), kinds + axes + 1));
     for (const double v : p)
-      if (!(v > 0) || !std::isfinite(v)) throw UserError(fmt::format("table {}: {} is not a positive number", name_, v));
+      if (!(v > 0) || !std::isfinite(v))
+        throw UserError(fmt::format("table {}: {} is not a positive number", name_, v));
     by_kind[{p.begin(), p.begin() + static_cast<std::ptrdiff_t>(kinds)}].push_back(&p);
   }
   for (const auto& [at, members] : by_kind) {
@@ -93,10 +97,12 @@ Table::Table(std::string name, size_t kinds, size_t axes, std::span<const std::v
       size_t index = 0;
       for (size_t a = 0; a < axes; ++a) {
         const auto& axis = grid.axes[a];
-        index = index * axis.size() +
-                static_cast<size_t>(std::lower_bound(axis.begin(), axis.end(), (*p)[kinds + a]) - axis.begin());
+        index =
+            index * axis.size() +
+            static_cast<size_t>(std::lower_bound(axis.begin(), axis.end(), (*p)[kinds + a]) - axis.begin());
       }
-      if (!std::isnan(grid.log_values[index])) throw UserError(fmt::format("table {}: a point is given twice", name_));
+      if (!std::isnan(grid.log_values[index]))
+        throw UserError(fmt::format("table {}: a point is given twice", name_));
       grid.log_values[index] = std::log(p->back());
     }
     fill_holes(grid);

@@ -8,7 +8,9 @@
 
 namespace mop::cost {
 
-const char* name(Calibration calibration) { return calibration == Calibration::paper ? "paper" : "measured"; }
+const char* name(Calibration calibration) {
+  return calibration == Calibration::paper ? "paper" : "measured";
+}
 
 Calibration parse_calibration(const std::string& text) {
   if (text == "measured") return Calibration::measured;

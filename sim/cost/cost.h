@@ -10,8 +10,8 @@
 
 namespace mop::cost {
 
-// measured: tables and figures of the cluster file. paper: the few constants fitted to the MoP paper's own table
-// (mop.md section 7); it reproduces those rows and predicts nothing. Never mixed.
+// measured: tables and figures of the cluster file. paper: the few constants fitted to the MoP paper's own
+// table (mop.md section 7); it reproduces those rows and predicts nothing. Never mixed.
 enum class Calibration : uint8_t { measured, paper };
 const char* name(Calibration calibration);
 Calibration parse_calibration(const std::string& text);  // UserError with the nearest name
@@ -22,11 +22,13 @@ struct Price {
   bool outside = false;        // beyond the shapes that were measured
 };
 
-// Where the ranks of a communicator are. Groups that do not align with the nodes differ among themselves; this is the one
-// that touches most nodes, since the others meet it sooner or later.
+// Where the ranks of a communicator are. Groups that do not align with the nodes differ among themselves;
+// this is the one that touches most nodes, since the others meet it sooner or later.
 struct Placement {
   int64_t ranks = 1, nodes = 1;
-  double local() const { return static_cast<double>(ranks) / static_cast<double>(nodes); }  // mean ranks on a node
+  double local() const {
+    return static_cast<double>(ranks) / static_cast<double>(nodes);
+  }  // mean ranks on a node
 };
 Placement place(const program::Group& group, int64_t gpus_per_node, int64_t gpus);
 
@@ -34,7 +36,8 @@ class CostModel {
  public:
   virtual ~CostModel() = default;
   // shape: the operation's, scaled to the rows at hand when it is routed. group: null for local work.
-  virtual Price price(const program::Op& op, const program::Shape& shape, const program::Group* group) const = 0;
+  virtual Price price(const program::Op& op, const program::Shape& shape,
+                      const program::Group* group) const = 0;
 };
 
 std::unique_ptr<CostModel> make_cost_model(Calibration calibration, const cluster::ClusterModel& cluster,

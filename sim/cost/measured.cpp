@@ -20,18 +20,24 @@ struct Interference {
   double weight;  // progress relative to a compute kernel's when the SMs are short
 };
 
-// Two jobs that slow each other down on the SMs: rates x = 1 / slowdown. Weighted sharing of one resource reproduces both
-// when the collective's share is (1 - x_matmul) / x_collective and its weight x_collective / x_matmul.
+// Two jobs that slow each other down on the SMs: rates x = 1 / slowdown. Weighted sharing of one resource
+// reproduces both when the collective's share is (1 - x_matmul) / x_collective and its weight x_collective /
+// x_matmul.
 Interference interference(double matmul_slowdown, double collective_slowdown) {
-  const double matmul = 1 / std::max(1.0, matmul_slowdown), collective = 1 / std::max(1.0, collective_slowdown);
+  const double matmul = 1 / std::max(1.0, matmul_slowdown),
+               collective = 1 / std::max(1.0, collective_slowdown);
   return {std::clamp((1 - matmul) / collective, 0.0, 1.0), collective / matmul};
 }
 
 class Measured : public CostModel {
  public:
   Measured(const cluster::ClusterModel& cluster, const plan::Plan& plan, int64_t gpus)
-      : c_(cluster), torch_(plan.family == plan::Family::fsdp2), compiled_(plan.runtime == plan::Runtime::compiled),
-        checkpointed_(plan.recompute == plan::Recompute::full), gpus_per_node_(cluster.gpus_per_node()), gpus_(gpus),
+      : c_(cluster),
+        torch_(plan.family == plan::Family::fsdp2),
+        compiled_(plan.runtime == plan::Runtime::compiled),
+        checkpointed_(plan.recompute == plan::Recompute::full),
+        gpus_per_node_(cluster.gpus_per_node()),
+        gpus_(gpus),
         hbm_bw_(cluster.table("memory_bound").at({1e15}).value),
         gather_(interference(c_["all_gather_matmul_slowdown"], c_["all_gather_slowdown"])),
         reduce_(interference(c_["reduce_scatter_matmul_slowdown"], c_["reduce_scatter_slowdown"])),
@@ -44,13 +50,15 @@ class Measured : public CostModel {
   }
 
  private:
-  // Shares are of capacity over the whole duration; rounding up by less than a millionth keeps them above zero.
+  // Shares are of capacity over the whole duration; rounding up by less than a millionth keeps them above
+  // zero.
   static void use(Demand& d, Resource r, double amount, double capacity, double seconds) {
     if (amount <= 0 || seconds <= 0) return;
     const double share = std::min(1.0, amount / (capacity * seconds));
     d.add(r, static_cast<uint32_t>(std::max(1.0, share * static_cast<double>(engine::kFull))));
   }
-  // Fair in bytes/s: a flow that could draw twice the rate rises at half the pace. 1e12 bytes/s has weight 4096.
+  // Fair in bytes/s: a flow that could draw twice the rate rises at half the pace. 1e12 bytes/s has weight
+  // 4096.
   static uint32_t weight(double bytes_per_second) {
     return static_cast<uint32_t>(std::clamp(4096e12 / std::max(1.0, bytes_per_second), 1.0, 1048576.0));
   }
@@ -61,7 +69,8 @@ class Measured : public CostModel {
   }
   static constexpr double kComputeWeight = 1024;  // that of a kernel that draws 4 TB/s
 
-  // CPU time. PyTorch: a kernel's share of eager forward, recompute or backward, and FSDP's own hooks around a group's copies.
+  // CPU time. PyTorch: a kernel's share of eager forward, recompute or backward, and FSDP's own hooks around
+  // a group's copies.
   double launch(const program::Op& op) const {
     if (!torch_) return op.kernels * c_["native_launch_ns"];
     if (program::is_collective(op.kind)) return c_["collective_launch_ns"];
@@ -69,8 +78,8 @@ class Measured : public CostModel {
       if (op.kind == OpKind::copy) return c_["fsdp_unshard_launch_ns"];
       return op.kind == OpKind::concatenate ? c_["fsdp_reduce_launch_ns"] : 0;
     }
-    const bool in_block = op.component != program::Component::vocabulary && op.component != program::Component::embedding &&
-                          op.phase != Phase::optimizer;
+    const bool in_block = op.component != program::Component::vocabulary &&
+                          op.component != program::Component::embedding && op.phase != Phase::optimizer;
     if (compiled_ && in_block) return op.kernels * c_["compiled_launch_ns"];
     const bool recorded = op.phase == Phase::recompute || (op.phase == Phase::forward && !checkpointed_);
     const char* each = op.phase == Phase::backward ? "eager_backward_launch_ns"
@@ -82,32 +91,57 @@ class Measured : public CostModel {
   // The measured rate of an eager operation, or null where bytes over bandwidth will do.
   static const char* eager_table(const program::Op& op, const Shape& s) {
     switch (op.kind) {
-      case OpKind::rms_norm: return "torch_rms_norm";
-      case OpKind::rms_norm_bwd: return "torch_rms_norm_bwd";
-      case OpKind::rope: return "torch_rope";
-      case OpKind::rope_bwd: return "torch_rope_bwd";
-      case OpKind::swiglu: return "torch_swiglu";
-      case OpKind::swiglu_bwd: return "torch_swiglu_bwd";
-      case OpKind::clamped_swiglu: return "torch_clamped_swiglu";
-      case OpKind::clamped_swiglu_bwd: return "torch_clamped_swiglu_bwd";
-      case OpKind::expert_bias: return "torch_expert_bias";
-      case OpKind::expert_bias_bwd: return "torch_expert_bias_bwd";
-      case OpKind::topk: return "torch_router";
-      case OpKind::topk_bwd: return "torch_router_bwd";
-      case OpKind::sort: return "torch_sort";
-      case OpKind::permute: return "torch_gather";
-      case OpKind::unpermute: return "torch_index_add";
-      case OpKind::scale: return op.phase == Phase::optimizer ? "torch_gradient_scale" : "torch_gate_multiply";
-      case OpKind::scale_bwd: return "torch_gate_multiply_bwd";
-      case OpKind::cross_entropy: return "torch_cross_entropy";
-      case OpKind::cross_entropy_bwd: return "torch_cross_entropy_bwd";
-      case OpKind::embedding_bwd: return "torch_embedding_bwd";
-      case OpKind::cast: return s.v[1] > s.v[2] ? "torch_shard_copy_in" : "torch_gradient_cast";
+      case OpKind::rms_norm:
+        return "torch_rms_norm";
+      case OpKind::rms_norm_bwd:
+        return "torch_rms_norm_bwd";
+      case OpKind::rope:
+        return "torch_rope";
+      case OpKind::rope_bwd:
+        return "torch_rope_bwd";
+      case OpKind::swiglu:
+        return "torch_swiglu";
+      case OpKind::swiglu_bwd:
+        return "torch_swiglu_bwd";
+      case OpKind::clamped_swiglu:
+        return "torch_clamped_swiglu";
+      case OpKind::clamped_swiglu_bwd:
+        return "torch_clamped_swiglu_bwd";
+      case OpKind::expert_bias:
+        return "torch_expert_bias";
+      case OpKind::expert_bias_bwd:
+        return "torch_expert_bias_bwd";
+      case OpKind::topk:
+        return "torch_router";
+      case OpKind::topk_bwd:
+        return "torch_router_bwd";
+      case OpKind::sort:
+        return "torch_sort";
+      case OpKind::permute:
+        return "torch_gather";
+      case OpKind::unpermute:
+        return "torch_index_add";
+      case OpKind::scale:
+        return op.phase == Phase::optimizer ? "torch_gradient_scale" : "torch_gate_multiply";
+      case OpKind::scale_bwd:
+        return "torch_gate_multiply_bwd";
+      case OpKind::cross_entropy:
+        return "torch_cross_entropy";
+      case OpKind::cross_entropy_bwd:
+        return "torch_cross_entropy_bwd";
+      case OpKind::embedding_bwd:
+        return "torch_embedding_bwd";
+      case OpKind::cast:
+        return s.v[1] > s.v[2] ? "torch_shard_copy_in" : "torch_gradient_cast";
       case OpKind::copy:
-      case OpKind::concatenate: return "torch_unsharded_copy_out";
-      case OpKind::square_sum: return "torch_gradient_norm";
-      case OpKind::adam: return "torch_adamw";
-      default: return nullptr;
+      case OpKind::concatenate:
+        return "torch_unsharded_copy_out";
+      case OpKind::square_sum:
+        return "torch_gradient_norm";
+      case OpKind::adam:
+        return "torch_adamw";
+      default:
+        return nullptr;
     }
   }
 
@@ -139,9 +173,11 @@ class Measured : public CostModel {
         const auto a = program::AttentionShape::of(s);
         // A window or a ring block is priced as causal attention with the same number of keys a query.
         const double length = std::max(1.0, 2 * a.pairs() / static_cast<double>(a.q_len));
-        const double parallel = static_cast<double>(a.heads * a.batch) * std::max(1.0, static_cast<double>(a.q_len) / length);
+        const double parallel =
+            static_cast<double>(a.heads * a.batch) * std::max(1.0, static_cast<double>(a.q_len) / length);
         const char* table = op.kind == OpKind::attention_fwd ? "attention_forward" : "attention_backward";
-        const auto rate = c_.table(table).at({static_cast<double>(a.qk_dim), static_cast<double>(a.v_dim), parallel, length});
+        const auto rate = c_.table(table).at(
+            {static_cast<double>(a.qk_dim), static_cast<double>(a.v_dim), parallel, length});
         return kernel(std::max({least, flops / rate.value, bytes / hbm_bw_}), bytes, rate.outside);
       }
       case OpKind::copy_h2d:
@@ -158,7 +194,9 @@ class Measured : public CostModel {
           return kernel(std::max({least / 4, v(0) / rate.value, bytes / hbm_bw_}), bytes, rate.outside);
         }
         const double each = bytes / op.kernels;
-        const double rate = each > 0 ? c_.table("memory_bound").at({each}).value * (op.eager ? 1 : c_["fused_kernel_share"]) : 1;
+        const double rate =
+            each > 0 ? c_.table("memory_bound").at({each}).value * (op.eager ? 1 : c_["fused_kernel_share"])
+                     : 1;
         return kernel(std::max(least, bytes / rate), bytes, false);
       }
     }
@@ -172,19 +210,22 @@ class Measured : public CostModel {
     d.weight = weight(bytes / seconds);
     use(d, up ? Resource::pcie_up : Resource::pcie_down, bytes, rate, seconds);
     use(d, Resource::pcie_both, bytes, c_["pcie_both_bw"], seconds);
-    use(d, up ? Resource::root_up : Resource::root_down, bytes, c_[up ? "root_up_bw" : "root_down_bw"], seconds);
+    use(d, up ? Resource::root_up : Resource::root_down, bytes, c_[up ? "root_up_bw" : "root_down_bw"],
+        seconds);
     use(d, Resource::root_both, bytes, c_["root_both_bw"], seconds);
     use(d, Resource::dram, bytes, c_["dram_bw"], seconds);
     use(d, Resource::hbm, bytes, hbm_bw_, seconds);
     return p;
   }
 
-  // CPU work of one rank. PyTorch's rates were measured with one process a GPU, so its share of the DRAM is at most that.
+  // CPU work of one rank. PyTorch's rates were measured with one process a GPU, so its share of the DRAM is
+  // at most that.
   Price host(OpKind kind, double parameters, double traffic) const {
     double seconds = 0;
     if (torch_)
-      seconds = kind == OpKind::adam_host ? parameters / c_["torch_adam_rate"]
-                                          : traffic / c_[kind == OpKind::norm_host ? "torch_norm_bw" : "torch_scale_bw"];
+      seconds = kind == OpKind::adam_host
+                    ? parameters / c_["torch_adam_rate"]
+                    : traffic / c_[kind == OpKind::norm_host ? "torch_norm_bw" : "torch_scale_bw"];
     else
       seconds = parameters / c_["host_adam_rate_alone"];
     Price p{lasting(seconds), 0, false};
@@ -211,7 +252,9 @@ class Measured : public CostModel {
         const double passes = op.kind == OpKind::all_reduce ? 2 : 1;
         nvlink = g > 1 ? passes * v(0) * (n - 1) / n : 0;
         nic = m > 1 ? passes * v(0) * (m - 1) / m / g : 0;
-        table = op.kind == OpKind::all_gather ? "all_gather" : op.kind == OpKind::reduce_scatter ? "reduce_scatter" : "all_reduce";
+        table = op.kind == OpKind::all_gather       ? "all_gather"
+                : op.kind == OpKind::reduce_scatter ? "reduce_scatter"
+                                                    : "all_reduce";
         if (op.kind != OpKind::all_gather) with = reduce_;
         break;
       }
@@ -245,7 +288,8 @@ class Measured : public CostModel {
     Price p{lasting(seconds), 0, outside};
     Demand& d = p.demand;
     // A collective that the network holds back moves fewer bytes through the SMs a second.
-    const double busy = on_nic > 0 ? std::clamp(std::max(on_nvlink, nic / c_["nvlink_bw"]) / seconds, 0.1, 1.0) : 1.0;
+    const double busy =
+        on_nic > 0 ? std::clamp(std::max(on_nvlink, nic / c_["nvlink_bw"]) / seconds, 0.1, 1.0) : 1.0;
     d.weight = static_cast<uint32_t>(std::max(1.0, kComputeWeight * with.weight / busy));
     d.add(Resource::sm, static_cast<uint32_t>(with.share * busy * static_cast<double>(engine::kFull)));
     use(d, Resource::nvlink_out, nvlink, c_["nvlink_bw"], seconds);
@@ -264,7 +308,8 @@ class Measured : public CostModel {
 
 }  // namespace
 
-std::unique_ptr<CostModel> make_measured(const cluster::ClusterModel& cluster, const plan::Plan& plan, int64_t gpus) {
+std::unique_ptr<CostModel> make_measured(const cluster::ClusterModel& cluster, const plan::Plan& plan,
+                                         int64_t gpus) {
   return std::make_unique<Measured>(cluster, plan, gpus);
 }
 

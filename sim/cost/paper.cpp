@@ -1,5 +1,5 @@
-// Constants fitted to the MoP paper's table up to 512K (mop.md section 7). What they do not name takes no time: MoP hides
-// it, and the baseline's communication is not what the paper's numbers show.
+// Constants fitted to the MoP paper's table up to 512K (mop.md section 7). What they do not name takes no
+// time: MoP hides it, and the baseline's communication is not what the paper's numbers show.
 #include <cmath>
 
 #include "sim/cost/models.h"
@@ -10,9 +10,9 @@ namespace {
 using program::OpKind;
 
 // MoP
-constexpr double kExchange = 7e9;             // routed all-to-all, bytes/s a GPU, one of five one-ways
-constexpr double kAttentionWide = 530e12;     // FLOP/s, head width 192/128
-constexpr double kAttentionNarrow = 285e12;   // head width 64, all layers full
+constexpr double kExchange = 7e9;            // routed all-to-all, bytes/s a GPU, one of five one-ways
+constexpr double kAttentionWide = 530e12;    // FLOP/s, head width 192/128
+constexpr double kAttentionNarrow = 285e12;  // head width 64, all layers full
 // FSDP baseline
 constexpr double kSlowAttention = 38e12;      // at 4.5 x forward FLOPs
 constexpr double kLinear = 250e12;            // at 8 FLOPs a parameter
@@ -56,6 +56,8 @@ class Paper : public CostModel {
 
 }  // namespace
 
-std::unique_ptr<CostModel> make_paper(const plan::Plan& plan) { return std::make_unique<Paper>(plan); }
+std::unique_ptr<CostModel> make_paper(const plan::Plan& plan) {
+  return std::make_unique<Paper>(plan);
+}
 
 }  // namespace mop::cost

@@ -1,6 +1,6 @@
 // What the engine runs: for every rank class a graph of tasks on streams, and for every task a demand on the
-// machine's resources. Nothing here knows of models or plans; sim/search turns a StepProgram and a CostModel into this.
-// All arithmetic is on integers, so the same input gives the same bytes anywhere, folded or not.
+// machine's resources. Nothing here knows of models or plans; sim/search turns a StepProgram and a CostModel
+// into this. All arithmetic is on integers, so the same input gives the same bytes anywhere, folded or not.
 #pragma once
 #include <array>
 #include <cstdint>
@@ -12,9 +12,20 @@ using Time = int64_t;  // nanoseconds
 
 // Resources of one GPU, then those that the GPUs of a node share.
 enum class Resource : uint8_t {
-  sm, hbm, nvlink_out, nvlink_in, pcie_up, pcie_down, pcie_both, nic_out, nic_in,
-  root_up, root_down, root_both,  // the host side of all PCIe links: DMA reads of DRAM, writes, and their sum
-  dram, cores,
+  sm,
+  hbm,
+  nvlink_out,
+  nvlink_in,
+  pcie_up,
+  pcie_down,
+  pcie_both,
+  nic_out,
+  nic_in,
+  root_up,
+  root_down,
+  root_both,  // the host side of all PCIe links: DMA reads of DRAM, writes, and their sum
+  dram,
+  cores,
 };
 inline constexpr int kResources = 14, kFirstNodeResource = 9;
 const char* name(Resource resource);
@@ -26,11 +37,13 @@ struct Use {
   uint32_t share;  // of the resource's capacity, at full speed; kFull = all of it
 };
 
-// What one task asks for. Running alone it takes `duration`; when the shares on a resource add up to more than
-// kFull, the tasks there slow down, weighted max-min fairly: task i progresses at rate min(1, level x weight).
+// What one task asks for. Running alone it takes `duration`; when the shares on a resource add up to more
+// than kFull, the tasks there slow down, weighted max-min fairly: task i progresses at rate min(1, level x
+// weight).
 struct Demand {
   Time duration = 0;  // up to 2^42: 73 minutes
-  uint32_t weight = 1;  // 1 .. kFull: inversely proportional to the bytes/s drawn at full speed, so bytes are shared fairly
+  uint32_t weight =
+      1;  // 1 .. kFull: inversely proportional to the bytes/s drawn at full speed, so bytes are shared fairly
   uint8_t uses = 0;
   std::array<Use, 8> use{};
   void add(Resource resource, uint32_t share) { use[uses++] = {resource, share}; }
@@ -40,8 +53,8 @@ inline constexpr uint16_t kNoComm = 0xffff;
 inline constexpr int kMaxStreams = 16;
 
 struct Task {
-  uint32_t demand = 0;     // index into TaskGraph::demands
-  uint32_t launch_ns = 0;  // what the launching CPU thread spends on it; tasks are launched in index order
+  uint32_t demand = 0;      // index into TaskGraph::demands
+  uint32_t launch_ns = 0;   // what the launching CPU thread spends on it; tasks are launched in index order
   uint16_t comm = kNoComm;  // communicator: the task starts when every rank of the group has arrived at it
   uint8_t stream = 0;       // first in, first out
   bool blocks_launch = false;  // the CPU thread launches nothing more until this task has completed
@@ -53,8 +66,8 @@ struct Edge {
   uint8_t steps = 0;  // 0: of the same step; 1: `to` belongs to the next step
 };
 
-// One step of one rank class. Steps follow one another without a barrier: streams, launches and edges with steps = 1
-// carry over.
+// One step of one rank class. Steps follow one another without a barrier: streams, launches and edges with
+// steps = 1 carry over.
 struct TaskGraph {
   std::vector<Task> tasks;
   std::vector<Edge> edges;  // any order; same-step edges must go from a lower to a higher index
@@ -65,8 +78,8 @@ struct TaskGraph {
 struct Rank {
   uint32_t graph = 0;
   uint32_t node = 0;
-  uint32_t multiplicity = 1;         // its uses of node resources count this often
-  std::vector<uint32_t> meeting;     // by communicator: which meeting point
+  uint32_t multiplicity = 1;      // its uses of node resources count this often
+  std::vector<uint32_t> meeting;  // by communicator: which meeting point
 };
 
 struct Machine {

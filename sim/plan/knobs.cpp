@@ -14,11 +14,14 @@ namespace mop::plan {
 namespace {
 
 [[noreturn]] void bad_value(const char* knob_name, const std::string& text) {
-  throw UserError(fmt::format("plan setting {} is '{}': it takes {}", knob_name, text, knob(knob_name).values));
+  throw UserError(
+      fmt::format("plan setting {} is '{}': it takes {}", knob_name, text, knob(knob_name).values));
 }
 
 // A number of a knob: parse_count names the knob in its errors.
-int64_t number(const char* knob_name, const std::string& text) { return parse_count(text, fmt::format("plan setting {}", knob_name)); }
+int64_t number(const char* knob_name, const std::string& text) {
+  return parse_count(text, fmt::format("plan setting {}", knob_name));
+}
 
 template <auto Member>
 std::string get_degree(const Plan& plan) {
@@ -80,36 +83,39 @@ std::vector<Knob> make_knobs() {
   const char* degree = "auto or a whole number";
   const char* count = "a whole number above 0";
   const char* on_off = "on or off";
-#define COUNT(n, m)                                                                \
-  get_degree<&Plan::m>, [](Plan& plan, const std::string& text) {                  \
-    plan.m = text == "auto" || text == "0" ? 0 : number(n, text);                  \
+#define COUNT(n, m)                                               \
+  get_degree<&Plan::m>, [](Plan& plan, const std::string& text) { \
+    plan.m = text == "auto" || text == "0" ? 0 : number(n, text); \
   }
-#define POSITIVE(n, m) get_count<&Plan::m>, [](Plan& plan, const std::string& text) { plan.m = number(n, text); }
+#define POSITIVE(n, m) \
+  get_count<&Plan::m>, [](Plan& plan, const std::string& text) { plan.m = number(n, text); }
 #define SIZE(n, m) \
   get_count<&Plan::m>, [](Plan& plan, const std::string& text) { plan.m = text == "0" ? 0 : number(n, text); }
-#define SWITCH(n, m)                                                      \
-  get_switch<&Plan::m>, [](Plan& plan, const std::string& text) {         \
-    if (!parse_switch(text, plan.m)) bad_value(n, text);                  \
+#define SWITCH(n, m)                                              \
+  get_switch<&Plan::m>, [](Plan& plan, const std::string& text) { \
+    if (!parse_switch(text, plan.m)) bad_value(n, text);          \
   }
-#define NUMBER(n, m)                                                      \
-  get_number<&Plan::m>, [](Plan& plan, const std::string& text) {         \
-    if (!parse_number(text, plan.m)) bad_value(n, text);                  \
+#define NUMBER(n, m)                                              \
+  get_number<&Plan::m>, [](Plan& plan, const std::string& text) { \
+    if (!parse_number(text, plan.m)) bad_value(n, text);          \
   }
-#define CHOICE(n, m, names)                                               \
-  get_choice<&Plan::m, names>, [](Plan& plan, const std::string& text) {  \
-    if (!set_choice<&Plan::m, names>(plan, text)) bad_value(n, text);     \
+#define CHOICE(n, m, names)                                              \
+  get_choice<&Plan::m, names>, [](Plan& plan, const std::string& text) { \
+    if (!set_choice<&Plan::m, names>(plan, text)) bad_value(n, text);    \
   }
   return {
-      {"ep", both, yes, degree, "expert parallel ranks (Ep); mop shards each expert over F = GPUs/Ep ranks more",
-       COUNT("ep", expert)},
+      {"ep", both, yes, degree,
+       "expert parallel ranks (Ep); mop shards each expert over F = GPUs/Ep ranks more", COUNT("ep", expert)},
       {"reduce", both, yes, "bf16 or fp32", "type in which gradients are reduced and, mop, held",
        CHOICE("reduce", reduce, kReduce)},
       {"clip", both, yes, on_off, "exact clipping by the global gradient norm", SWITCH("clip", clip)},
-      {"windows", both, yes, on_off, "sliding-window layers attend to their window; off: to the whole context",
-       SWITCH("windows", windows)},
+      {"windows", both, yes, on_off,
+       "sliding-window layers attend to their window; off: to the whole context", SWITCH("windows", windows)},
 
-      {"tp", yes, no, degree, "tensor parallel ranks, with sequence parallelism between the blocks", COUNT("tp", tensor)},
-      {"cp", yes, no, degree, "context parallel ranks (ring attention) that share a sequence", COUNT("cp", context)},
+      {"tp", yes, no, degree, "tensor parallel ranks, with sequence parallelism between the blocks",
+       COUNT("tp", tensor)},
+      {"cp", yes, no, degree, "context parallel ranks (ring attention) that share a sequence",
+       COUNT("cp", context)},
       {"replicate", yes, no, degree, "copies of the sharded model (HSDP)", COUNT("replicate", replicate)},
       {"cp-balance", yes, no, on_off, "ring attention with head-and-tail load balancing",
        SWITCH("cp-balance", balanced_ring)},
@@ -118,16 +124,20 @@ std::vector<Knob> make_knobs() {
       {"reshard", yes, no, on_off, "free the gathered weights after forward", SWITCH("reshard", reshard)},
       {"prefetch", yes, no, on_off, "gather the next block's weights while this one computes",
        SWITCH("prefetch", prefetch)},
-      {"loss-chunk", yes, no, "a number of tokens, or 0", "tokens a checkpointed chunk of the logits; 0: all at once",
-       SIZE("loss-chunk", loss_chunk)},
-      {"offload", yes, no, "auto, on or off", "CPUOffloadPolicy: parameters, gradients and optimizer live on the host",
+      {"loss-chunk", yes, no, "a number of tokens, or 0",
+       "tokens a checkpointed chunk of the logits; 0: all at once", SIZE("loss-chunk", loss_chunk)},
+      {"offload", yes, no, "auto, on or off",
+       "CPUOffloadPolicy: parameters, gradients and optimizer live on the host",
        CHOICE("offload", offload, kSwitch)},
-      {"runtime", yes, no, "eager or compiled", "PyTorch eager, or torch.compile of each block with checkpointing around it",
+      {"runtime", yes, no, "eager or compiled",
+       "PyTorch eager, or torch.compile of each block with checkpointing around it",
        CHOICE("runtime", runtime, kRuntime)},
 
-      {"dense-shard", no, yes, degree, "ranks that share one copy of the dense weights: all GPUs, or a node (hybrid)",
+      {"dense-shard", no, yes, degree,
+       "ranks that share one copy of the dense weights: all GPUs, or a node (hybrid)",
        COUNT("dense-shard", dense_shard)},
-      {"ulysses", no, yes, degree, "ranks that share a sequence (D): attention all-to-alls over heads", COUNT("ulysses", sequence)},
+      {"ulysses", no, yes, degree, "ranks that share a sequence (D): attention all-to-alls over heads",
+       COUNT("ulysses", sequence)},
       {"expert-placement", no, yes, "inside or across", "expert group inside a node, or across nodes",
        CHOICE("expert-placement", expert_placement, kPlacement)},
       {"vp", no, yes, degree, "ranks that share the vocabulary projection (P)", COUNT("vp", vocabulary)},
@@ -135,27 +145,32 @@ std::vector<Knob> make_knobs() {
        CHOICE("vp-scheme", vocabulary_scheme, kVocabulary)},
       {"vp-tile", no, yes, count, "tokens of each rank in one tile of the vocabulary projection",
        POSITIVE("vp-tile", vocabulary_tile)},
-      {"mla-exchange", no, yes, "auto, expanded or latent", "what Ulysses moves of the keys and values of MLA",
-       CHOICE("mla-exchange", mla_exchange, kMla)},
-      {"head-chunks", no, yes, count, "pieces in which a rank's heads are processed", POSITIVE("head-chunks", head_chunks)},
-      {"save-attention", no, yes, on_off, "keep attention outputs, so that backward does not re-run attention",
+      {"mla-exchange", no, yes, "auto, expanded or latent",
+       "what Ulysses moves of the keys and values of MLA", CHOICE("mla-exchange", mla_exchange, kMla)},
+      {"head-chunks", no, yes, count, "pieces in which a rank's heads are processed",
+       POSITIVE("head-chunks", head_chunks)},
+      {"save-attention", no, yes, on_off,
+       "keep attention outputs, so that backward does not re-run attention",
        SWITCH("save-attention", save_attention)},
       {"checkpoints", no, yes, "auto, hbm or host", "where the activation checkpoints wait for backward",
        CHOICE("checkpoints", checkpoints, kPlaces)},
       {"optimizer", no, yes, "auto, hbm, host, stream or split",
-       "optimizer states: in HBM; on the host with CPU Adam; on the host, streamed through the GPU; split by layer",
+       "optimizer states: in HBM; on the host with CPU Adam; on the host, streamed through the GPU; split by "
+       "layer",
        CHOICE("optimizer", optimizer, kOptimizer)},
       {"optimizer-hbm-layers", no, yes, "a number of layers, or 0", "split: layers whose states stay in HBM",
        SIZE("optimizer-hbm-layers", optimizer_hbm_layers)},
-      {"least-loaded", no, yes, on_off, "least-loaded expert parallelism; off: every expert stays on its owner",
+      {"least-loaded", no, yes, on_off,
+       "least-loaded expert parallelism; off: every expert stays on its owner",
        SWITCH("least-loaded", least_loaded)},
       {"capacity-factor", no, yes, "a number above 0", "least-loaded alpha: rows of a rank over the mean",
        NUMBER("capacity-factor", capacity_factor)},
       {"spill-min-rows", no, yes, count, "least-loaded m: fewest rows worth moving an expert for",
        POSITIVE("spill-min-rows", spill_min_rows)},
-      {"spill-gate", no, yes, "a number above 0", "least-loaded lambda: below this max/mean load nothing is moved",
-       NUMBER("spill-gate", spill_gate)},
-      {"spill-slots", no, yes, count, "foreign experts that a rank holds at most at a time", POSITIVE("spill-slots", spill_slots)},
+      {"spill-gate", no, yes, "a number above 0",
+       "least-loaded lambda: below this max/mean load nothing is moved", NUMBER("spill-gate", spill_gate)},
+      {"spill-slots", no, yes, count, "foreign experts that a rank holds at most at a time",
+       POSITIVE("spill-slots", spill_slots)},
       {"round-rows", no, yes, count, "rows that a rank sends or receives at most in a streaming round",
        POSITIVE("round-rows", round_rows)},
   };
@@ -197,7 +212,9 @@ void set_knob(Plan& plan, const std::string& name, const std::string& value) {
   k.set(plan, value);
 }
 
-const char* family_name(Family family) { return family == Family::mop ? "mop" : "fsdp2"; }
+const char* family_name(Family family) {
+  return family == Family::mop ? "mop" : "fsdp2";
+}
 
 Plan parse_plan(const std::string& text) {
   const size_t colon = text.find(':');

@@ -18,7 +18,8 @@ struct Rule {
   std::function<bool(int64_t)> holds;
 };
 Rule divides(int64_t total, const char* what) {
-  return {fmt::format("does not divide the {} {}", total, what), [total](int64_t value) { return total % value == 0; }};
+  return {fmt::format("does not divide the {} {}", total, what),
+          [total](int64_t value) { return total % value == 0; }};
 }
 
 // Throws unless every rule holds; the message has the divisors of `whole` for which all of them would.
@@ -28,16 +29,21 @@ void require(const char* knob_name, int64_t value, int64_t whole, const std::vec
     if (broken.holds(value)) continue;
     std::vector<int64_t> good;
     for (int64_t d = 1; d <= whole; ++d)
-      if (whole % d == 0 && std::all_of(rules.begin(), rules.end(), [&](const Rule& rule) { return rule.holds(d); })) good.push_back(d);
-    throw UserError(fmt::format("plan setting {} is {}, which {}; values that do: {}", knob_name, value, broken.what, fmt::join(good, ", ")));
+      if (whole % d == 0 &&
+          std::all_of(rules.begin(), rules.end(), [&](const Rule& rule) { return rule.holds(d); }))
+        good.push_back(d);
+    throw UserError(fmt::format("plan setting {} is {}, which {}; values that do: {}", knob_name, value,
+                                broken.what, fmt::join(good, ", ")));
   }
 }
 
 }  // namespace
 
 bool Plan::resolved() const {
-  if (family == Family::fsdp2) return tensor > 0 && context > 0 && replicate > 0 && expert > 0 && offload != Switch::automatic;
-  return dense_shard > 0 && sequence > 0 && expert > 0 && vocabulary > 0 && optimizer != Optimizer::automatic && checkpoints != Place::automatic &&
+  if (family == Family::fsdp2)
+    return tensor > 0 && context > 0 && replicate > 0 && expert > 0 && offload != Switch::automatic;
+  return dense_shard > 0 && sequence > 0 && expert > 0 && vocabulary > 0 &&
+         optimizer != Optimizer::automatic && checkpoints != Place::automatic &&
          vocabulary_scheme != VocabularyScheme::automatic && mla_exchange != MlaExchange::automatic;
 }
 
@@ -52,23 +58,28 @@ void validate(const Plan& plan, const model::ModelConfig& model, int64_t gpus, i
     require("tp", plan.tensor, gpus, tensor);
     const bool halves = plan.balanced_ring && plan.context > 1;
     std::vector<Rule> ring{divides(gpus, "GPUs"), divides(context, "tokens of the context")};
-    if (halves) ring.push_back({"leaves no two equal halves of each part, which cp-balance needs",
-                                [context](int64_t d) { return d == 1 || context % (2 * d) == 0; }});
+    if (halves)
+      ring.push_back({"leaves no two equal halves of each part, which cp-balance needs",
+                      [context](int64_t d) { return d == 1 || context % (2 * d) == 0; }});
     require("cp", plan.context, gpus, ring);
     require("replicate", plan.replicate, gpus, {divides(gpus, "GPUs")});
     if (gpus % (t * c * r) != 0)
-      throw UserError(fmt::format("tp {} x cp {} x replicate {} is {}, which does not divide the {} GPUs; lower one of them",
-                                  t, c, r, t * c * r, gpus));
-    require("ep", plan.expert, gpus, {divides(model.experts, "experts"), divides(gpus / r, "GPUs of a replica")});
+      throw UserError(fmt::format(
+          "tp {} x cp {} x replicate {} is {}, which does not divide the {} GPUs; lower one of them", t, c, r,
+          t * c * r, gpus));
+    require("ep", plan.expert, gpus,
+            {divides(model.experts, "experts"), divides(gpus / r, "GPUs of a replica")});
     return;
   }
   require("ep", plan.expert, gpus, {divides(model.experts, "experts"), divides(gpus, "GPUs")});
   require("dense-shard", plan.dense_shard, gpus, {divides(gpus, "GPUs")});
   require("vp", plan.vocabulary, gpus, {divides(gpus, "GPUs")});
-  std::vector<Rule> ulysses{divides(gpus, "GPUs"), divides(model.heads, "attention heads"), divides(context, "tokens of the context")};
+  std::vector<Rule> ulysses{divides(gpus, "GPUs"), divides(model.heads, "attention heads"),
+                            divides(context, "tokens of the context")};
   if (gqa)
-    ulysses.push_back({fmt::format("neither divides the {} KV heads nor is a multiple of them", model.kv_heads),
-                       [kv = model.kv_heads](int64_t d) { return kv % d == 0 || d % kv == 0; }});
+    ulysses.push_back(
+        {fmt::format("neither divides the {} KV heads nor is a multiple of them", model.kv_heads),
+         [kv = model.kv_heads](int64_t d) { return kv % d == 0 || d % kv == 0; }});
   require("ulysses", plan.sequence, gpus, ulysses);
   if (plan.sequence > 0) {
     const int64_t heads = model.heads / plan.sequence;
@@ -98,8 +109,10 @@ Layout layout(const Plan& plan, int64_t gpus) {
     l.dense = {plan.dense_shard, 1};
     l.dense_replicas = {gpus / plan.dense_shard, plan.dense_shard};
     l.sequence = {plan.sequence, 1};
-    l.expert = plan.expert_placement == ExpertPlacement::inside ? Span{plan.expert, 1} : Span{plan.expert, shards};
-    l.expert_shard = plan.expert_placement == ExpertPlacement::inside ? Span{shards, plan.expert} : Span{shards, 1};
+    l.expert =
+        plan.expert_placement == ExpertPlacement::inside ? Span{plan.expert, 1} : Span{plan.expert, shards};
+    l.expert_shard =
+        plan.expert_placement == ExpertPlacement::inside ? Span{shards, plan.expert} : Span{shards, 1};
     l.vocabulary = {plan.vocabulary, 1};
     l.vocabulary_replicas = {gpus / plan.vocabulary, plan.vocabulary};
   }

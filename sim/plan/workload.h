@@ -7,9 +7,9 @@
 namespace mop::plan {
 
 struct Workload {
-  int64_t context = 4096;    // tokens of one sequence (S)
-  int64_t sequences = 1;     // per micro-batch of one sequence group: the ranks that share a sequence
-  int64_t accumulate = 1;    // micro-batches a step
+  int64_t context = 4096;  // tokens of one sequence (S)
+  int64_t sequences = 1;   // per micro-batch of one sequence group: the ranks that share a sequence
+  int64_t accumulate = 1;  // micro-batches a step
   Routing routing;
 };
 

@@ -7,21 +7,27 @@
 namespace mop::predict {
 namespace {
 
-double real(int64_t n) { return static_cast<double>(n); }
+double real(int64_t n) {
+  return static_cast<double>(n);
+}
 
-// Seconds that `bytes` a rank take in a ring or exchange over a group: the slower of NVLink inside and NICs across.
+// Seconds that `bytes` a rank take in a ring or exchange over a group: the slower of NVLink inside and NICs
+// across.
 double on_links(const Scenario& s, const plan::Span& span, double bytes, const char* table) {
   if (span.size <= 1 || bytes <= 0) return 0;
   const auto& c = s.cluster;
-  const cost::Placement at = cost::place({program::Axis::world, span.size, span.stride}, s.used_per_node(), s.gpus());
+  const cost::Placement at =
+      cost::place({program::Axis::world, span.size, span.stride}, s.used_per_node(), s.gpus());
   const double n = real(at.ranks), g = at.local(), m = real(at.nodes);
   const bool exchange = std::string_view(table) == "all_to_all";
-  const double nvlink = g > 1 ? bytes * (exchange ? (g - 1) / n : (n - 1) / n) / c.table(table).at({g, 1e9}).value : 0;
+  const double nvlink =
+      g > 1 ? bytes * (exchange ? (g - 1) / n : (n - 1) / n) / c.table(table).at({g, 1e9}).value : 0;
   const double nic = m > 1 ? bytes * (exchange ? (n - g) / n : (m - 1) / m / g) / c["nic_bw"] : 0;
   return std::max(nvlink, nic);
 }
 
-// Seconds a token and layer of FSDP2's memory-bound kernels, and a parameter of a rank's shard for its copies.
+// Seconds a token and layer of FSDP2's memory-bound kernels, and a parameter of a rank's shard for its
+// copies.
 struct Eager {
   double token = 0, parameter = 0;
 };
@@ -30,7 +36,8 @@ Eager eager(const Scenario& s, double tokens, double shards) {
   const auto& m = s.model;
   const bool compiled = s.plan.runtime == plan::Runtime::compiled;
   const double h = real(m.hidden), k = real(m.top_k), i = real(m.expert_intermediate);
-  const double qk = real((m.heads + (m.attention == model::Attention::mla ? m.heads : m.kv_heads)) * m.qk_dim());
+  const double qk =
+      real((m.heads + (m.attention == model::Attention::mla ? m.heads : m.kv_heads)) * m.qk_dim());
   const double bandwidth = c.table("memory_bound").at({1e9}).value * c["fused_kernel_share"];
   const auto each = [&](const char* table, double elements, double fused_bytes) {
     if (compiled && fused_bytes > 0) return elements * fused_bytes / bandwidth;
@@ -38,20 +45,25 @@ Eager eager(const Scenario& s, double tokens, double shards) {
   };
   const bool clamped = m.activation == model::Activation::clamped_swiglu;
   const double normed = 2 * h + (m.qk_norm != model::QkNorm::none ? qk : 0);
-  const double forward = each("torch_rms_norm", normed, 4) + each("torch_rope", qk, 4) + each("torch_gather", k * h, 4) +
-                         each(clamped ? "torch_clamped_swiglu" : "torch_swiglu", k * i, 6) + each("torch_gate_multiply", k * h, 4) +
+  const double forward = each("torch_rms_norm", normed, 4) + each("torch_rope", qk, 4) +
+                         each("torch_gather", k * h, 4) +
+                         each(clamped ? "torch_clamped_swiglu" : "torch_swiglu", k * i, 6) +
+                         each("torch_gate_multiply", k * h, 4) +
                          (m.expert_bias ? each("torch_expert_bias", k * (2 * i + h), 4) : 0);
   const double scatter = each("torch_index_add", k * h, 0);
-  const double backward = each("torch_rms_norm_bwd", normed, 8) + each("torch_rope_bwd", qk, 4) + each("torch_gather", k * h, 4) +
+  const double backward = each("torch_rms_norm_bwd", normed, 8) + each("torch_rope_bwd", qk, 4) +
+                          each("torch_gather", k * h, 4) +
                           each(clamped ? "torch_clamped_swiglu_bwd" : "torch_swiglu_bwd", k * i, 10) +
                           each("torch_gate_multiply_bwd", k * h, 6) + scatter +
                           (m.expert_bias ? each("torch_expert_bias_bwd", k * (2 * i + h), 0) : 0);
   const bool again = s.plan.recompute == plan::Recompute::full;
-  const double loss = real(m.vocab) / real(m.layers) * ((again ? 2 : 1) / c.table("torch_cross_entropy").at({1e9}).value +
-                                                         1 / c.table("torch_cross_entropy_bwd").at({1e9}).value);
+  const double loss = real(m.vocab) / real(m.layers) *
+                      ((again ? 2 : 1) / c.table("torch_cross_entropy").at({1e9}).value +
+                       1 / c.table("torch_cross_entropy_bwd").at({1e9}).value);
   Eager result;
   result.token = (again ? 2 : 1) * forward + (again && compiled ? 2 : 1) * scatter + backward + loss;
-  result.parameter = 2 / c.table("torch_shard_copy_in").at({1e8}).value + 1 / c.table("torch_gradient_cast").at({1e8}).value +
+  result.parameter = 2 / c.table("torch_shard_copy_in").at({1e8}).value +
+                     1 / c.table("torch_gradient_cast").at({1e8}).value +
                      3 * shards / c.table("torch_unsharded_copy_out").at({1e8}).value;
   return result;
 }
@@ -72,7 +84,8 @@ double estimate_step_time(const Scenario& s) {
   const bool again = mop || p.recompute == plan::Recompute::full;
   const double linear = f.projections + f.router + f.shared + f.dense_mlp;
   const double matmul = c.table("matmul").at({8192, 8192, 8192}).value;
-  const double rows = std::max(1.0, tokens / micro * real(s.model.top_k) / real(s.model.experts) * real(l.expert.size));
+  const double rows =
+      std::max(1.0, tokens / micro * real(s.model.top_k) / real(s.model.experts) * real(l.expert.size));
   const double grouped = c.table("grouped_matmul")
                              .at({real(s.model.hidden), real(2 * s.model.expert_intermediate),
                                   std::max(1.0, real(s.model.experts / l.expert.size)), rows})
@@ -80,14 +93,17 @@ double estimate_step_time(const Scenario& s) {
   const double heads = real(s.model.heads) / real(mop ? l.sequence.size : p.tensor);
   const auto attention = [&](const char* table) {
     return c.table(table)
-        .at({real(s.model.qk_dim()), real(s.model.v_dim()), std::max(1.0, heads * real(s.workload.sequences)), real(s.workload.context)})
+        .at({real(s.model.qk_dim()), real(s.model.v_dim()), std::max(1.0, heads * real(s.workload.sequences)),
+             real(s.workload.context)})
         .value;
   };
   const bool attention_again = mop ? !p.save_attention : again;
   double compute =
       tokens * (linear / 3 * (again ? 4 : 3) / matmul + f.head / 3 * (again && !mop ? 4 : 3) / matmul +
                 f.experts / 3 * (3 + (again ? (mop ? 2.0 / 3 : 1.0) : 0.0)) / grouped +
-                f.attention / 3 * ((attention_again ? 2 : 1) / attention("attention_forward") + 2.5 / attention("attention_backward")));
+                f.attention / 3 *
+                    ((attention_again ? 2 : 1) / attention("attention_forward") +
+                     2.5 / attention("attention_backward")));
 
   if (!mop) {
     const double shards = real(l.dense.size);
@@ -102,28 +118,40 @@ double estimate_step_time(const Scenario& s) {
   const double gradient = p.reduce == plan::Reduce::fp32 ? 4 : 2;
   const double moved = 2 + 2 + gradient;  // gathered twice, reduced once
   double links = micro * (on_links(s, l.dense, moved * dense / real(mop ? 1 : p.tensor), "all_gather") +
-                          on_links(s, l.expert_shard, moved * experts / real(mop || p.expert > 1 ? l.expert.size : p.tensor), "all_gather"));
+                          on_links(s, l.expert_shard,
+                                   moved * experts / real(mop || p.expert > 1 ? l.expert.size : p.tensor),
+                                   "all_gather"));
   const double exchanged = real(s.model.top_k * s.model.hidden) * 2 * tokens * real(s.model.moe_layers());
   const double routed = on_links(s, l.expert, (mop ? 5 : 6) * exchanged, "all_to_all");
   links += routed;
   if (mop) {
-    const double kv = s.model.attention == model::Attention::mla ? real(s.model.heads) : real(std::max(s.model.kv_heads, l.sequence.size));
-    const double width = real(s.model.heads) * real(s.model.qk_dim() + s.model.v_dim()) + kv * real(s.model.qk_dim() + s.model.v_dim());
+    const double kv = s.model.attention == model::Attention::mla
+                          ? real(s.model.heads)
+                          : real(std::max(s.model.kv_heads, l.sequence.size));
+    const double width = real(s.model.heads) * real(s.model.qk_dim() + s.model.v_dim()) +
+                         kv * real(s.model.qk_dim() + s.model.v_dim());
     links += on_links(s, l.sequence, 2 * tokens * real(s.model.layers) * 3 * width, "all_to_all");
   }
 
   // The optimizer: over HBM, or over the host's memory and PCIe; FSDP2's runs when all else is done.
   const double shard = real(parameters.total) / gpus;
-  const bool host = mop ? p.optimizer == plan::Optimizer::host || p.optimizer == plan::Optimizer::split : p.offloaded();
+  const bool host =
+      mop ? p.optimizer == plan::Optimizer::host || p.optimizer == plan::Optimizer::split : p.offloaded();
   const double hbm = c.table("memory_bound").at({1e15}).value;
   double update = shard * (28 + (p.clip ? 12 : 0)) / hbm;
   const double hosted = p.optimizer == plan::Optimizer::split
-                            ? 1 - real(p.optimizer_hbm_layers) / real(s.model.layers) : 1;  // part of the states on the host
-  if (mop && host) update = hosted * std::max(shard * 28 * real(s.used_per_node()) / c["dram_bw"], shard / c["host_adam_rate_alone"]);
-  if (mop && p.optimizer == plan::Optimizer::stream) update = shard * 24 * real(s.used_per_node()) / c["root_both_bw"];
+                            ? 1 - real(p.optimizer_hbm_layers) / real(s.model.layers)
+                            : 1;  // part of the states on the host
+  if (mop && host)
+    update = hosted *
+             std::max(shard * 28 * real(s.used_per_node()) / c["dram_bw"], shard / c["host_adam_rate_alone"]);
+  if (mop && p.optimizer == plan::Optimizer::stream)
+    update = shard * 24 * real(s.used_per_node()) / c["root_both_bw"];
   if (!mop && host) {
-    update = shard / c["torch_adam_rate"] + (p.clip ? shard * 4 / c["torch_norm_bw"] + shard * 8 / c["torch_scale_bw"] : 0);
-    links += micro * shard * 8 * real(s.used_per_node()) / c["root_up_bw"] + micro * shard * 4 * real(s.used_per_node()) / c["root_down_bw"];
+    update = shard / c["torch_adam_rate"] +
+             (p.clip ? shard * 4 / c["torch_norm_bw"] + shard * 8 / c["torch_scale_bw"] : 0);
+    links += micro * shard * 8 * real(s.used_per_node()) / c["root_up_bw"] +
+             micro * shard * 4 * real(s.used_per_node()) / c["root_down_bw"];
   }
   // Synchronous exchanges of FSDP2's expert parallelism do not overlap with computation.
   if (!mop) return std::max(compute + routed, links) + update;

@@ -14,13 +14,16 @@ uint64_t mix(uint64_t x) {
   return x ^ (x >> 33);
 }
 
-int64_t base_of(int64_t rank, const program::Group& g) { return rank - rank / g.stride % g.size * g.stride; }
+int64_t base_of(int64_t rank, const program::Group& g) {
+  return rank - rank / g.stride % g.size * g.stride;
+}
 
 // By rank: a hash of how often each color occurs in its group.
 void group_colors(const std::vector<uint64_t>& color, const program::Group& g, std::vector<uint64_t>& out) {
   const auto ranks = static_cast<int64_t>(color.size());
   out.assign(color.size(), 0);
-  for (int64_t r = 0; r < ranks; ++r) out[static_cast<size_t>(base_of(r, g))] += mix(color[static_cast<size_t>(r)] + 1);
+  for (int64_t r = 0; r < ranks; ++r)
+    out[static_cast<size_t>(base_of(r, g))] += mix(color[static_cast<size_t>(r)] + 1);
   for (int64_t r = 0; r < ranks; ++r) {
     const int64_t base = base_of(r, g);
     if (base != r) out[static_cast<size_t>(r)] = out[static_cast<size_t>(base)];
@@ -36,7 +39,8 @@ size_t renumber(std::vector<uint64_t>& values) {
 
 }  // namespace
 
-Fold fold(const std::vector<uint32_t>& kinds, const std::vector<program::Group>& groups, int64_t gpus_per_node, bool unfold) {
+Fold fold(const std::vector<uint32_t>& kinds, const std::vector<program::Group>& groups,
+          int64_t gpus_per_node, bool unfold) {
   const size_t ranks = kinds.size();
   std::vector<uint64_t> color(kinds.begin(), kinds.end());
   if (unfold)
@@ -83,7 +87,8 @@ Fold fold(const std::vector<uint32_t>& kinds, const std::vector<program::Group>&
   };
   number_groups(node, [&](RankClass& c, const std::vector<int64_t>& members, auto& kind_of) {
     c.node = kind_of.try_emplace(members, static_cast<uint32_t>(kind_of.size())).first->second;
-    c.per_node = static_cast<uint32_t>(std::count(members.begin(), members.end(), &c - result.classes.data()));
+    c.per_node =
+        static_cast<uint32_t>(std::count(members.begin(), members.end(), &c - result.classes.data()));
     result.nodes = static_cast<uint32_t>(kind_of.size());
   });
   for (const program::Group& g : groups) {

@@ -11,7 +11,8 @@ namespace mop::predict {
 
 using program::ExpertLoad;
 
-std::vector<std::vector<ExpertLoad>> expert_loads(const Scenario& s, const plan::Layout& layout, int group, double* imbalance) {
+std::vector<std::vector<ExpertLoad>> expert_loads(const Scenario& s, const plan::Layout& layout, int group,
+                                                  double* imbalance) {
   const int ranks = static_cast<int>(layout.expert.size), experts = static_cast<int>(s.model.experts);
   const int64_t tokens = program::tokens_per_rank(s.plan, layout, s.workload);
   const bool streaming = s.plan.family == plan::Family::mop;
@@ -38,15 +39,18 @@ std::vector<std::vector<ExpertLoad>> expert_loads(const Scenario& s, const plan:
       for (auto& rank : loads) rank[static_cast<size_t>(l)] = even();
       continue;
     }
-    const std::vector<int64_t> row = plan::draw(s.workload.routing, tokens, static_cast<int>(s.model.top_k), experts, index, group);
+    const std::vector<int64_t> row =
+        plan::draw(s.workload.routing, tokens, static_cast<int>(s.model.top_k), experts, index, group);
     std::vector<int64_t> whole(row);
     for (int64_t& rows : whole) rows *= ranks;
-    plan::LeastLoadedOptions options{s.plan.capacity_factor, s.plan.spill_min_rows,
-                                     streaming && s.plan.least_loaded ? s.plan.spill_gate : plan::kNeverSpill};
+    plan::LeastLoadedOptions options{
+        s.plan.capacity_factor, s.plan.spill_min_rows,
+        streaming && s.plan.least_loaded ? s.plan.spill_gate : plan::kNeverSpill};
     const plan::LeastLoadedPlan assigned = plan::least_loaded(whole, ranks, options);
     if (imbalance != nullptr) {
       std::vector<int64_t> owned(static_cast<size_t>(ranks), 0);
-      for (int e = 0; e < experts; ++e) owned[static_cast<size_t>(plan::owner(e, experts, ranks))] += whole[static_cast<size_t>(e)];
+      for (int e = 0; e < experts; ++e)
+        owned[static_cast<size_t>(plan::owner(e, experts, ranks))] += whole[static_cast<size_t>(e)];
       *imbalance = std::max(*imbalance, plan::imbalance(owned));
     }
     if (!streaming) {
@@ -58,7 +62,8 @@ std::vector<std::vector<ExpertLoad>> expert_loads(const Scenario& s, const plan:
       }
       continue;
     }
-    const plan::RoundPlan rounds(plan::Counts::uniform(ranks, row), assigned, capacity, static_cast<int>(s.plan.spill_slots));
+    const plan::RoundPlan rounds(plan::Counts::uniform(ranks, row), assigned, capacity,
+                                 static_cast<int>(s.plan.spill_slots));
     for (int r = 0; r < ranks; ++r) {
       const plan::RankSummary summary = rounds.summary(r);
       ExpertLoad& load = loads[static_cast<size_t>(r)][static_cast<size_t>(l)];

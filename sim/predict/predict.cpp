@@ -20,8 +20,8 @@ using program::Component;
 using program::OpKind;
 using program::Stream;
 
-// What runs on a rank: its place in the expert group (when loads differ), the expert group (when draws differ) and its place
-// in the context group (when the ring is unbalanced).
+// What runs on a rank: its place in the expert group (when loads differ), the expert group (when draws
+// differ) and its place in the context group (when the ring is unbalanced).
 struct Kinds {
   std::vector<uint32_t> of_rank;
   struct Kind {
@@ -30,7 +30,9 @@ struct Kinds {
   std::vector<Kind> kinds;
 };
 
-int64_t index_in(int64_t rank, const plan::Span& span) { return rank / span.stride % span.size; }
+int64_t index_in(int64_t rank, const plan::Span& span) {
+  return rank / span.stride % span.size;
+}
 
 // Number of the group of `span` that holds `rank`.
 int64_t group_of(int64_t rank, const plan::Span& span) {
@@ -43,9 +45,10 @@ Kinds find_kinds(const Scenario& s, const plan::Layout& layout) {
   Kinds result;
   std::map<std::array<int64_t, 3>, uint32_t> known;
   for (int64_t r = 0; r < layout.ranks; ++r) {
-    const std::array<int64_t, 3> kind{skewed ? index_in(r, layout.expert) : 0,
-                                      skewed && s.workload.routing.independent_groups ? group_of(r, layout.expert) : 0,
-                                      ring ? index_in(r, layout.context) : 0};
+    const std::array<int64_t, 3> kind{
+        skewed ? index_in(r, layout.expert) : 0,
+        skewed && s.workload.routing.independent_groups ? group_of(r, layout.expert) : 0,
+        ring ? index_in(r, layout.context) : 0};
     const auto [found, fresh] = known.try_emplace(kind, static_cast<uint32_t>(known.size()));
     if (fresh) result.kinds.push_back({kind[0], kind[1], kind[2]});
     result.of_rank.push_back(found->second);
@@ -68,17 +71,20 @@ Constants constants(const Scenario& s, const program::StepProgram& program) {
   for (size_t g = 0; g < program.groups.size(); ++g) {
     const cost::Placement at = cost::place(program.groups[g], s.used_per_node(), s.gpus());
     c.communicators += static_cast<int64_t>(s.cluster["communicator_bytes"]);
-    if (pairwise[g]) c.communicators += static_cast<int64_t>((at.local() - 1) * s.cluster["communicator_p2p_bytes"]);
+    if (pairwise[g])
+      c.communicators += static_cast<int64_t>((at.local() - 1) * s.cluster["communicator_p2p_bytes"]);
   }
   return c;
 }
 
-std::vector<std::pair<int64_t, std::string>> largest_buffers(const program::StepProgram& program, const program::Arena& arena,
-                                                            program::Space space) {
+std::vector<std::pair<int64_t, std::string>> largest_buffers(const program::StepProgram& program,
+                                                             const program::Arena& arena,
+                                                             program::Space space) {
   std::map<std::string, int64_t> by_label;
   for (program::BufferId b = 0; b < program.buffers.size(); ++b) {
     const program::Buffer& buffer = program.buffers[b];
-    const bool live = buffer.persistent || (buffer.first <= arena.live_peak && arena.live_peak <= buffer.last && buffer.first != program::kNoOp);
+    const bool live = buffer.persistent || (buffer.first <= arena.live_peak &&
+                                            arena.live_peak <= buffer.last && buffer.first != program::kNoOp);
     if (buffer.space == space && live) by_label[buffer.label] += buffer.bytes;
   }
   std::vector<std::pair<int64_t, std::string>> sorted;
@@ -94,13 +100,15 @@ std::string shortfall(const char* what, int64_t need, int64_t have, const progra
     if (names.size() == 4) break;
     names.push_back(fmt::format("{} {}", label, format_bytes(static_cast<double>(bytes))));
   }
-  return fmt::format("{} needs {}, has {}: {} too much (largest buffers: {})", what, format_bytes(static_cast<double>(need)),
-                     format_bytes(static_cast<double>(have)), format_bytes(static_cast<double>(need - have)), fmt::join(names, ", "));
+  return fmt::format("{} needs {}, has {}: {} too much (largest buffers: {})", what,
+                     format_bytes(static_cast<double>(need)), format_bytes(static_cast<double>(have)),
+                     format_bytes(static_cast<double>(need - have)), fmt::join(names, ", "));
 }
 
 void memory(const Scenario& s, const Kinds& kinds, Details& d, Prediction& p) {
   const bool torch = s.plan.family == plan::Family::fsdp2;
-  // PyTorch's peak is its live bytes: only the worst rank's arena is packed. One mop program serves all kinds of rank.
+  // PyTorch's peak is its live bytes: only the worst rank's arena is packed. One mop program serves all kinds
+  // of rank.
   std::vector<program::Arena> hosts;
   for (size_t k = 0; k < d.programs.size(); ++k) {
     auto [hbm, host] = program::plan_arenas(d.programs[k], !torch || d.programs.size() == 1);
@@ -122,7 +130,8 @@ void memory(const Scenario& s, const Kinds& kinds, Details& d, Prediction& p) {
   for (int h = 0; h < program::kHolds; ++h) {
     const int64_t bytes = d.hbm.live_by_holds[static_cast<size_t>(h)];
     listed += bytes;
-    if (bytes > 0) p.memory.push_back({program::name(static_cast<program::Holds>(h)), static_cast<double>(bytes)});
+    if (bytes > 0)
+      p.memory.push_back({program::name(static_cast<program::Holds>(h)), static_cast<double>(bytes)});
   }
   const int64_t packing = p.hbm_peak - c.total() - listed;
   if (packing > 0) p.memory.push_back({"packing", static_cast<double>(packing)});
@@ -134,28 +143,35 @@ void memory(const Scenario& s, const Kinds& kinds, Details& d, Prediction& p) {
   const int64_t node = std::min(s.used_per_node(), s.gpus());
   for (int64_t first = 0; first < s.gpus(); first += node) {
     int64_t bytes = 0;
-    for (int64_t r = first; r < first + node; ++r) bytes += hosts[torch ? kinds.of_rank[static_cast<size_t>(r)] : 0].bytes;
+    for (int64_t r = first; r < first + node; ++r)
+      bytes += hosts[torch ? kinds.of_rank[static_cast<size_t>(r)] : 0].bytes;
     p.host_peak = std::max(p.host_peak, bytes);
   }
   p.host_capacity = static_cast<int64_t>(s.cluster["host_bytes"]);
   for (int h = 0; h < program::kHolds; ++h)
     if (const int64_t bytes = d.host.live_by_holds[static_cast<size_t>(h)]; bytes > 0)
-      p.host_memory.push_back({program::name(static_cast<program::Holds>(h)), static_cast<double>(bytes * node)});
+      p.host_memory.push_back(
+          {program::name(static_cast<program::Holds>(h)), static_cast<double>(bytes * node)});
 
   std::vector<std::string> reasons;
   if (p.hbm_peak > p.hbm_capacity)
-    reasons.push_back(shortfall("HBM", p.hbm_peak, p.hbm_capacity, d.program(d.worst), d.hbm, program::Space::hbm));
+    reasons.push_back(
+        shortfall("HBM", p.hbm_peak, p.hbm_capacity, d.program(d.worst), d.hbm, program::Space::hbm));
   if (p.host_peak > p.host_capacity)
-    reasons.push_back(shortfall("host memory", p.host_peak, p.host_capacity, d.program(d.worst), d.host, program::Space::host));
+    reasons.push_back(shortfall("host memory", p.host_peak, p.host_capacity, d.program(d.worst), d.host,
+                                program::Space::host));
   p.fits = reasons.empty();
   p.why_not = fmt::format("{}", fmt::join(reasons, "; "));
 }
 
-void simulate(const Scenario& s, const Kinds& kinds, const std::vector<std::vector<program::ExpertLoad>>& loads,
-              const PredictOptions& options, Details& d) {
+void simulate(const Scenario& s, const Kinds& kinds,
+              const std::vector<std::vector<program::ExpertLoad>>& loads, const PredictOptions& options,
+              Details& d) {
   const auto cost = cost::make_cost_model(s.calibration, s.cluster, s.plan, s.gpus());
-  for (size_t k = 0; k < loads.size(); ++k) d.schedules.push_back(make_schedule(d.program(k), loads[k], *cost));
-  d.fold = fold(kinds.of_rank, d.programs.front().groups, std::min(s.used_per_node(), s.gpus()), options.unfold);
+  for (size_t k = 0; k < loads.size(); ++k)
+    d.schedules.push_back(make_schedule(d.program(k), loads[k], *cost));
+  d.fold =
+      fold(kinds.of_rank, d.programs.front().groups, std::min(s.used_per_node(), s.gpus()), options.unfold);
   engine::Machine machine;
   for (Schedule& schedule : d.schedules) machine.graphs.push_back(std::move(schedule.graph));
   for (const RankClass& c : d.fold.classes) machine.ranks.push_back({c.kind, c.node, c.per_node, c.meeting});
@@ -165,12 +181,15 @@ void simulate(const Scenario& s, const Kinds& kinds, const std::vector<std::vect
   for (size_t k = 0; k < d.schedules.size(); ++k) d.schedules[k].graph = std::move(machine.graphs[k]);
 }
 
-double seconds(engine::Time ns) { return static_cast<double>(ns) * 1e-9; }
+double seconds(engine::Time ns) {
+  return static_cast<double>(ns) * 1e-9;
+}
 
 // Where a kind of work happens, for bound_by.
 const char* place_of(const program::Op& op, const program::StepProgram& program, const Scenario& s) {
   if (program::is_collective(op.kind))
-    return cost::place(program.groups[op.group], s.used_per_node(), s.gpus()).nodes > 1 ? "network" : "NVLink";
+    return cost::place(program.groups[op.group], s.used_per_node(), s.gpus()).nodes > 1 ? "network"
+                                                                                        : "NVLink";
   if (op.stream == Stream::host) return "host CPU and DRAM";
   if (op.kind == OpKind::copy_h2d || op.kind == OpKind::copy_d2h) return "PCIe";
   return program::is_memory_bound(op.kind) ? "HBM bandwidth" : "tensor cores";
@@ -209,12 +228,16 @@ void explain(const Scenario& s, const Details& d, Prediction& p) {
     for (size_t k = 0; k < kKinds; ++k) {
       if (by_kind[c][k] == 0) continue;
       sum += by_kind[c][k];
-      p.time_by_kind.push_back({fmt::format("{} {}", component, program::name(static_cast<OpKind>(k))), seconds(by_kind[c][k])});
+      p.time_by_kind.push_back(
+          {fmt::format("{} {}", component, program::name(static_cast<OpKind>(k))), seconds(by_kind[c][k])});
     }
     if (sum > 0) p.time.push_back({component, seconds(sum)});
-    for (const auto& [where, t] : by_place[c]) bound.push_back({fmt::format("{} on {}", component, where), seconds(t)});
+    for (const auto& [where, t] : by_place[c])
+      bound.push_back({fmt::format("{} on {}", component, where), seconds(t)});
   }
-  const auto larger = [](const Named& a, const Named& b) { return a.value != b.value ? a.value > b.value : a.name < b.name; };
+  const auto larger = [](const Named& a, const Named& b) {
+    return a.value != b.value ? a.value > b.value : a.name < b.name;
+  };
   std::sort(p.time.begin(), p.time.end(), larger);
   std::sort(p.time_by_kind.begin(), p.time_by_kind.end(), larger);
   std::sort(bound.begin(), bound.end(), larger);
@@ -224,14 +247,16 @@ void explain(const Scenario& s, const Details& d, Prediction& p) {
     double most = 0;
     for (const engine::RankReport& rank : r.ranks)
       most = std::max(most, static_cast<double>(rank.used[static_cast<size_t>(resource)]) /
-                                (static_cast<double>(std::max<engine::Time>(1, r.step_time)) * static_cast<double>(engine::kFull)));
+                                (static_cast<double>(std::max<engine::Time>(1, r.step_time)) *
+                                 static_cast<double>(engine::kFull)));
     if (most > 0) p.busy.push_back({engine::name(static_cast<engine::Resource>(resource)), most});
   }
   for (const engine::RankReport& rank : r.ranks) {
     p.exposed_communication = std::max(p.exposed_communication, seconds(rank.exposed_communication));
     p.compute_busy = std::max(p.compute_busy, seconds(rank.compute_busy));
   }
-  p.tokens_per_s_per_gpu = static_cast<double>(p.tokens_per_step) / *p.step_time / static_cast<double>(s.gpus());
+  p.tokens_per_s_per_gpu =
+      static_cast<double>(p.tokens_per_step) / *p.step_time / static_cast<double>(s.gpus());
   p.mfu = p.tokens_per_s_per_gpu * p.model_flops_per_token / s.cluster["peak_flops"];
 
   std::map<std::pair<Component, OpKind>, int> outside;
@@ -241,11 +266,15 @@ void explain(const Scenario& s, const Details& d, Prediction& p) {
       ++outside[{op.component, op.kind}];
     }
   for (const auto& [what, count] : outside)
-    p.warnings.push_back(fmt::format("{} {} ({} operations) is outside the calibrated range of {}", program::name(what.first),
-                                     program::name(what.second), count, s.cluster.name));
+    p.warnings.push_back(fmt::format("{} {} ({} operations) is outside the calibrated range of {}",
+                                     program::name(what.first), program::name(what.second), count,
+                                     s.cluster.name));
   // Seen in measured runs: reports/fsdp2.md.
-  if (s.plan.family == plan::Family::fsdp2 && static_cast<double>(p.hbm_peak) > 0.92 * static_cast<double>(p.hbm_capacity))
-    p.warnings.push_back("HBM is nearly full: PyTorch's allocator reserves 4-20 % more than it allocates, so this plan may still fail");
+  if (s.plan.family == plan::Family::fsdp2 &&
+      static_cast<double>(p.hbm_peak) > 0.92 * static_cast<double>(p.hbm_capacity))
+    p.warnings.push_back(
+        "HBM is nearly full: PyTorch's allocator reserves 4-20 % more than it allocates, so this plan may "
+        "still fail");
   if (!r.steady) p.warnings.push_back("step times had not become steady after 8 steps");
 }
 
@@ -270,13 +299,16 @@ Prediction predict(const Scenario& s, const PredictOptions& options, Details* de
     auto found = loads_of_group.find(kind.group);
     if (found == loads_of_group.end()) {
       double imbalance = 1;
-      found = loads_of_group.emplace(kind.group, expert_loads(s, layout, static_cast<int>(kind.group), &imbalance)).first;
+      found = loads_of_group
+                  .emplace(kind.group, expert_loads(s, layout, static_cast<int>(kind.group), &imbalance))
+                  .first;
       p.imbalance = std::max(p.imbalance, imbalance);
     }
     loads.push_back(found->second[static_cast<size_t>(kind.expert)]);
     // mop programs do not depend on the loads: one serves all kinds.
     if (s.plan.family == plan::Family::fsdp2 || d.programs.empty())
-      d.programs.push_back(program::lower({s.model, parameters, s.plan, layout, s.workload, s.used_per_node(), kind.context, loads.back()}));
+      d.programs.push_back(program::lower(
+          {s.model, parameters, s.plan, layout, s.workload, s.used_per_node(), kind.context, loads.back()}));
   }
   p.program_operations = d.programs.front().ops.size();
   memory(s, kinds, d, p);

@@ -17,7 +17,7 @@ struct Scenario {
   int64_t nodes = 1;
   int64_t gpus_per_node = 0;  // used of each node; 0: all
   plan::Workload workload;
-  plan::Plan plan;            // resolved
+  plan::Plan plan;  // resolved
   cost::Calibration calibration = cost::Calibration::measured;
 
   int64_t used_per_node() const { return gpus_per_node > 0 ? gpus_per_node : cluster.gpus_per_node(); }

@@ -15,7 +15,9 @@ using program::Shape;
 namespace {
 
 int64_t scaled(int64_t capacity, int64_t part, int64_t whole) {
-  return whole == 0 ? 0 : static_cast<int64_t>(static_cast<double>(capacity) * static_cast<double>(part) / static_cast<double>(whole));
+  return whole == 0 ? 0
+                    : static_cast<int64_t>(static_cast<double>(capacity) * static_cast<double>(part) /
+                                           static_cast<double>(whole));
 }
 
 // What a price depends on.
@@ -28,7 +30,8 @@ struct Key {
 struct Hash {
   size_t operator()(const Key& k) const {
     uint64_t h = k.what * 0x9e3779b97f4a7c15ULL + k.shape;
-    for (const int64_t v : {k.rows.computed, k.rows.sent, k.rows.experts, k.rows.spilled_in * 1024 + k.rows.spilled_out})
+    for (const int64_t v :
+         {k.rows.computed, k.rows.sent, k.rows.experts, k.rows.spilled_in * 1024 + k.rows.spilled_out})
       h = (h ^ static_cast<uint64_t>(v)) * 0xff51afd7ed558ccdULL, h ^= h >> 29;
     return static_cast<size_t>(h);
   }
@@ -36,14 +39,16 @@ struct Hash {
 
 }  // namespace
 
-Shape routed_shape(const program::StepProgram& program, const Op& op, const program::ExpertLoad& load, int64_t round) {
+Shape routed_shape(const program::StepProgram& program, const Op& op, const program::ExpertLoad& load,
+                   int64_t round) {
   Shape shape = program.shape(op);
   if (op.routed == Routed::no) return shape;
   if (op.routed == Routed::spill) {
     // The shape is that of one expert's slot times the slots; what moves is what was borrowed and lent.
     const int64_t slots = program.spill_slots;
     const bool back = op.phase == program::Phase::backward;
-    const int64_t out = back ? load.spilled_in : load.spilled_out, in = back ? load.spilled_out : load.spilled_in;
+    const int64_t out = back ? load.spilled_in : load.spilled_out,
+                  in = back ? load.spilled_out : load.spilled_in;
     if (program::is_collective(op.kind)) {
       shape.v[0] = shape.v[0] / slots * out;
       shape.v[1] = shape.v[1] / slots * in;
@@ -53,7 +58,8 @@ Shape routed_shape(const program::StepProgram& program, const Op& op, const prog
     return shape;
   }
   const int64_t capacity = program.round_rows;
-  const int64_t computed = rows_of_round(load.computed, round, load.rounds), sent = rows_of_round(load.sent, round, load.rounds);
+  const int64_t computed = rows_of_round(load.computed, round, load.rounds),
+                sent = rows_of_round(load.sent, round, load.rounds);
   switch (op.routed) {
     case Routed::compute:
       if (op.kind == program::OpKind::grouped_gemm) {
@@ -84,7 +90,8 @@ Schedule make_schedule(const program::StepProgram& program, const std::vector<pr
                        const cost::CostModel& cost) {
   Schedule schedule;
   engine::TaskGraph& graph = schedule.graph;
-  std::vector<uint32_t> first(program.ops.size()), stride(program.ops.size());  // task of round i: first + i * stride
+  std::vector<uint32_t> first(program.ops.size()),
+      stride(program.ops.size());  // task of round i: first + i * stride
   std::vector<int64_t> rounds_of(program.regions.size(), 1);
   for (size_t r = 1; r < program.regions.size(); ++r)
     rounds_of[r] = std::max<int64_t>(1, loads[static_cast<size_t>(program.regions[r].layer)].rounds);
@@ -106,10 +113,12 @@ Schedule make_schedule(const program::StepProgram& program, const std::vector<pr
     const Op& op = program.ops[id];
     const bool routed = op.routed != Routed::no;
     const program::ExpertLoad* load = routed ? &loads[static_cast<size_t>(op.layer)] : nullptr;
-    Key key{static_cast<uint64_t>(op.kind) | static_cast<uint64_t>(op.phase) << 8 | static_cast<uint64_t>(op.component) << 12 |
-                static_cast<uint64_t>(op.group) << 16 | static_cast<uint64_t>(op.kernels) << 32 |
-                static_cast<uint64_t>(op.routed) << 48 | static_cast<uint64_t>(op.layer >= 0) << 56,
-            op.shape, {}};
+    Key key{static_cast<uint64_t>(op.kind) | static_cast<uint64_t>(op.phase) << 8 |
+                static_cast<uint64_t>(op.component) << 12 | static_cast<uint64_t>(op.group) << 16 |
+                static_cast<uint64_t>(op.kernels) << 32 | static_cast<uint64_t>(op.routed) << 48 |
+                static_cast<uint64_t>(op.layer >= 0) << 56,
+            op.shape,
+            {}};
     if (routed) {
       key.rows = *load;
       key.rows.computed = rows_of_round(load->computed, round, load->rounds);
@@ -119,12 +128,17 @@ Schedule make_schedule(const program::StepProgram& program, const std::vector<pr
     if (found == known.end()) {
       const Shape shape = routed ? routed_shape(program, op, *load, round) : program.shape(op);
       const bool nothing_spilled = op.routed == Routed::spill && shape.v[0] == 0 && shape.v[1] == 0;
-      const cost::Price price = nothing_spilled ? cost::Price{}  // every rank knows from the plan, and skips it
-                                : cost.price(op, shape, op.group == program::kNoGroup ? nullptr : &program.groups[op.group]);
+      const cost::Price price =
+          nothing_spilled
+              ? cost::Price{}  // every rank knows from the plan, and skips it
+              : cost.price(op, shape, op.group == program::kNoGroup ? nullptr : &program.groups[op.group]);
       ensure(price.demand.duration >= 0, "an operation takes time forwards");
       graph.demands.push_back(price.demand);
-      found = known.emplace(key, Known{static_cast<uint32_t>(graph.demands.size() - 1), static_cast<uint32_t>(price.launch_ns),
-                                       price.outside, program::flops(op.kind, shape), program::hbm_bytes(op.kind, shape)}).first;
+      found = known
+                  .emplace(key, Known{static_cast<uint32_t>(graph.demands.size() - 1),
+                                      static_cast<uint32_t>(price.launch_ns), price.outside,
+                                      program::flops(op.kind, shape), program::hbm_bytes(op.kind, shape)})
+                  .first;
     }
     const Known& k = found->second;
     schedule.flops += k.flops;
@@ -168,8 +182,10 @@ Schedule make_schedule(const program::StepProgram& program, const std::vector<pr
                                first[d.to] + static_cast<uint32_t>(round) * stride[d.to], 0});
       continue;
     }
-    // From outside: after the last round of the one, before the first of the other (streams keep the order within).
-    graph.edges.push_back({first[d.from] + static_cast<uint32_t>(rounds_of[from_region] - 1) * stride[d.from], first[d.to], d.distance});
+    // From outside: after the last round of the one, before the first of the other (streams keep the order
+    // within).
+    graph.edges.push_back({first[d.from] + static_cast<uint32_t>(rounds_of[from_region] - 1) * stride[d.from],
+                           first[d.to], d.distance});
   }
   return schedule;
 }

@@ -1,5 +1,5 @@
-// From a StepProgram to the engine's tasks: repeat regions are unrolled into as many rounds as the rank's loads say, every
-// operation is priced.
+// From a StepProgram to the engine's tasks: repeat regions are unrolled into as many rounds as the rank's
+// loads say, every operation is priced.
 #pragma once
 #include <vector>
 
@@ -26,7 +26,7 @@ inline int64_t rows_of_round(int64_t rows, int64_t round, int64_t rounds) {
 }
 
 // The shape of a routed operation in one round; others keep theirs.
-program::Shape routed_shape(const program::StepProgram& program, const program::Op& op, const program::ExpertLoad& load,
-                            int64_t round);
+program::Shape routed_shape(const program::StepProgram& program, const program::Op& op,
+                            const program::ExpertLoad& load, int64_t round);
 
 }  // namespace mop::predict

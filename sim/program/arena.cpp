@@ -11,8 +11,8 @@ namespace {
 
 using Clock = std::array<OpId, kStreams>;  // by stream: operations known to have completed, as last index + 1
 
-// Happens-before over two consecutive steps: entry op is this step's, entry op + ops the next step's, whose clocks count
-// the operations of the first.
+// Happens-before over two consecutive steps: entry op is this step's, entry op + ops the next step's, whose
+// clocks count the operations of the first.
 class Order {
  public:
   explicit Order(const StepProgram& program) : ops_(static_cast<OpId>(program.ops.size())) {
@@ -43,7 +43,8 @@ class Order {
           const Dependency& d = *incoming[i];
           if (d.distance == 0) {
             after(d.from + static_cast<OpId>(step) * ops_);
-          } else if (step == 1 && (program.ops[d.from].region == 0 || program.ops[d.from].region != program.ops[id].region)) {
+          } else if (step == 1 && (program.ops[d.from].region == 0 ||
+                                   program.ops[d.from].region != program.ops[id].region)) {
             after(d.from);
           }
         }
@@ -76,9 +77,9 @@ struct Life {
   BufferId buffer;
   const char* label;
   int64_t bytes;
-  OpId first, last;    // issue order, as an allocator would see it
-  OpId opener;         // operation of the first use: every other use comes after it
-  Clock users{};       // last user by stream, index + 1
+  OpId first, last;      // issue order, as an allocator would see it
+  OpId opener;           // operation of the first use: every other use comes after it
+  Clock users{};         // last user by stream, index + 1
   OpId safe, safe_next;  // complete_below of the opener, in this step and the next
   OpId reach = 0;        // openers from here on never conflict within the step
 };
@@ -100,8 +101,15 @@ std::vector<Life> lives(const StepProgram& program, const Order& order, Space sp
       if (buffer.space != space || buffer.persistent || buffer.bytes == 0) continue;
       if (index[b] == kNoBuffer) {
         index[b] = static_cast<uint32_t>(all.size());
-        all.push_back({b, buffer.label, (buffer.bytes + kAlignment - 1) / kAlignment * kAlignment, buffer.first, buffer.last, id, {},
-                       order.complete_below(id, 0), order.complete_below(id, 1)});
+        all.push_back({b,
+                       buffer.label,
+                       (buffer.bytes + kAlignment - 1) / kAlignment * kAlignment,
+                       buffer.first,
+                       buffer.last,
+                       id,
+                       {},
+                       order.complete_below(id, 0),
+                       order.complete_below(id, 1)});
       }
       all[index[b]].users[static_cast<size_t>(op.stream)] = id + 1;
     }
@@ -112,7 +120,8 @@ std::vector<Life> lives(const StepProgram& program, const Order& order, Space sp
   for (Life& life : all) {
     life.reach = life.opener + 1;
     for (const auto& stream : openers) {
-      const auto found = std::partition_point(stream.begin(), stream.end(), [&](const Life* other) { return other->safe <= life.last; });
+      const auto found = std::partition_point(stream.begin(), stream.end(),
+                                              [&](const Life* other) { return other->safe <= life.last; });
       if (found != stream.begin()) life.reach = std::max(life.reach, (*std::prev(found))->opener + 1);
     }
   }
@@ -160,15 +169,17 @@ void measure_live_bytes(const StepProgram& program, const std::vector<Life>& all
 
 enum class First { largest, longest };
 
-// Places every buffer at the lowest offset from `base` on that no conflicting buffer covers; returns the arena's end and the
-// offsets by life. Buffers that live briefly, away from the end of the step (which the next step may overlap), can conflict
-// only with neighbours in issue order: that keeps the cost near linear. The few others are looked at by all.
+// Places every buffer at the lowest offset from `base` on that no conflicting buffer covers; returns the
+// arena's end and the offsets by life. Buffers that live briefly, away from the end of the step (which the
+// next step may overlap), can conflict only with neighbours in issue order: that keeps the cost near linear.
+// The few others are looked at by all.
 int64_t place(const Order& order, const std::vector<Life>& all, OpId ops, int64_t base, First first,
               std::vector<int64_t>& offsets) {
   std::vector<OpId> spans;
   for (const Life& life : all) spans.push_back(life.reach - life.opener);
   std::sort(spans.begin(), spans.end());
-  const OpId window = spans.empty() ? 0 : spans[spans.size() * 31 / 32];  // nearly all are brief by this measure
+  const OpId window =
+      spans.empty() ? 0 : spans[spans.size() * 31 / 32];  // nearly all are brief by this measure
   const OpId tail = ops > 4 * window ? ops - window : 0;
   const auto lives_briefly = [&](const Life& life) {
     return life.reach - life.opener <= window && life.safe_next >= tail && life.last < tail;
@@ -182,7 +193,8 @@ int64_t place(const Order& order, const std::vector<Life>& all, OpId ops, int64_
   std::vector<Placed> brief, lasting;  // in order of their openers
   for (uint32_t i = 0; i < all.size(); ++i) {
     const Life& l = all[i];
-    (lives_briefly(l) ? brief : lasting).push_back({l.opener, l.last, l.safe, l.safe_next, i, kNotHere, l.bytes});
+    (lives_briefly(l) ? brief : lasting)
+        .push_back({l.opener, l.last, l.safe, l.safe_next, i, kNotHere, l.bytes});
   }
   std::vector<Placed*> turn;
   for (Placed& p : brief) turn.push_back(&p);
@@ -216,13 +228,15 @@ int64_t place(const Order& order, const std::vector<Life>& all, OpId ops, int64_
       for (const Placed& other : lasting) visit(other);
       if (lives_briefly(life)) {
         const OpId earliest = life.opener > window ? life.opener - window : 0;
-        auto near = std::partition_point(brief.begin(), brief.end(), [&](const Placed& other) { return other.opener < earliest; });
+        auto near = std::partition_point(brief.begin(), brief.end(),
+                                         [&](const Placed& other) { return other.opener < earliest; });
         for (; near != brief.end() && near->opener < life.reach; ++near) visit(*near);
       } else {
         for (const Placed& other : brief) visit(other);
       }
     };
-    // Layers repeat: one of the two places that the last buffers of this name and size took usually suits this one too.
+    // Layers repeat: one of the two places that the last buffers of this name and size took usually suits
+    // this one too.
     Twins& twins = twins_of.try_emplace({life.label, life.bytes}, Twins{kNotHere, kNotHere}).first->second;
     int64_t at = kNotHere;
     for (const int64_t tried : twins) {

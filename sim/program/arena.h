@@ -1,6 +1,7 @@
-// Static memory planning: every buffer of one space gets an offset in one arena. Two buffers share bytes only when every
-// use of the one has completed before the first use of the other may start, in this step and across to the next one,
-// as the program's dependencies and streams guarantee it: no allocator, no synchronisation of its own.
+// Static memory planning: every buffer of one space gets an offset in one arena. Two buffers share bytes only
+// when every use of the one has completed before the first use of the other may start, in this step and
+// across to the next one, as the program's dependencies and streams guarantee it: no allocator, no
+// synchronisation of its own.
 #pragma once
 #include <array>
 #include <cstdint>
@@ -14,12 +15,13 @@ inline constexpr int64_t kAlignment = 512;  // bytes; PyTorch's allocator rounds
 inline constexpr int64_t kNotHere = -1;
 
 struct Arena {
-  int64_t bytes = 0;                 // size of the arena
-  int64_t live_bytes = 0;            // most bytes of live buffers at any operation, in issue order
-  OpId live_peak = 0;                // there
-  int64_t held_bytes = 0;            // the same, counting what is free but not yet known to be by the streams that open buffers
+  int64_t bytes = 0;       // size of the arena
+  int64_t live_bytes = 0;  // most bytes of live buffers at any operation, in issue order
+  OpId live_peak = 0;      // there
+  int64_t held_bytes =
+      0;  // the same, counting what is free but not yet known to be by the streams that open buffers
   std::array<int64_t, kHolds> live_by_holds{};  // of the live bytes at that operation
-  std::vector<int64_t> offset;       // by buffer; kNotHere: of another space or never used
+  std::vector<int64_t> offset;                  // by buffer; kNotHere: of another space or never used
 };
 
 struct Arenas {
@@ -28,8 +30,8 @@ struct Arenas {
 // Without packing: live and held bytes only; arena bytes are then the held bytes and offsets are missing.
 Arenas plan_arenas(const StepProgram& program, bool pack = true);
 
-// What the planner knows of order: does every use of `before` complete before the first use of `after` starts, within a
-// step (steps_later 0) or in the next one (1)? For tests.
+// What the planner knows of order: does every use of `before` complete before the first use of `after`
+// starts, within a step (steps_later 0) or in the next one (1)? For tests.
 bool ordered(const StepProgram& program, BufferId before, BufferId after, int steps_later);
 
 }  // namespace mop::program

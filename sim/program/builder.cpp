@@ -70,8 +70,9 @@ OpId Builder::op(const OpSpec& spec, std::span<const BufferId> reads, std::span<
     program_.shapes.push_back(spec.shape);
     same_hash.push_back(shape);
   }
-  program_.ops.push_back({spec.kind, spec.stream, phase_, spec.component, layer_, spec.group, spec.kernels, region_,
-                          spec.blocking, spec.eager, spec.routed, shape, static_cast<uint32_t>(program_.uses.size()),
+  program_.ops.push_back({spec.kind, spec.stream, phase_, spec.component, layer_, spec.group, spec.kernels,
+                          region_, spec.blocking, spec.eager, spec.routed, shape,
+                          static_cast<uint32_t>(program_.uses.size()),
                           static_cast<uint32_t>(reads.size() + writes.size())});
 
   auto& clock = clocks_.emplace_back();
@@ -144,7 +145,8 @@ void Builder::carry(OpId first, OpId last) {
       const uint8_t distance = region_ != 0 ? program_.buffers[use.buffer].slots : uint8_t{1};
       // At the end of the step, a pair of one region is left to the region's own distances.
       const auto carried = [&](OpId from) {
-        if (from < first || (region_ == 0 && op.region != 0 && program_.ops[from].region == op.region)) return;
+        if (from < first || (region_ == 0 && op.region != 0 && program_.ops[from].region == op.region))
+          return;
         depend(from, id, distance);
       };
       if (left.writer != kNoOp) carried(left.writer);

@@ -1,6 +1,6 @@
-// Builds a StepProgram. Operations are issued in order; dependencies follow from the buffers that they read and
-// write (read after write, write after read, write after write), across streams, across the rounds of a repeat region
-// and across steps. A lowering never writes an edge by hand.
+// Builds a StepProgram. Operations are issued in order; dependencies follow from the buffers that they read
+// and write (read after write, write after read, write after write), across streams, across the rounds of a
+// repeat region and across steps. A lowering never writes an edge by hand.
 #pragma once
 #include <initializer_list>
 #include <span>
@@ -27,7 +27,8 @@ class Builder {
  public:
   uint16_t group(Axis axis, int64_t size, int64_t stride);
   BufferId buffer(const char* label, int64_t bytes, Holds holds, int layer = -1, Space space = Space::hbm);
-  BufferId persistent(const char* label, int64_t bytes, Holds holds, int layer = -1, Space space = Space::hbm);
+  BufferId persistent(const char* label, int64_t bytes, Holds holds, int layer = -1,
+                      Space space = Space::hbm);
 
   const Buffer& at(BufferId id) const { return program_.buffers[id]; }
 
@@ -42,8 +43,8 @@ class Builder {
   // In a repeat region: scratch that only one stream uses, so that all rounds may share it.
   BufferId scratch(const char* label, int64_t bytes, Holds holds, int layer = -1);
 
-  // Between begin and end: the body of a repeat region. Buffers created inside have two slots, one a round in turn,
-  // so that a round may start while the one before it is still being computed.
+  // Between begin and end: the body of a repeat region. Buffers created inside have two slots, one a round in
+  // turn, so that a round may start while the one before it is still being computed.
   void begin_repeat(int layer);
   void end_repeat();
 
@@ -62,7 +63,8 @@ class Builder {
 
   StepProgram program_;
   std::vector<Access> access_;
-  std::vector<std::array<OpId, kStreams>> clocks_;  // per op: latest op of each stream known to have completed, +1
+  std::vector<std::array<OpId, kStreams>>
+      clocks_;  // per op: latest op of each stream known to have completed, +1
   std::array<OpId, kStreams> last_on_stream_{};
   std::unordered_map<uint64_t, std::vector<uint32_t>> shape_index_;
   Phase phase_ = Phase::forward;

@@ -25,8 +25,8 @@ void write_dot(std::ostream& out, const StepProgram& program) {
   const Graph graph = to_graph(program);
   boost::write_graphviz(out, graph, [&](std::ostream& o, Graph::vertex_descriptor v) {
     const Op& op = program.ops[v];
-    o << fmt::format("[label=\"{}\", style=filled, colorscheme=set312, fillcolor={}]", program.op_name(static_cast<OpId>(v)),
-                     static_cast<int>(op.stream) + 1);
+    o << fmt::format("[label=\"{}\", style=filled, colorscheme=set312, fillcolor={}]",
+                     program.op_name(static_cast<OpId>(v)), static_cast<int>(op.stream) + 1);
   });
 }
 

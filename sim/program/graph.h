@@ -1,5 +1,6 @@
-// The step program as a Boost graph: operations are vertices, dependencies within the step and the order of each stream are
-// edges. For inspection and independent checks; the simulator and the executors walk the program itself.
+// The step program as a Boost graph: operations are vertices, dependencies within the step and the order of
+// each stream are edges. For inspection and independent checks; the simulator and the executors walk the
+// program itself.
 #pragma once
 #include <boost/graph/adjacency_list.hpp>
 #include <ostream>

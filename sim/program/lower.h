@@ -1,5 +1,5 @@
-// Lowering: from a model, a workload and a resolved plan to the program of one rank. All that the product knows of
-// parallelism is in plan/ and in these functions.
+// Lowering: from a model, a workload and a resolved plan to the program of one rank. All that the product
+// knows of parallelism is in plan/ and in these functions.
 #pragma once
 #include <vector>
 
@@ -11,13 +11,13 @@
 
 namespace mop::program {
 
-// Rows that a rank exchanges and computes on one MoE layer, for one micro-batch. Known only at run time in reality;
-// drawn from the workload's routing here. mop programs have the same buffers whatever it says.
+// Rows that a rank exchanges and computes on one MoE layer, for one micro-batch. Known only at run time in
+// reality; drawn from the workload's routing here. mop programs have the same buffers whatever it says.
 struct ExpertLoad {
-  int64_t rounds = 1;                 // streaming rounds that the whole expert group agrees on (mop)
-  int64_t computed = 0;               // rows that this rank computes
-  int64_t sent = 0;                   // rows that its tokens need (tokens x top_k)
-  int64_t experts = 0;                // distinct experts that it computes
+  int64_t rounds = 1;                       // streaming rounds that the whole expert group agrees on (mop)
+  int64_t computed = 0;                     // rows that this rank computes
+  int64_t sent = 0;                         // rows that its tokens need (tokens x top_k)
+  int64_t experts = 0;                      // distinct experts that it computes
   int64_t spilled_in = 0, spilled_out = 0;  // experts whose weights it borrows, lends
   bool operator==(const ExpertLoad&) const = default;
 };
@@ -25,11 +25,11 @@ struct ExpertLoad {
 struct LoweringInput {
   const model::ModelConfig& model;
   const model::Parameters& parameters;
-  const plan::Plan& plan;       // resolved and valid
+  const plan::Plan& plan;  // resolved and valid
   const plan::Layout& layout;
   const plan::Workload& workload;
-  int64_t gpus_per_node = 1;    // host memory is per node
-  int64_t context_rank = 0;     // position in the context-parallel group (unbalanced ring)
+  int64_t gpus_per_node = 1;      // host memory is per node
+  int64_t context_rank = 0;       // position in the context-parallel group (unbalanced ring)
   std::vector<ExpertLoad> loads;  // (L); dense layers' entries are ignored
 };
 

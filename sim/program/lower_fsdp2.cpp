@@ -1,8 +1,8 @@
-// PyTorch FSDP2 (2.11) as it runs, buffer by buffer and kernel by kernel: fp32 shards, one group a block and one root
-// group (embedding, final norm, untied head), bf16 all-gather into a flat buffer and copy-out, the next group prefetched,
-// reshard after forward, bf16 or fp32 reduce-scatter, CPU offload; and TorchTitan's expert, context and tensor
-// parallelism. Facts: design notes gpu.md, "What PyTorch FSDP2 does"; torch.distributed.fsdp's
-// _fsdp_param_group.py (order of waits and of frees).
+// PyTorch FSDP2 (2.11) as it runs, buffer by buffer and kernel by kernel: fp32 shards, one group a block and
+// one root group (embedding, final norm, untied head), bf16 all-gather into a flat buffer and copy-out, the
+// next group prefetched, reshard after forward, bf16 or fp32 reduce-scatter, CPU offload; and TorchTitan's
+// expert, context and tensor parallelism. Facts: design notes gpu.md, "What PyTorch FSDP2 does";
+// torch.distributed.fsdp's _fsdp_param_group.py (order of waits and of frees).
 #include <algorithm>
 
 #include "sim/base/error.h"
@@ -17,25 +17,29 @@ using plan::Runtime;
 
 constexpr int64_t kBf16 = 2, kFp32 = 4;
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int64_t ceil_div(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
 
-// Kernels that eager PyTorch launches for one layer operation, counted in profiles of tests/peers/fsdp2_pytorch.py
-// (reports/measurements/h200x4/fsdp2_profiles.json). A compiled block fuses the element-wise ones.
+// Kernels that eager PyTorch launches for one layer operation, counted in profiles of
+// tests/peers/fsdp2_pytorch.py (reports/measurements/h200x4/fsdp2_profiles.json). A compiled block fuses the
+// element-wise ones.
 namespace eager {
-constexpr int kRmsNorm = 8;          // to fp32, square, mean, add eps, rsqrt, multiply, to bf16, multiply by the weight
+constexpr int kRmsNorm =
+    8;  // to fp32, square, mean, add eps, rsqrt, multiply, to bf16, multiply by the weight
 constexpr int kRmsNormBackward = 16;
-constexpr int kRope = 10;            // q and k: two multiplies, negate, concatenate, add
+constexpr int kRope = 10;  // q and k: two multiplies, negate, concatenate, add
 constexpr int kRopeBackward = 12;
-constexpr int kRouter = 7;           // to fp32, softmax, top-k (2), renormalise, to bf16
+constexpr int kRouter = 7;  // to fp32, softmax, top-k (2), renormalise, to bf16
 constexpr int kRouterBackward = 8;
-constexpr int kSort = 29;            // radix sort of the ids, histogram, offsets
+constexpr int kSort = 29;  // radix sort of the ids, histogram, offsets
 constexpr int kGateMultiply = 2;
 constexpr int kGateMultiplyBackward = 4;
-constexpr int kIndexAdd = 2;         // clear, add
+constexpr int kIndexAdd = 2;  // clear, add
 constexpr int kSwiglu = 2;
 constexpr int kSwigluBackward = 4;
 constexpr int kClampedSwiglu = 7, kClampedSwigluBackward = 18, kExpertBias = 2, kExpertBiasBackward = 3;
-constexpr int kGroupedGemm = 2;      // prepare the problem list, multiply
+constexpr int kGroupedGemm = 2;  // prepare the problem list, multiply
 constexpr int kAttention = 2, kAttentionBackward = 5;
 constexpr int kCrossEntropy = 4, kCrossEntropyBackward = 5;
 constexpr int kEmbeddingBackward = 10;
@@ -53,25 +57,28 @@ class Fsdp2Lowering {
   // One FSDP parameter group: a block, or the root.
   struct Group {
     int layer;
-    int64_t dense = 0, experts = 0;              // parameters of this rank's tp or ep part before FSDP sharding
+    int64_t dense = 0, experts = 0;  // parameters of this rank's tp or ep part before FSDP sharding
     int64_t dense_shard = 0, expert_shard = 0;
-    BufferId shard = kNoBuffer;                  // fp32 parameters: HBM, or the host when offloaded
-    BufferId gradient = kNoBuffer;               // fp32 sharded gradients; made when first reduced
-    BufferId gathered = kNoBuffer;               // flat all-gather output
-    BufferId unsharded = kNoBuffer;              // bf16 parameters that kernels read
+    BufferId shard = kNoBuffer;      // fp32 parameters: HBM, or the host when offloaded
+    BufferId gradient = kNoBuffer;   // fp32 sharded gradients; made when first reduced
+    BufferId gathered = kNoBuffer;   // flat all-gather output
+    BufferId unsharded = kNoBuffer;  // bf16 parameters that kernels read
     BufferId unsharded_gradient = kNoBuffer;
     int64_t parameters() const { return dense + experts; }
     int64_t shards() const { return dense_shard + expert_shard; }
   };
   // What autograd keeps of a block between its forward (or recompute) and its backward.
   struct Saved {
-    BufferId norm1 = kNoBuffer, normed1 = kNoBuffer, latents = kNoBuffer, qk_norm = kNoBuffer, qkv = kNoBuffer,
-             attention = kNoBuffer, lse = kNoBuffer, gathered_kv = kNoBuffer, norm2 = kNoBuffer, normed2 = kNoBuffer,
-             router = kNoBuffer, permuted = kNoBuffer, gate_up = kNoBuffer, act = kNoBuffer, down = kNoBuffer, weighted = kNoBuffer,
+    BufferId norm1 = kNoBuffer, normed1 = kNoBuffer, latents = kNoBuffer, qk_norm = kNoBuffer,
+             qkv = kNoBuffer, attention = kNoBuffer, lse = kNoBuffer, gathered_kv = kNoBuffer,
+             norm2 = kNoBuffer, normed2 = kNoBuffer, router = kNoBuffer, permuted = kNoBuffer,
+             gate_up = kNoBuffer, act = kNoBuffer, down = kNoBuffer, weighted = kNoBuffer,
              shared_gate_up = kNoBuffer, shared_act = kNoBuffer;
   };
 
-  BufferId buffer(const char* label, int64_t bytes, Holds holds) { return b_.buffer(label, bytes, holds, layer_); }
+  BufferId buffer(const char* label, int64_t bytes, Holds holds) {
+    return b_.buffer(label, bytes, holds, layer_);
+  }
   BufferId event() { return b_.buffer("event", 0, Holds::other_activations, layer_); }
   void at(Phase phase, int layer) {
     phase_ = phase;
@@ -79,16 +86,19 @@ class Fsdp2Lowering {
     b_.at(phase, layer);
   }
 
-  // A memory-bound operation over `elements` and the bytes an element that one fused kernel moves. Inside a compiled block it
-  // is that kernel, unless PyTorch has it as an operation of its own (`always_eager`).
+  // A memory-bound operation over `elements` and the bytes an element that one fused kernel moves. Inside a
+  // compiled block it is that kernel, unless PyTorch has it as an operation of its own (`always_eager`).
   struct Traffic {
     double read, written;
   };
-  void kernel(OpKind kind, Component part, int64_t elements, Traffic t, int kernels, std::initializer_list<BufferId> reads,
-              std::initializer_list<BufferId> writes, bool always_eager = false) {
+  void kernel(OpKind kind, Component part, int64_t elements, Traffic t, int kernels,
+              std::initializer_list<BufferId> reads, std::initializer_list<BufferId> writes,
+              bool always_eager = false) {
     const bool fused = compiled() && layer_ >= 0 && layer_ < c_.layers && !always_eager;
     const double n = static_cast<double>(elements);
-    OpSpec spec{kind, Stream::compute, part,
+    OpSpec spec{kind,
+                Stream::compute,
+                part,
                 {{elements, static_cast<int64_t>(n * t.read), static_cast<int64_t>(n * t.written)}}};
     spec.kernels = static_cast<uint16_t>(fused ? 1 : kernels);
     spec.eager = !fused;
@@ -111,14 +121,15 @@ class Fsdp2Lowering {
     b_.op(spec, reads, writes);
   }
   void collective(OpKind kind, Stream stream, Component part, uint16_t group, int64_t bytes,
-                  std::initializer_list<BufferId> reads, std::initializer_list<BufferId> writes, int64_t received = 0) {
+                  std::initializer_list<BufferId> reads, std::initializer_list<BufferId> writes,
+                  int64_t received = 0) {
     b_.op({kind, stream, part, {{bytes, received}}, group}, reads, writes);
   }
 
   void make_groups();
   Group make_group(int layer, int64_t dense, int64_t experts);
-  void unshard(Group& g);         // all-gather, ahead of use
-  void wait_unshard(Group& g);    // copy-out, when needed
+  void unshard(Group& g);       // all-gather, ahead of use
+  void wait_unshard(Group& g);  // copy-out, when needed
   void reshard(Group& g);
   void reduce_gradients(Group& g);
 
@@ -128,8 +139,8 @@ class Fsdp2Lowering {
   void block_backward(int layer, BufferId x, const Saved& s, BufferId d_out, BufferId d_in);
   void attention_forward(int layer, Saved& s, const Group& g, BufferId mid);
   void attention_backward(int layer, const Saved& s, const Group& g, BufferId d_mid, BufferId d_normed);
-  void attend(OpKind kind, int layer, std::initializer_list<BufferId> reads, std::initializer_list<BufferId> writes,
-              BufferId kv);
+  void attend(OpKind kind, int layer, std::initializer_list<BufferId> reads,
+              std::initializer_list<BufferId> writes, BufferId kv);
   // Expert parallelism splits tokens over tp and experts over ep; without it tp splits each expert.
   struct RoutedWork {
     bool parallel;
@@ -138,8 +149,12 @@ class Fsdp2Lowering {
   RoutedWork routed_work(int layer) const {
     const bool parallel = expert_ != kNoGroup;
     const int64_t tokens = parallel ? n_ : t_, sent = tokens * c_.top_k;
-    return {parallel, tokens, sent, parallel ? in_.loads[static_cast<size_t>(layer)].computed : sent,
-            c_.expert_intermediate / (parallel ? 1 : plan_.tensor), c_.experts / layout_.expert.size};
+    return {parallel,
+            tokens,
+            sent,
+            parallel ? in_.loads[static_cast<size_t>(layer)].computed : sent,
+            c_.expert_intermediate / (parallel ? 1 : plan_.tensor),
+            c_.experts / layout_.expert.size};
   }
   void moe_forward(int layer, Saved& s, const Group& g, BufferId normed, BufferId y);
   void moe_backward(int layer, const Saved& s, const Group& g, BufferId d_y, BufferId d_normed);
@@ -147,11 +162,16 @@ class Fsdp2Lowering {
   void optimizer();
 
   int64_t heads() const { return c_.heads / plan_.tensor; }
-  int64_t kv_heads() const { return c_.attention == model::Attention::mla ? heads() : c_.kv_heads / plan_.tensor; }
+  int64_t kv_heads() const {
+    return c_.attention == model::Attention::mla ? heads() : c_.kv_heads / plan_.tensor;
+  }
   int64_t q_width() const { return heads() * c_.qk_dim(); }
   int64_t kv_width() const { return kv_heads() * (c_.qk_dim() + c_.v_dim()); }
-  // Recompute ends with the last tensor that backward needs, before the index-add; a compiled block runs through.
-  bool recompute_ends_early() const { return phase_ == Phase::recompute && !compiled() && c_.shared_intermediate == 0; }
+  // Recompute ends with the last tensor that backward needs, before the index-add; a compiled block runs
+  // through.
+  bool recompute_ends_early() const {
+    return phase_ == Phase::recompute && !compiled() && c_.shared_intermediate == 0;
+  }
   bool clamped() const { return c_.activation == model::Activation::clamped_swiglu; }
   bool compiled() const { return plan_.runtime == Runtime::compiled; }
 
@@ -161,20 +181,22 @@ class Fsdp2Lowering {
   const plan::Layout& layout_;
   Builder b_;
 
-  int64_t t_ = 0;    // tokens that the attention of a tensor-parallel group works on
-  int64_t n_ = 0;    // tokens of the rank's residual stream: t / tp
-  uint16_t shard_ = kNoGroup, replicas_ = kNoGroup, tensor_ = kNoGroup, context_ = kNoGroup, expert_ = kNoGroup,
-           expert_shards_ = kNoGroup, world_ = kNoGroup;
+  int64_t t_ = 0;  // tokens that the attention of a tensor-parallel group works on
+  int64_t n_ = 0;  // tokens of the rank's residual stream: t / tp
+  uint16_t shard_ = kNoGroup, replicas_ = kNoGroup, tensor_ = kNoGroup, context_ = kNoGroup,
+           expert_ = kNoGroup, expert_shards_ = kNoGroup, world_ = kNoGroup;
   std::vector<Group> blocks_;
   Group root_;
-  std::vector<BufferId> inputs_;      // (L + 1) block inputs: what checkpointing keeps
-  std::vector<Saved> saved_;          // without checkpointing
+  std::vector<BufferId> inputs_;  // (L + 1) block inputs: what checkpointing keeps
+  std::vector<Saved> saved_;      // without checkpointing
   BufferId states_ = kNoBuffer, norm_ = kNoBuffer;
   BufferId d_x_ = kNoBuffer, embedding_gradient_ = kNoBuffer;
-  BufferId held_gather_ = kNoBuffer;  // forward: the previous group's all-gather output, freed at the next copy-out
-  BufferId copied_out_ = kNoBuffer;   // event: the copy-out that the next all-gather waits for
-  BufferId copied_in_ = kNoBuffer;    // event: the last cast of a shard into an all-gather output
-  BufferId copying_out_ = kNoBuffer;  // event: the last copy-out, for the all-gather after the next in forward
+  BufferId held_gather_ =
+      kNoBuffer;  // forward: the previous group's all-gather output, freed at the next copy-out
+  BufferId copied_out_ = kNoBuffer;  // event: the copy-out that the next all-gather waits for
+  BufferId copied_in_ = kNoBuffer;   // event: the last cast of a shard into an all-gather output
+  BufferId copying_out_ =
+      kNoBuffer;  // event: the last copy-out, for the all-gather after the next in forward
   BufferId held_reduce_ = kNoBuffer;  // reduce-scatter input kept until the next group's
   BufferId reduced_ = kNoBuffer;      // event: that reduce-scatter is done
   BufferId downloaded_ = kNoBuffer;   // event: its gradients are on the host
@@ -212,8 +234,9 @@ Fsdp2Lowering::Group Fsdp2Lowering::make_group(int layer, int64_t dense, int64_t
   return g;
 }
 
-// _fsdp_param_group.unshard: copy-in (cast to bf16 into this rank's part of the flat output) and all-gather, on their own
-// stream. It waits for the copy-out before the last one (the event that the all-gather streams wait on).
+// _fsdp_param_group.unshard: copy-in (cast to bf16 into this rank's part of the flat output) and all-gather,
+// on their own stream. It waits for the copy-out before the last one (the event that the all-gather streams
+// wait on).
 void Fsdp2Lowering::unshard(Group& g) {
   if (g.gathered != kNoBuffer || g.unsharded != kNoBuffer) return;
   const int64_t bytes = kBf16 * g.parameters();
@@ -224,10 +247,14 @@ void Fsdp2Lowering::unshard(Group& g) {
     std::vector<BufferId> reads{g.shard};
     if (copied_out_ != kNoBuffer) reads.push_back(copied_out_);
     if (copied_in_ != kNoBuffer) reads.push_back(copied_in_);
-    b_.op({OpKind::copy_h2d, Stream::h2d, Component::weights, {{kFp32 * g.shards()}}}, reads, std::array{source});
+    b_.op({OpKind::copy_h2d, Stream::h2d, Component::weights, {{kFp32 * g.shards()}}}, reads,
+          std::array{source});
   }
   g.gathered = buffer("all_gather_output", bytes, Holds::gathered_weights);
-  OpSpec cast{OpKind::cast, Stream::gather, Component::weights, {{g.shards(), kFp32 * g.shards(), kBf16 * g.shards()}}};
+  OpSpec cast{OpKind::cast,
+              Stream::gather,
+              Component::weights,
+              {{g.shards(), kFp32 * g.shards(), kBf16 * g.shards()}}};
   cast.kernels = eager::kShardCopyIn;
   cast.eager = true;
   copied_in_ = event();
@@ -236,19 +263,23 @@ void Fsdp2Lowering::unshard(Group& g) {
   else
     b_.op(cast, {source}, {g.gathered, copied_in_});
   if (shard_ != kNoGroup)
-    collective(OpKind::all_gather, Stream::gather, Component::weights, shard_, kBf16 * g.dense, {}, {g.gathered});
+    collective(OpKind::all_gather, Stream::gather, Component::weights, shard_, kBf16 * g.dense, {},
+               {g.gathered});
   if (g.experts > 0 && expert_shards_ != kNoGroup)
-    collective(OpKind::all_gather, Stream::gather, Component::weights, expert_shards_, kBf16 * g.experts, {}, {g.gathered});
+    collective(OpKind::all_gather, Stream::gather, Component::weights, expert_shards_, kBf16 * g.experts, {},
+               {g.gathered});
 }
 
-// _fsdp_param_group.wait_for_unshard: the compute stream waits, splits the flat output into parameters; in forward the
-// previous group's flat output is freed only now, so that its copy-out overlaps this all-gather.
+// _fsdp_param_group.wait_for_unshard: the compute stream waits, splits the flat output into parameters; in
+// forward the previous group's flat output is freed only now, so that its copy-out overlaps this all-gather.
 void Fsdp2Lowering::wait_unshard(Group& g) {
   if (g.unsharded != kNoBuffer) return;
   ensure(g.gathered != kNoBuffer, "a group is gathered before it is used");
   g.unsharded = buffer("unsharded_parameters", kBf16 * g.parameters(), Holds::gathered_weights);
   const BufferId done = event();
-  OpSpec split{OpKind::copy, Stream::compute, Component::weights,
+  OpSpec split{OpKind::copy,
+               Stream::compute,
+               Component::weights,
                {{g.parameters(), kBf16 * g.parameters(), kBf16 * g.parameters()}}};
   split.kernels = eager::kCopyOut;
   split.eager = true;
@@ -260,16 +291,22 @@ void Fsdp2Lowering::wait_unshard(Group& g) {
   g.gathered = kNoBuffer;
 }
 
-void Fsdp2Lowering::reshard(Group& g) { g.unsharded = kNoBuffer; }
+void Fsdp2Lowering::reshard(Group& g) {
+  g.unsharded = kNoBuffer;
+}
 
-// _fsdp_param_group.post_backward and foreach_reduce: wait for the previous reduce-scatter and free its input, copy the
-// unsharded gradients into the input, reduce-scatter, cast to fp32 (and accumulate); offloaded: copy down.
+// _fsdp_param_group.post_backward and foreach_reduce: wait for the previous reduce-scatter and free its
+// input, copy the unsharded gradients into the input, reduce-scatter, cast to fp32 (and accumulate);
+// offloaded: copy down.
 void Fsdp2Lowering::reduce_gradients(Group& g) {
   const bool narrow = plan_.reduce == plan::Reduce::bf16;
   const int64_t unit = narrow ? kBf16 : kFp32;
   reshard(g);
   const BufferId input = buffer("reduce_scatter_input", unit * g.parameters(), Holds::unsharded_gradients);
-  OpSpec copy_in{OpKind::concatenate, Stream::compute, Component::weights, {{g.parameters(), kBf16 * g.parameters(), unit * g.parameters()}}};
+  OpSpec copy_in{OpKind::concatenate,
+                 Stream::compute,
+                 Component::weights,
+                 {{g.parameters(), kBf16 * g.parameters(), unit * g.parameters()}}};
   copy_in.kernels = eager::kChunkCat;
   copy_in.eager = true;
   std::vector<BufferId> gradients{g.unsharded_gradient};
@@ -286,7 +323,8 @@ void Fsdp2Lowering::reduce_gradients(Group& g) {
   if (shard_ != kNoGroup) reduce(shard_, g.dense);
   if (g.experts > 0 && expert_shards_ != kNoGroup) reduce(expert_shards_, g.experts);
   if (replicas_ != kNoGroup)
-    collective(OpKind::all_reduce, Stream::gather, Component::weights, replicas_, unit * g.shards(), {}, {output});
+    collective(OpKind::all_reduce, Stream::gather, Component::weights, replicas_, unit * g.shards(), {},
+               {output});
   const bool fresh = g.gradient == kNoBuffer;
   BufferId target = g.gradient;
   if (fresh)
@@ -294,14 +332,17 @@ void Fsdp2Lowering::reduce_gradients(Group& g) {
                            plan_.offloaded() ? Space::host : Space::hbm);
   target = g.gradient;
   if (plan_.offloaded()) target = buffer("reduced_gradients_fp32", kFp32 * g.shards(), Holds::gradients);
-  OpSpec cast{OpKind::cast, Stream::gather, Component::weights,
+  OpSpec cast{OpKind::cast,
+              Stream::gather,
+              Component::weights,
               {{g.shards(), unit * g.shards() + (fresh ? 0 : kFp32 * g.shards()), kFp32 * g.shards()}}};
   cast.kernels = 1;
   cast.eager = true;
   b_.op(cast, {output, input}, {target});
   if (plan_.offloaded()) {
     downloaded_ = event();
-    b_.op({OpKind::copy_d2h, Stream::d2h, Component::weights, {{kFp32 * g.shards()}}}, {target}, {g.gradient, downloaded_});
+    b_.op({OpKind::copy_d2h, Stream::d2h, Component::weights, {{kFp32 * g.shards()}}}, {target},
+          {g.gradient, downloaded_});
   }
   held_reduce_ = input;
   g.unsharded_gradient = kNoBuffer;
@@ -318,17 +359,26 @@ void Fsdp2Lowering::embed_backward() {
   const int64_t elements = c_.vocab * c_.hidden / plan_.tensor;
   // Sort of the ids and a scatter into a cleared table, which a tied head's gradient is added to.
   embedding_gradient_ = buffer("embedding_gradient", kBf16 * elements, Holds::unsharded_gradients);
-  kernel(OpKind::embedding_bwd, Component::embedding, elements, {2, 4}, eager::kEmbeddingBackward, {d_x_}, {embedding_gradient_});
+  kernel(OpKind::embedding_bwd, Component::embedding, elements, {2, 4}, eager::kEmbeddingBackward, {d_x_},
+         {embedding_gradient_});
 }
 
 // ---- attention ----
 
-// Forward or backward kernels of one rank's attention: one call, or the steps of the ring with K and V travelling.
+// Forward or backward kernels of one rank's attention: one call, or the steps of the ring with K and V
+// travelling.
 void Fsdp2Lowering::attend(OpKind kind, int layer, std::initializer_list<BufferId> reads,
                            std::initializer_list<BufferId> writes, BufferId kv) {
   const int64_t window = plan_.windows ? c_.window[static_cast<size_t>(layer)] : 0;
-  AttentionShape shape{in_.workload.sequences, in_.workload.context, in_.workload.context, heads(), kv_heads(),
-                       c_.qk_dim(), c_.v_dim(), 1, window};
+  AttentionShape shape{in_.workload.sequences,
+                       in_.workload.context,
+                       in_.workload.context,
+                       heads(),
+                       kv_heads(),
+                       c_.qk_dim(),
+                       c_.v_dim(),
+                       1,
+                       window};
   const int64_t cp = plan_.context;
   const auto op = [&](BufferId keys_values) {
     OpSpec spec{kind, Stream::compute, Component::attention, shape.shape()};
@@ -340,7 +390,8 @@ void Fsdp2Lowering::attend(OpKind kind, int layer, std::initializer_list<BufferI
   if (cp == 1) return op(kv);
   const int64_t part = in_.workload.context / cp;
   const int64_t kv_bytes = kBf16 * in_.workload.sequences * part * kv_width();
-  const int64_t traffic = kind == OpKind::attention_fwd ? kv_bytes : 2 * kv_bytes;  // backward: their gradients travel too
+  const int64_t traffic =
+      kind == OpKind::attention_fwd ? kv_bytes : 2 * kv_bytes;  // backward: their gradients travel too
   shape.q_len = shape.kv_len = part;
   // Two blocks in turn: the one after the next waits for the work on this one.
   std::array<BufferId, 2> ring{};
@@ -350,14 +401,16 @@ void Fsdp2Lowering::attend(OpKind kind, int layer, std::initializer_list<BufferI
     const BufferId now = kv;
     if (step + 1 < cp) {
       kv = ring[static_cast<size_t>(step % 2)];
-      collective(OpKind::send_recv, Stream::sequence, Component::attention, context_, traffic, {now}, {kv}, traffic);
+      collective(OpKind::send_recv, Stream::sequence, Component::attention, context_, traffic, {now}, {kv},
+                 traffic);
     }
-    // Balanced: every step but the first has half of a block's pairs on every rank. Unbalanced: rank r attends fully to the
-    // r blocks before its own, and waits through the others' steps without work.
+    // Balanced: every step but the first has half of a block's pairs on every rank. Unbalanced: rank r
+    // attends fully to the r blocks before its own, and waits through the others' steps without work.
     if (step > 0) {
       shape.causal = shape.window = 0;
       shape.kv_len = plan_.balanced_ring ? part / 2 : part;
-      if (window > 0) shape.kv_len = std::min(shape.kv_len, window - (step - 1) * part);  // blocks within the window
+      if (window > 0)
+        shape.kv_len = std::min(shape.kv_len, window - (step - 1) * part);  // blocks within the window
     }
     if ((plan_.balanced_ring || step <= in_.context_rank) && shape.kv_len > 0)
       op(now);
@@ -379,7 +432,8 @@ void Fsdp2Lowering::attention_forward(int layer, Saved& s, const Group& g, Buffe
   s.qkv = buffer("qkv", kBf16 * t_ * qkv, Holds::attention_activations);
   if (c_.attention == model::Attention::mla) {
     const int64_t q_lora = c_.q_lora_rank, kv = c_.kv_lora_rank + c_.qk_rope_dim;
-    s.latents = buffer("latents", t_ * (q_lora + kv) * (compiled() ? kBf16 : kBf16 + kFp32 + kBf16), Holds::attention_activations);
+    s.latents = buffer("latents", t_ * (q_lora + kv) * (compiled() ? kBf16 : kBf16 + kFp32 + kBf16),
+                       Holds::attention_activations);
     if (q_lora > 0) {
       gemm(part, t_, q_lora, h, {normed, w}, {s.latents});
       kernel(OpKind::rms_norm, part, t_ * q_lora, {2, 2}, eager::kRmsNorm, {w}, {s.latents});
@@ -395,7 +449,8 @@ void Fsdp2Lowering::attention_forward(int layer, Saved& s, const Group& g, Buffe
   }
   const int64_t qk = t_ * (heads() + kv_heads()) * c_.qk_dim();
   if (c_.qk_norm != model::QkNorm::none) {
-    s.qk_norm = buffer("qk_norm_saved", qk * (compiled() ? kBf16 : kFp32 + kBf16), Holds::attention_activations);
+    s.qk_norm =
+        buffer("qk_norm_saved", qk * (compiled() ? kBf16 : kFp32 + kBf16), Holds::attention_activations);
     kernel(OpKind::rms_norm, part, qk, {2, 2}, 2 * eager::kRmsNorm, {s.qkv, w}, {s.qkv, s.qk_norm});
   }
   const BufferId rotated = buffer("rotated", kBf16 * qk, Holds::attention_activations);
@@ -413,7 +468,8 @@ void Fsdp2Lowering::attention_forward(int layer, Saved& s, const Group& g, Buffe
   }
 }
 
-void Fsdp2Lowering::attention_backward(int layer, const Saved& s, const Group& g, BufferId d_mid, BufferId d_normed) {
+void Fsdp2Lowering::attention_backward(int layer, const Saved& s, const Group& g, BufferId d_mid,
+                                       BufferId d_normed) {
   const Component part = Component::attention;
   const int64_t h = c_.hidden, o = heads() * c_.v_dim();
   const BufferId w = g.unsharded, dw = g.unsharded_gradient;
@@ -425,28 +481,33 @@ void Fsdp2Lowering::attention_backward(int layer, const Saved& s, const Group& g
   const BufferId d_attention = buffer("attention_gradient", kBf16 * t_ * o, Holds::attention_activations);
   gemm(part, t_, o, h, {d_out, w}, {d_attention});
   gemm(part, o, h, t_, {s.attention, d_out}, {dw});
-  const BufferId d_qkv = buffer("qkv_gradient", kBf16 * t_ * (q_width() + kv_width()), Holds::attention_activations);
+  const BufferId d_qkv =
+      buffer("qkv_gradient", kBf16 * t_ * (q_width() + kv_width()), Holds::attention_activations);
   attend(OpKind::attention_bwd, layer, {s.qkv, s.attention, s.lse, d_attention}, {d_qkv}, s.qkv);
   const int64_t qk = t_ * (heads() + kv_heads()) * c_.qk_dim();
   const BufferId unrotated = buffer("unrotated_gradient", kBf16 * qk, Holds::attention_activations);
   kernel(OpKind::rope_bwd, part, qk, {2, 2}, eager::kRopeBackward, {d_qkv}, {unrotated});
   if (c_.qk_norm != model::QkNorm::none)
-    kernel(OpKind::rms_norm_bwd, part, qk, {6, 2}, 2 * eager::kRmsNormBackward, {unrotated, s.qk_norm, w}, {d_qkv, dw});
+    kernel(OpKind::rms_norm_bwd, part, qk, {6, 2}, 2 * eager::kRmsNormBackward, {unrotated, s.qk_norm, w},
+           {d_qkv, dw});
   else
     alias(unrotated, d_qkv);
   BufferId d_x = d_normed;
-  if (tensor_ != kNoGroup) d_x = buffer("normed_gradient_partial", kBf16 * t_ * h, Holds::attention_activations);
+  if (tensor_ != kNoGroup)
+    d_x = buffer("normed_gradient_partial", kBf16 * t_ * h, Holds::attention_activations);
   const auto linear = [&](int64_t out, int64_t in, BufferId x, BufferId d_in) {
     gemm(part, t_, in, out, {d_qkv, w}, {d_in});
     gemm(part, out, in, t_, {d_qkv, x}, {dw});
   };
   if (c_.attention == model::Attention::mla) {
     const int64_t q_lora = c_.q_lora_rank, kv = c_.kv_lora_rank + c_.qk_rope_dim;
-    const BufferId d_latents = buffer("latents_gradient", kBf16 * t_ * (q_lora + kv), Holds::attention_activations);
+    const BufferId d_latents =
+        buffer("latents_gradient", kBf16 * t_ * (q_lora + kv), Holds::attention_activations);
     linear(heads() * (c_.qk_nope_dim + c_.v_dim()), c_.kv_lora_rank, s.latents, d_latents);
-    linear(q_width(), q_lora > 0 ? q_lora : h, q_lora > 0 ? s.latents : s.normed1, q_lora > 0 ? d_latents : d_x);
-    kernel(OpKind::rms_norm_bwd, part, t_ * (q_lora + kv), {6, 2}, (q_lora > 0 ? 2 : 1) * eager::kRmsNormBackward,
-           {s.latents, w}, {d_latents, dw});
+    linear(q_width(), q_lora > 0 ? q_lora : h, q_lora > 0 ? s.latents : s.normed1,
+           q_lora > 0 ? d_latents : d_x);
+    kernel(OpKind::rms_norm_bwd, part, t_ * (q_lora + kv), {6, 2},
+           (q_lora > 0 ? 2 : 1) * eager::kRmsNormBackward, {s.latents, w}, {d_latents, dw});
     if (q_lora > 0) linear(q_lora, h, s.normed1, d_x);
     linear(kv, h, s.normed1, d_x);
   } else {
@@ -467,7 +528,8 @@ void Fsdp2Lowering::moe_forward(int layer, Saved& s, const Group& g, BufferId no
   const int64_t h = c_.hidden;
   const BufferId w = g.unsharded;
 
-  s.router = buffer("router_saved", tokens * (2 * kFp32 * c_.experts + 3 * 8 * c_.top_k), Holds::other_activations);
+  s.router =
+      buffer("router_saved", tokens * (2 * kFp32 * c_.experts + 3 * 8 * c_.top_k), Holds::other_activations);
   gemm(Component::router, tokens, c_.experts, h, {normed, w}, {s.router});
   kernel(OpKind::topk, Component::router, tokens * c_.experts, {4, 1}, eager::kRouter, {}, {s.router});
   kernel(OpKind::sort, Component::router, sent, {64, 64}, eager::kSort, {}, {s.router}, true);
@@ -477,18 +539,25 @@ void Fsdp2Lowering::moe_forward(int layer, Saved& s, const Group& g, BufferId no
     kernel(OpKind::permute, part, sent * h, {2, 2}, 1, {normed, s.router}, {send});
     // The split sizes are read on the CPU before the exchange can be launched.
     const BufferId counts = buffer("counts", 8 * c_.experts, Holds::expert_exchange);
-    OpSpec exchange{OpKind::all_to_all, Stream::dispatch, Component::router, {{8 * c_.experts, 8 * c_.experts}}, expert_};
+    OpSpec exchange{
+        OpKind::all_to_all, Stream::dispatch, Component::router, {{8 * c_.experts, 8 * c_.experts}}, expert_};
     exchange.blocking = true;
     b_.op(exchange, {s.router}, {counts});
     const BufferId arrived = buffer("dispatched", kBf16 * rows * h, Holds::expert_exchange);
-    collective(OpKind::all_to_all, Stream::dispatch, part, expert_, kBf16 * sent * h, {send, counts}, {arrived}, kBf16 * rows * h);
+    collective(OpKind::all_to_all, Stream::dispatch, part, expert_, kBf16 * sent * h, {send, counts},
+               {arrived}, kBf16 * rows * h);
     kernel(OpKind::permute, part, rows * h, {2, 2}, 1, {arrived}, {s.permuted});  // by expert
   } else {
     kernel(OpKind::permute, part, rows * h, {2, 2}, 1, {normed, s.router}, {s.permuted});
   }
   s.gate_up = buffer("expert_gate_up", kBf16 * rows * 2 * i, Holds::expert_activations);
   // Eager keeps silu(gate) too; clamped: both clamped halves, the sigmoid and the product.
-  s.act = buffer("expert_swiglu", kBf16 * rows * i * (compiled() ? 1 : clamped() ? 5 : 2), Holds::expert_activations);
+  s.act = buffer("expert_swiglu",
+                 kBf16 * rows * i *
+                     (compiled()  ? 1
+                      : clamped() ? 5
+                                  : 2),
+                 Holds::expert_activations);
   s.down = buffer("expert_output", kBf16 * rows * h, Holds::expert_activations);
   grouped(rows, 2 * i, h, experts, {s.permuted, w}, {s.gate_up});
   if (c_.expert_bias) {
@@ -508,7 +577,8 @@ void Fsdp2Lowering::moe_forward(int layer, Saved& s, const Group& g, BufferId no
     const BufferId ordered = buffer("combine_send", kBf16 * rows * h, Holds::expert_exchange);
     const BufferId home = buffer("combined", kBf16 * sent * h, Holds::expert_exchange);
     kernel(OpKind::permute, part, rows * h, {2, 2}, 1, {s.down}, {ordered});
-    collective(OpKind::all_to_all, Stream::dispatch, part, expert_, kBf16 * rows * h, {ordered}, {home}, kBf16 * sent * h);
+    collective(OpKind::all_to_all, Stream::dispatch, part, expert_, kBf16 * rows * h, {ordered}, {home},
+               kBf16 * sent * h);
     s.down = home;  // what the gate multiply saves
   }
   s.weighted = buffer("weighted", kBf16 * sent * h, Holds::expert_activations);
@@ -518,10 +588,12 @@ void Fsdp2Lowering::moe_forward(int layer, Saved& s, const Group& g, BufferId no
   if (c_.shared_intermediate > 0) {
     const int64_t width = c_.shared_intermediate / plan_.tensor;
     s.shared_gate_up = buffer("shared_gate_up", kBf16 * t_ * 2 * width, Holds::other_activations);
-    s.shared_act = buffer("shared_swiglu", kBf16 * t_ * width * (compiled() ? 1 : 2), Holds::other_activations);
+    s.shared_act =
+        buffer("shared_swiglu", kBf16 * t_ * width * (compiled() ? 1 : 2), Holds::other_activations);
     gemm(Component::shared_experts, t_, width, h, {normed, w}, {s.shared_gate_up});
     gemm(Component::shared_experts, t_, width, h, {normed, w}, {s.shared_gate_up});
-    kernel(OpKind::swiglu, Component::shared_experts, t_ * width, {4, 2}, eager::kSwiglu, {s.shared_gate_up}, {s.shared_act});
+    kernel(OpKind::swiglu, Component::shared_experts, t_ * width, {4, 2}, eager::kSwiglu, {s.shared_gate_up},
+           {s.shared_act});
     gemm(Component::shared_experts, t_, h, width, {s.shared_act, w}, {y});
     kernel(OpKind::add, Component::shared_experts, t_ * h, {4, 2}, 1, {y}, {y});
   }
@@ -537,10 +609,12 @@ void Fsdp2Lowering::moe_backward(int layer, const Saved& s, const Group& g, Buff
     const Component shared = Component::shared_experts;
     const int64_t width = c_.shared_intermediate / plan_.tensor;
     const BufferId d_act = buffer("shared_swiglu_gradient", kBf16 * t_ * width, Holds::other_activations);
-    const BufferId d_gate_up = buffer("shared_gate_up_gradient", kBf16 * t_ * 2 * width, Holds::other_activations);
+    const BufferId d_gate_up =
+        buffer("shared_gate_up_gradient", kBf16 * t_ * 2 * width, Holds::other_activations);
     gemm(shared, t_, width, h, {d_y, w}, {d_act});
     gemm(shared, width, h, t_, {s.shared_act, d_y}, {dw});
-    kernel(OpKind::swiglu_bwd, shared, t_ * width, {6, 4}, eager::kSwigluBackward, {s.shared_gate_up, d_act}, {d_gate_up});
+    kernel(OpKind::swiglu_bwd, shared, t_ * width, {6, 4}, eager::kSwigluBackward, {s.shared_gate_up, d_act},
+           {d_gate_up});
     gemm(shared, t_, h, 2 * width, {d_gate_up, w}, {d_normed});
     gemm(shared, 2 * width, h, t_, {d_gate_up, s.normed2}, {dw});
   }
@@ -553,25 +627,32 @@ void Fsdp2Lowering::moe_backward(int layer, const Saved& s, const Group& g, Buff
     kernel(OpKind::permute, part, sent * h, {2, 2}, 1, {d_y, s.router, s.weighted}, {d_weighted});
   BufferId d_down = buffer("expert_output_gradient", kBf16 * sent * h, Holds::expert_activations);
   // The gate's gradient is the row sum of a product as large as the rows, which eager PyTorch writes out.
-  const BufferId product = buffer("gate_product", compiled() ? 0 : kBf16 * sent * h, Holds::expert_activations);
-  kernel(OpKind::scale_bwd, part, sent * h, {4, 2}, eager::kGateMultiplyBackward, {d_weighted, s.down, s.router}, {d_down, product});
+  const BufferId product =
+      buffer("gate_product", compiled() ? 0 : kBf16 * sent * h, Holds::expert_activations);
+  kernel(OpKind::scale_bwd, part, sent * h, {4, 2}, eager::kGateMultiplyBackward,
+         {d_weighted, s.down, s.router}, {d_down, product});
   if (parallel) {
     const BufferId arrived = buffer("dispatched", kBf16 * rows * h, Holds::expert_exchange);
-    collective(OpKind::all_to_all, Stream::dispatch, part, expert_, kBf16 * sent * h, {d_down}, {arrived}, kBf16 * rows * h);
+    collective(OpKind::all_to_all, Stream::dispatch, part, expert_, kBf16 * sent * h, {d_down}, {arrived},
+               kBf16 * rows * h);
     const BufferId ordered = buffer("permuted_gradient", kBf16 * rows * h, Holds::expert_activations);
     kernel(OpKind::permute, part, rows * h, {2, 2}, 1, {arrived}, {ordered});
     d_down = ordered;
   }
   if (c_.expert_bias)
-    kernel(OpKind::expert_bias_bwd, part, rows * h, {2, 0.01}, eager::kExpertBiasBackward, {d_down}, {dw}, true);
+    kernel(OpKind::expert_bias_bwd, part, rows * h, {2, 0.01}, eager::kExpertBiasBackward, {d_down}, {dw},
+           true);
   const BufferId d_act = buffer("expert_swiglu_gradient", kBf16 * rows * i, Holds::expert_activations);
   grouped(rows, i, h, experts, {d_down, w}, {d_act});
   grouped(rows, h, i, experts, {s.act, d_down}, {dw});
-  const BufferId d_gate_up = buffer("expert_gate_up_gradient", kBf16 * rows * 2 * i, Holds::expert_activations);
+  const BufferId d_gate_up =
+      buffer("expert_gate_up_gradient", kBf16 * rows * 2 * i, Holds::expert_activations);
   kernel(clamped() ? OpKind::clamped_swiglu_bwd : OpKind::swiglu_bwd, part, rows * i, {6, 4},
-         clamped() ? eager::kClampedSwigluBackward : eager::kSwigluBackward, {s.gate_up, s.act, d_act}, {d_gate_up});
+         clamped() ? eager::kClampedSwigluBackward : eager::kSwigluBackward, {s.gate_up, s.act, d_act},
+         {d_gate_up});
   if (c_.expert_bias)
-    kernel(OpKind::expert_bias_bwd, part, rows * 2 * i, {2, 0.01}, eager::kExpertBiasBackward, {d_gate_up}, {dw}, true);
+    kernel(OpKind::expert_bias_bwd, part, rows * 2 * i, {2, 0.01}, eager::kExpertBiasBackward, {d_gate_up},
+           {dw}, true);
   const BufferId d_permuted = buffer("expert_input_gradient", kBf16 * rows * h, Holds::expert_activations);
   grouped(rows, h, 2 * i, experts, {d_gate_up, w}, {d_permuted});
   grouped(rows, 2 * i, h, experts, {s.permuted, d_gate_up}, {dw});
@@ -580,11 +661,13 @@ void Fsdp2Lowering::moe_backward(int layer, const Saved& s, const Group& g, Buff
     const BufferId ordered = buffer("combine_send", kBf16 * rows * h, Holds::expert_exchange);
     d_rows = buffer("combined", kBf16 * sent * h, Holds::expert_exchange);
     kernel(OpKind::permute, part, rows * h, {2, 2}, 1, {d_permuted}, {ordered});
-    collective(OpKind::all_to_all, Stream::dispatch, part, expert_, kBf16 * rows * h, {ordered}, {d_rows}, kBf16 * sent * h);
+    collective(OpKind::all_to_all, Stream::dispatch, part, expert_, kBf16 * rows * h, {ordered}, {d_rows},
+               kBf16 * sent * h);
   }
   kernel(OpKind::unpermute, part, sent * h, {2, 0.5}, eager::kIndexAdd, {d_rows, s.router}, {d_normed}, true);
   const BufferId d_logits = buffer("router_gradient", kFp32 * tokens * c_.experts, Holds::other_activations);
-  kernel(OpKind::topk_bwd, Component::router, tokens * c_.experts, {6, 2}, eager::kRouterBackward, {s.router, d_weighted}, {d_logits});
+  kernel(OpKind::topk_bwd, Component::router, tokens * c_.experts, {6, 2}, eager::kRouterBackward,
+         {s.router, d_weighted}, {d_logits});
   gemm(Component::router, tokens, h, c_.experts, {d_logits, w}, {d_normed});
   gemm(Component::router, c_.experts, h, tokens, {d_logits, s.normed2}, {dw});
 }
@@ -611,7 +694,8 @@ Fsdp2Lowering::Saved Fsdp2Lowering::block_forward(int layer, BufferId x, BufferI
   const bool moe = c_.moe[static_cast<size_t>(layer)];
   if (tensor_ != kNoGroup && !(moe && expert_ != kNoGroup && c_.shared_intermediate == 0)) {
     normed = buffer("normed_gathered", kBf16 * t_ * h, Holds::other_activations);
-    collective(OpKind::all_gather, Stream::sequence, Component::dense, tensor_, kBf16 * t_ * h, {s.normed2}, {normed});
+    collective(OpKind::all_gather, Stream::sequence, Component::dense, tensor_, kBf16 * t_ * h, {s.normed2},
+               {normed});
     s.normed2 = normed;
   }
   const BufferId y = buffer("feed_forward_output", kBf16 * t_ * h, Holds::other_activations);
@@ -627,8 +711,10 @@ Fsdp2Lowering::Saved Fsdp2Lowering::block_forward(int layer, BufferId x, BufferI
     gemm(Component::dense, t_, h, width, {s.act, w}, {y});
   }
   if (tensor_ != kNoGroup && !(moe && expert_ != kNoGroup && c_.shared_intermediate == 0))
-    collective(OpKind::reduce_scatter, Stream::sequence, Component::dense, tensor_, kBf16 * t_ * h, {y}, {out});
-  if (!(moe && recompute_ends_early())) kernel(OpKind::add, Component::dense, n_ * h, {4, 2}, 1, {mid, y}, {out});
+    collective(OpKind::reduce_scatter, Stream::sequence, Component::dense, tensor_, kBf16 * t_ * h, {y},
+               {out});
+  if (!(moe && recompute_ends_early()))
+    kernel(OpKind::add, Component::dense, n_ * h, {4, 2}, 1, {mid, y}, {out});
   return s;
 }
 
@@ -642,7 +728,8 @@ void Fsdp2Lowering::block_backward(int layer, BufferId x, const Saved& s, Buffer
   BufferId d_normed = buffer("normed_gradient", kBf16 * (gathered ? t_ : n_) * h, Holds::other_activations);
   if (gathered) {
     d_y = buffer("output_gradient_gathered", kBf16 * t_ * h, Holds::other_activations);
-    collective(OpKind::all_gather, Stream::sequence, Component::dense, tensor_, kBf16 * t_ * h, {d_out}, {d_y});
+    collective(OpKind::all_gather, Stream::sequence, Component::dense, tensor_, kBf16 * t_ * h, {d_out},
+               {d_y});
   }
   if (moe) {
     moe_backward(layer, s, g, d_y, d_normed);
@@ -652,13 +739,15 @@ void Fsdp2Lowering::block_backward(int layer, BufferId x, const Saved& s, Buffer
     const BufferId d_gate_up = buffer("gate_up_gradient", kBf16 * t_ * 2 * width, Holds::other_activations);
     gemm(Component::dense, t_, width, h, {d_y, w}, {d_act});
     gemm(Component::dense, width, h, t_, {s.act, d_y}, {dw});
-    kernel(OpKind::swiglu_bwd, Component::dense, t_ * width, {6, 4}, eager::kSwigluBackward, {s.gate_up, d_act}, {d_gate_up});
+    kernel(OpKind::swiglu_bwd, Component::dense, t_ * width, {6, 4}, eager::kSwigluBackward,
+           {s.gate_up, d_act}, {d_gate_up});
     gemm(Component::dense, t_, h, 2 * width, {d_gate_up, w}, {d_normed});
     gemm(Component::dense, 2 * width, h, t_, {d_gate_up, s.normed2}, {dw});
   }
   if (gathered) {
     const BufferId home = buffer("normed_gradient_home", kBf16 * n_ * h, Holds::other_activations);
-    collective(OpKind::reduce_scatter, Stream::sequence, Component::dense, tensor_, kBf16 * t_ * h, {d_normed}, {home});
+    collective(OpKind::reduce_scatter, Stream::sequence, Component::dense, tensor_, kBf16 * t_ * h,
+               {d_normed}, {home});
     d_normed = home;
   }
   const BufferId d_mid = buffer("block_middle_gradient", kBf16 * n_ * h, Holds::other_activations);
@@ -670,8 +759,8 @@ void Fsdp2Lowering::block_backward(int layer, BufferId x, const Saved& s, Buffer
          {d_normed1, s.norm1, x, d_mid, w}, {d_in, dw});
 }
 
-// Final norm, head and loss: chunk by chunk under checkpointing (each chunk's logits are computed again in backward), or
-// all tokens at once.
+// Final norm, head and loss: chunk by chunk under checkpointing (each chunk's logits are computed again in
+// backward), or all tokens at once.
 void Fsdp2Lowering::head_and_loss() {
   const Component part = Component::vocabulary;
   const int layer = static_cast<int>(c_.layers);
@@ -683,7 +772,8 @@ void Fsdp2Lowering::head_and_loss() {
   const BufferId saved = buffer("final_norm_saved", n_ * h * (kFp32 + kBf16), Holds::vocabulary_activations);
   const BufferId normed = buffer("final_normed", kBf16 * t_ * h, Holds::vocabulary_activations);
   kernel(OpKind::rms_norm, part, n_ * h, {2, 2}, eager::kRmsNorm, {x, root_.unsharded}, {saved, normed});
-  if (tensor_ != kNoGroup) collective(OpKind::all_gather, Stream::sequence, part, tensor_, kBf16 * t_ * h, {}, {normed});
+  if (tensor_ != kNoGroup)
+    collective(OpKind::all_gather, Stream::sequence, part, tensor_, kBf16 * t_ * h, {}, {normed});
   struct Logits {
     BufferId bf16, fp32;
   };
@@ -693,7 +783,8 @@ void Fsdp2Lowering::head_and_loss() {
     gemm(part, tokens, vocab, h, {normed, root_.unsharded}, {l.bf16});
     // To fp32, then log-softmax (which backward needs) and the target's.
     const BufferId log_softmax = buffer("log_softmax", kFp32 * tokens * vocab, Holds::vocabulary_activations);
-    kernel(OpKind::cross_entropy, part, tokens * vocab, {2, 4}, eager::kCrossEntropy, {l.bf16}, {l.fp32, log_softmax});
+    kernel(OpKind::cross_entropy, part, tokens * vocab, {2, 4}, eager::kCrossEntropy, {l.bf16},
+           {l.fp32, log_softmax});
     l.fp32 = log_softmax;
     return l;
   };
@@ -711,7 +802,8 @@ void Fsdp2Lowering::head_and_loss() {
     unshard(blocks_.back());
     at(Phase::backward, layer);
   }
-  const int64_t head = (in_.parameters.head > 0 ? in_.parameters.head : in_.parameters.embedding) + in_.parameters.final_norm;
+  const int64_t head =
+      (in_.parameters.head > 0 ? in_.parameters.head : in_.parameters.embedding) + in_.parameters.final_norm;
   root_.unsharded_gradient = buffer("head_gradient", kBf16 * head / plan_.tensor, Holds::unsharded_gradients);
   const BufferId d_normed = buffer("final_normed_gradient", kBf16 * t_ * h, Holds::vocabulary_activations);
   size_t index = kept.size();
@@ -724,8 +816,10 @@ void Fsdp2Lowering::head_and_loss() {
       at(Phase::backward, layer);
     }
     // The loss's own gradient is as large as the logits: zeros but for the targets.
-    const BufferId d_log = buffer("log_softmax_gradient", kFp32 * tokens * vocab, Holds::vocabulary_activations);
-    const BufferId d_logits = buffer("logits_gradient_fp32", kFp32 * tokens * vocab, Holds::vocabulary_activations);
+    const BufferId d_log =
+        buffer("log_softmax_gradient", kFp32 * tokens * vocab, Holds::vocabulary_activations);
+    const BufferId d_logits =
+        buffer("logits_gradient_fp32", kFp32 * tokens * vocab, Holds::vocabulary_activations);
     kernel(OpKind::cross_entropy_bwd, part, tokens * vocab, {4, 2}, eager::kCrossEntropyBackward, {l.fp32},
            {d_log, d_logits});
     const BufferId narrow = buffer("logits_gradient", kBf16 * tokens * vocab, Holds::vocabulary_activations);
@@ -734,21 +828,26 @@ void Fsdp2Lowering::head_and_loss() {
     gemm(part, vocab, h, tokens, {narrow, normed}, {root_.unsharded_gradient});
   }
   d_x_ = buffer("block_output_gradient", kBf16 * n_ * h, Holds::other_activations);
-  if (tensor_ != kNoGroup) collective(OpKind::reduce_scatter, Stream::sequence, part, tensor_, kBf16 * t_ * h, {}, {d_normed});
-  kernel(OpKind::rms_norm_bwd, part, n_ * h, {6, 2}, eager::kRmsNormBackward, {d_normed, saved, x, root_.unsharded},
-         {d_x_, root_.unsharded_gradient});
+  if (tensor_ != kNoGroup)
+    collective(OpKind::reduce_scatter, Stream::sequence, part, tensor_, kBf16 * t_ * h, {}, {d_normed});
+  kernel(OpKind::rms_norm_bwd, part, n_ * h, {6, 2}, eager::kRmsNormBackward,
+         {d_normed, saved, x, root_.unsharded}, {d_x_, root_.unsharded_gradient});
 }
 
-// clip_grad_norm_ and a fused AdamW over the sharded fp32 parameters; offloaded: both on the CPU, after everything.
+// clip_grad_norm_ and a fused AdamW over the sharded fp32 parameters; offloaded: both on the CPU, after
+// everything.
 void Fsdp2Lowering::optimizer() {
   at(Phase::optimizer, -1);
   std::vector<Group*> groups;
   for (Group& g : blocks_) groups.push_back(&g);
   groups.push_back(&root_);
-  const auto each = [&](OpKind kind, double read, double written, int kernels, bool write_weights, bool norm_only) {
+  const auto each = [&](OpKind kind, double read, double written, int kernels, bool write_weights,
+                        bool norm_only) {
     for (Group* g : groups) {
       const double n = static_cast<double>(g->shards());
-      OpSpec spec{kind, plan_.offloaded() ? Stream::host : Stream::compute, Component::optimizer,
+      OpSpec spec{kind,
+                  plan_.offloaded() ? Stream::host : Stream::compute,
+                  Component::optimizer,
                   {{g->shards(), static_cast<int64_t>(n * read), static_cast<int64_t>(n * written)}}};
       spec.kernels = static_cast<uint16_t>(kernels);
       spec.eager = true;
@@ -804,11 +903,13 @@ StepProgram Fsdp2Lowering::run() {
     for (int l = 0; l < layers; ++l) {
       Group& g = blocks_[static_cast<size_t>(l)];
       at(Phase::forward, l);
-      // Implicit prefetch: this all-gather is launched after the kernels of the block before, which it overlaps.
+      // Implicit prefetch: this all-gather is launched after the kernels of the block before, which it
+      // overlaps.
       unshard(g);
       wait_unshard(g);
       inputs_[static_cast<size_t>(l) + 1] = buffer("block_input", kBf16 * n_ * c_.hidden, Holds::checkpoints);
-      saved_[static_cast<size_t>(l)] = block_forward(l, inputs_[static_cast<size_t>(l)], inputs_[static_cast<size_t>(l) + 1]);
+      saved_[static_cast<size_t>(l)] =
+          block_forward(l, inputs_[static_cast<size_t>(l)], inputs_[static_cast<size_t>(l) + 1]);
       if (plan_.reshard) reshard(g);
     }
     if (held_gather_ != kNoBuffer) held_gather_ = kNoBuffer;
@@ -831,7 +932,8 @@ StepProgram Fsdp2Lowering::run() {
         s = block_forward(l, x, out);
         at(Phase::backward, l);
       }
-      g.unsharded_gradient = buffer("unsharded_gradients", kBf16 * g.parameters(), Holds::unsharded_gradients);
+      g.unsharded_gradient =
+          buffer("unsharded_gradients", kBf16 * g.parameters(), Holds::unsharded_gradients);
       const BufferId d_in = buffer("block_input_gradient", kBf16 * n_ * c_.hidden, Holds::other_activations);
       block_backward(l, x, s, d_x_, d_in);
       d_x_ = d_in;
@@ -850,6 +952,8 @@ StepProgram Fsdp2Lowering::run() {
 
 }  // namespace
 
-StepProgram lower_fsdp2(const LoweringInput& input) { return Fsdp2Lowering(input).run(); }
+StepProgram lower_fsdp2(const LoweringInput& input) {
+  return Fsdp2Lowering(input).run();
+}
 
 }  // namespace mop::program

@@ -26,34 +26,75 @@ const char* name(Component component) {
 }
 
 const char* name(Holds holds) {
-  static constexpr const char* kNames[] = {
-      "weights",           "gradients",
-      "optimizer_states",  "gathered_weights",
-      "unsharded_gradients", "checkpoints",
-      "attention_activations", "expert_activations",
-      "expert_exchange",   "spilled_experts",
-      "vocabulary_activations", "other_activations",
-      "staging"};
+  static constexpr const char* kNames[] = {"weights",
+                                           "gradients",
+                                           "optimizer_states",
+                                           "gathered_weights",
+                                           "unsharded_gradients",
+                                           "checkpoints",
+                                           "attention_activations",
+                                           "expert_activations",
+                                           "expert_exchange",
+                                           "spilled_experts",
+                                           "vocabulary_activations",
+                                           "other_activations",
+                                           "staging"};
   return kNames[static_cast<size_t>(holds)];
 }
 
 const char* name(OpKind kind) {
-  static constexpr const char* kNames[] = {
-      "gemm",          "grouped_gemm", "attention_fwd", "attention_bwd", "rms_norm",     "rms_norm_bwd",
-      "rope",          "swiglu",       "swiglu_bwd",
-      "clamped_swiglu", "clamped_swiglu_bwd", "expert_bias", "expert_bias_bwd", "add",           "cast",         "copy",
-      "concatenate",
-      "topk",          "topk_bwd",     "sort",          "permute",       "unpermute",    "embedding",
-      "embedding_bwd", "cross_entropy", "cross_entropy_bwd", "rope_bwd", "scale_bwd",    "square_sum",
-      "adam",          "scale",        "all_gather",    "reduce_scatter", "all_reduce",  "all_to_all",
-      "send_recv",     "copy_h2d",     "copy_d2h",      "adam_host",     "norm_host",    "scale_host",
-      "plan_routing"};
+  static constexpr const char* kNames[] = {"gemm",
+                                           "grouped_gemm",
+                                           "attention_fwd",
+                                           "attention_bwd",
+                                           "rms_norm",
+                                           "rms_norm_bwd",
+                                           "rope",
+                                           "swiglu",
+                                           "swiglu_bwd",
+                                           "clamped_swiglu",
+                                           "clamped_swiglu_bwd",
+                                           "expert_bias",
+                                           "expert_bias_bwd",
+                                           "add",
+                                           "cast",
+                                           "copy",
+                                           "concatenate",
+                                           "topk",
+                                           "topk_bwd",
+                                           "sort",
+                                           "permute",
+                                           "unpermute",
+                                           "embedding",
+                                           "embedding_bwd",
+                                           "cross_entropy",
+                                           "cross_entropy_bwd",
+                                           "rope_bwd",
+                                           "scale_bwd",
+                                           "square_sum",
+                                           "adam",
+                                           "scale",
+                                           "all_gather",
+                                           "reduce_scatter",
+                                           "all_reduce",
+                                           "all_to_all",
+                                           "send_recv",
+                                           "copy_h2d",
+                                           "copy_d2h",
+                                           "adam_host",
+                                           "norm_host",
+                                           "scale_host",
+                                           "plan_routing"};
   static_assert(std::size(kNames) == static_cast<size_t>(OpKind::plan_routing) + 1);
   return kNames[static_cast<size_t>(kind)];
 }
 
-bool is_collective(OpKind kind) { return kind >= OpKind::all_gather && kind <= OpKind::send_recv; }
-bool is_memory_bound(OpKind kind) { return kind >= OpKind::rms_norm && kind <= OpKind::scale; }
+bool is_collective(OpKind kind) {
+  return kind >= OpKind::all_gather && kind <= OpKind::send_recv;
+}
+bool is_memory_bound(OpKind kind) {
+  return kind >= OpKind::rms_norm && kind <= OpKind::scale;
+}
 
 double AttentionShape::pairs() const {
   const auto q = static_cast<double>(q_len), kv = static_cast<double>(kv_len);
@@ -94,8 +135,10 @@ double hbm_bytes(OpKind kind, const Shape& s) {
     case OpKind::attention_fwd:
     case OpKind::attention_bwd: {
       const AttentionShape a = AttentionShape::of(s);
-      const double q = static_cast<double>(a.batch * a.q_len * a.heads) * static_cast<double>(a.qk_dim + a.v_dim);
-      const double kv = static_cast<double>(a.batch * a.kv_len * a.kv_heads) * static_cast<double>(a.qk_dim + a.v_dim);
+      const double q =
+          static_cast<double>(a.batch * a.q_len * a.heads) * static_cast<double>(a.qk_dim + a.v_dim);
+      const double kv =
+          static_cast<double>(a.batch * a.kv_len * a.kv_heads) * static_cast<double>(a.qk_dim + a.v_dim);
       return kind == OpKind::attention_fwd ? 2 * (q + kv) : 4 * (q + kv);
     }
     case OpKind::all_gather:

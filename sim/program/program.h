@@ -1,6 +1,6 @@
-// StepProgram: what one rank does in one training step, as operations on named streams over named buffers. It knows
-// no durations, no CUDA and no plan: the lowering (lower_fsdp2.cpp, lower_mop.cpp) is the only place that decides
-// what is sharded and what overlaps. The simulator prices it; an executor walks it.
+// StepProgram: what one rank does in one training step, as operations on named streams over named buffers. It
+// knows no durations, no CUDA and no plan: the lowering (lower_fsdp2.cpp, lower_mop.cpp) is the only place
+// that decides what is sharded and what overlaps. The simulator prices it; an executor walks it.
 #pragma once
 #include <array>
 #include <cstdint>
@@ -17,8 +17,9 @@ enum class Stream : uint8_t {
   combine,   // expert outputs back
   sequence,  // attention all-to-alls, ring or tensor-parallel collectives
   spill,     // weights and gradients of spilled experts
-  h2d, d2h,  // host copies
-  host,      // CPU optimizer
+  h2d,
+  d2h,   // host copies
+  host,  // CPU optimizer
 };
 inline constexpr int kStreams = 9;
 const char* name(Stream stream);
@@ -28,7 +29,16 @@ const char* name(Phase phase);
 
 // What a piece of work or memory belongs to: the rows of every breakdown.
 enum class Component : uint8_t {
-  embedding, attention, dense, router, experts, shared_experts, vocabulary, optimizer, weights, other,
+  embedding,
+  attention,
+  dense,
+  router,
+  experts,
+  shared_experts,
+  vocabulary,
+  optimizer,
+  weights,
+  other,
 };
 inline constexpr int kComponents = 10;
 const char* name(Component component);
@@ -39,21 +49,53 @@ enum class OpKind : uint8_t {
   attention_fwd,  // Shape: see attention_shape
   attention_bwd,
   // Memory-bound kernels: (elements, bytes read, bytes written)
-  rms_norm, rms_norm_bwd, rope, swiglu, swiglu_bwd,
-  clamped_swiglu, clamped_swiglu_bwd, expert_bias, expert_bias_bwd, add, cast, copy, concatenate, topk, topk_bwd, sort, permute, unpermute, embedding, embedding_bwd,
-  cross_entropy, cross_entropy_bwd, rope_bwd, scale_bwd, square_sum, adam, scale,
-  // Collectives over a group: (bytes of the full buffer); all_to_all: (bytes sent, bytes received) over all peers
-  all_gather, reduce_scatter, all_reduce, all_to_all, send_recv,
-  copy_h2d, copy_d2h,  // (bytes)
-  adam_host, norm_host, scale_host,  // (parameters, bytes of DRAM traffic)
-  plan_routing,        // least-loaded plan from the exchanged counts, on the device
+  rms_norm,
+  rms_norm_bwd,
+  rope,
+  swiglu,
+  swiglu_bwd,
+  clamped_swiglu,
+  clamped_swiglu_bwd,
+  expert_bias,
+  expert_bias_bwd,
+  add,
+  cast,
+  copy,
+  concatenate,
+  topk,
+  topk_bwd,
+  sort,
+  permute,
+  unpermute,
+  embedding,
+  embedding_bwd,
+  cross_entropy,
+  cross_entropy_bwd,
+  rope_bwd,
+  scale_bwd,
+  square_sum,
+  adam,
+  scale,
+  // Collectives over a group: (bytes of the full buffer); all_to_all: (bytes sent, bytes received) over all
+  // peers
+  all_gather,
+  reduce_scatter,
+  all_reduce,
+  all_to_all,
+  send_recv,
+  copy_h2d,
+  copy_d2h,  // (bytes)
+  adam_host,
+  norm_host,
+  scale_host,    // (parameters, bytes of DRAM traffic)
+  plan_routing,  // least-loaded plan from the exchanged counts, on the device
 };
 const char* name(OpKind kind);
 bool is_collective(OpKind kind);
 bool is_memory_bound(OpKind kind);
 
-// Operations whose real size is known at run time only: their shape is the capacity, and the interpreter scales it to
-// the rows of the layer's ExpertLoad.
+// Operations whose real size is known at run time only: their shape is the capacity, and the interpreter
+// scales it to the rows of the layer's ExpertLoad.
 enum class Routed : uint8_t {
   no,
   compute,   // rows that this rank computes in the round
@@ -69,8 +111,9 @@ struct Shape {
   bool operator==(const Shape&) const = default;
 };
 
-// Attention of `batch` sequences: q_len queries against kv_len keys. causal 1: the last query sees all keys and each
-// earlier one a key less (kv_len >= q_len); window 0: full. pairs = query-key pairs of one head and sequence.
+// Attention of `batch` sequences: q_len queries against kv_len keys. causal 1: the last query sees all keys
+// and each earlier one a key less (kv_len >= q_len); window 0: full. pairs = query-key pairs of one head and
+// sequence.
 struct AttentionShape {
   int64_t batch, q_len, kv_len, heads, kv_heads, qk_dim, v_dim, causal, window;
   Shape shape() const { return {{batch, q_len, kv_len, heads, kv_heads, qk_dim, v_dim, causal, window}}; }
@@ -84,8 +127,19 @@ enum class Space : uint8_t { hbm, host };
 
 // What a buffer holds: the rows of the memory breakdown.
 enum class Holds : uint8_t {
-  weights, gradients, optimizer_states, gathered_weights, unsharded_gradients, checkpoints, attention_activations,
-  expert_activations, expert_exchange, spilled_experts, vocabulary_activations, other_activations, staging,
+  weights,
+  gradients,
+  optimizer_states,
+  gathered_weights,
+  unsharded_gradients,
+  checkpoints,
+  attention_activations,
+  expert_activations,
+  expert_exchange,
+  spilled_experts,
+  vocabulary_activations,
+  other_activations,
+  staging,
 };
 inline constexpr int kHolds = 13;
 const char* name(Holds holds);
@@ -97,13 +151,13 @@ inline constexpr OpId kNoOp = 0xffffffff;
 inline constexpr uint16_t kNoGroup = 0xffff;
 
 struct Buffer {
-  const char* label;   // "dense_weights"; together with the layer it is the buffer's name
-  int32_t layer;       // -1: none
+  const char* label;  // "dense_weights"; together with the layer it is the buffer's name
+  int32_t layer;      // -1: none
   Space space;
   Holds holds;
-  bool persistent;     // lives across steps
-  uint8_t slots;       // inside a repeat region: how many rounds' copies exist (bytes counts all of them)
-  int64_t bytes;       // requested size; an arena rounds up to its alignment
+  bool persistent;  // lives across steps
+  uint8_t slots;    // inside a repeat region: how many rounds' copies exist (bytes counts all of them)
+  int64_t bytes;    // requested size; an arena rounds up to its alignment
   OpId first = kNoOp, last = 0;  // issue positions of the first and last use; persistent ones live always
 };
 
@@ -112,12 +166,12 @@ struct Op {
   Stream stream;
   Phase phase;
   Component component;
-  int16_t layer;       // -1: none
-  uint16_t group;      // communicator, kNoGroup for local work
-  uint16_t kernels;    // kernels launched for it
-  uint16_t region;     // 0: once a step; else index of the repeat region that it is in
-  bool blocking;       // the launching thread waits for its completion
-  bool eager;          // a sequence of PyTorch's eager kernels rather than one fused kernel
+  int16_t layer;     // -1: none
+  uint16_t group;    // communicator, kNoGroup for local work
+  uint16_t kernels;  // kernels launched for it
+  uint16_t region;   // 0: once a step; else index of the repeat region that it is in
+  bool blocking;     // the launching thread waits for its completion
+  bool eager;        // a sequence of PyTorch's eager kernels rather than one fused kernel
   Routed routed;
   uint32_t shape;
   uint32_t uses, use_count;  // range in StepProgram::uses
@@ -128,21 +182,31 @@ struct Use {
   bool write;
 };
 
-// `to` starts after `from` has completed, `distance` iterations earlier: of the repeat region when both are in the
-// same one, else of the step.
+// `to` starts after `from` has completed, `distance` iterations earlier: of the repeat region when both are
+// in the same one, else of the step.
 struct Dependency {
   OpId from, to;
   uint8_t distance;
 };
 
-// A body of operations repeated for as many rounds as the routed rows of its layer need; every rank of the expert
-// group agrees on the count from the exchanged counts. Operations [first, last).
+// A body of operations repeated for as many rounds as the routed rows of its layer need; every rank of the
+// expert group agrees on the count from the exchanged counts. Operations [first, last).
 struct Region {
   OpId first = 0, last = 0;
   int16_t layer = -1;
 };
 
-enum class Axis : uint8_t { shard, replicate, tensor, context, expert, expert_shard, vocabulary, vocabulary_replicas, world };
+enum class Axis : uint8_t {
+  shard,
+  replicate,
+  tensor,
+  context,
+  expert,
+  expert_shard,
+  vocabulary,
+  vocabulary_replicas,
+  world
+};
 
 // A communicator: this rank's group is {base + i * stride, i < size}, base depending on the rank.
 struct Group {
@@ -151,7 +215,7 @@ struct Group {
 };
 
 struct StepProgram {
-  std::vector<Op> ops;        // issue order: a topological order of the dependencies with distance 0
+  std::vector<Op> ops;  // issue order: a topological order of the dependencies with distance 0
   std::vector<Use> uses;
   std::vector<Shape> shapes;
   std::vector<Buffer> buffers;

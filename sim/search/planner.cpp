@@ -4,8 +4,8 @@
 
 #include <algorithm>
 #include <limits>
-#include <numeric>
 #include <map>
+#include <numeric>
 #include <set>
 
 #include "sim/base/error.h"
@@ -50,13 +50,16 @@ void settle_schemes(const Scenario& s, Plan& p) {
   if (p.family != Family::mop) return;
   if (p.vocabulary_scheme == plan::VocabularyScheme::automatic) {
     const int64_t tokens = s.workload.sequences * s.workload.context / std::max<int64_t>(1, p.sequence);
-    p.vocabulary_scheme = tokens * p.vocabulary < 2 * s.model.vocab ? plan::VocabularyScheme::tokens : plan::VocabularyScheme::weights;
+    p.vocabulary_scheme = tokens * p.vocabulary < 2 * s.model.vocab ? plan::VocabularyScheme::tokens
+                                                                    : plan::VocabularyScheme::weights;
   }
   if (p.mla_exchange == plan::MlaExchange::automatic && s.model.attention == model::Attention::gqa) {
     p.mla_exchange = plan::MlaExchange::expanded;  // there is no latent
   } else if (p.mla_exchange == plan::MlaExchange::automatic) {
-    const double expanded = static_cast<double>(s.model.heads) * static_cast<double>(s.model.qk_dim() + s.model.v_dim());
-    const double latent = static_cast<double>(p.sequence) * 2 * static_cast<double>(s.model.kv_lora_rank + s.model.qk_rope_dim);
+    const double expanded =
+        static_cast<double>(s.model.heads) * static_cast<double>(s.model.qk_dim() + s.model.v_dim());
+    const double latent =
+        static_cast<double>(p.sequence) * 2 * static_cast<double>(s.model.kv_lora_rank + s.model.qk_rope_dim);
     p.mla_exchange = latent < expanded ? plan::MlaExchange::latent : plan::MlaExchange::expanded;
   }
 }
@@ -74,8 +77,10 @@ std::vector<Choice> open_choices(const Scenario& s, const Plan& p) {
       return !valid(s, tried);
     });
     if (values.empty())
-      throw UserError(fmt::format("no value of plan setting {} suits {} on {} GPUs with the other settings; set it by hand to see why",
-                                  knob, s.model.name, gpus));
+      throw UserError(
+          fmt::format("no value of plan setting {} suits {} on {} GPUs with the other settings; set it by "
+                      "hand to see why",
+                      knob, s.model.name, gpus));
     open.push_back({knob, std::move(values)});
   };
   const std::vector<std::string> degrees = texts(divisors(gpus));
@@ -89,7 +94,8 @@ std::vector<Choice> open_choices(const Scenario& s, const Plan& p) {
   }
   std::set<int64_t> expert_groups;  // the node, the cluster, and the divisors nearest to their geometric mean
   for (const int64_t d : divisors(std::gcd(gpus, s.model.experts)))
-    if (d <= node || d == std::gcd(gpus, s.model.experts) || d * d <= 4 * node * gpus) expert_groups.insert(d);
+    if (d <= node || d == std::gcd(gpus, s.model.experts) || d * d <= 4 * node * gpus)
+      expert_groups.insert(d);
   add("ulysses", p.sequence == 0, degrees);
   add("ep", p.expert == 0, texts({expert_groups.begin(), expert_groups.end()}));
   add("dense-shard", p.dense_shard == 0, texts(node == gpus ? std::vector{gpus} : std::vector{gpus, node}));
@@ -117,7 +123,8 @@ struct Score {
 
 class Planner {
  public:
-  Planner(const Scenario& s, const std::function<void(size_t, size_t)>& progress) : s_(s), progress_(progress) {}
+  Planner(const Scenario& s, const std::function<void(size_t, size_t)>& progress)
+      : s_(s), progress_(progress) {}
 
   Plan choose() {
     Plan best = s_.plan;
@@ -125,7 +132,8 @@ class Planner {
     for (const Choice& choice : open) plan::set_knob(best, choice.knob, start_value(choice));
     if (!valid(s_, best)) best = any_valid(best, open);
     Score best_score = score(best);
-    // One setting at a time, until a round changes nothing. Pairs that only help together are tried from both ends.
+    // One setting at a time, until a round changes nothing. Pairs that only help together are tried from both
+    // ends.
     size_t total = 0;
     for (const Choice& choice : open) total += choice.values.size();
     for (int round = 0; round < 3; ++round) {
@@ -159,7 +167,8 @@ class Planner {
         if (std::stoll(value) <= node) best = &value;
       return *best;
     }
-    if (knob == "tp" || knob == "replicate" || knob == "dense-shard" || knob == "vp" || knob == "optimizer") return choice.values.front();
+    if (knob == "tp" || knob == "replicate" || knob == "dense-shard" || knob == "vp" || knob == "optimizer")
+      return choice.values.front();
     return choice.values.back();
   }
 
@@ -169,14 +178,17 @@ class Planner {
         plan::set_knob(p, choice.knob, value);
         if (valid(s_, p)) return p;
       }
-    throw UserError(fmt::format("no combination of the open plan settings suits {} on {} GPUs; set some by hand to see why",
-                                s_.model.name, s_.gpus()));
+    throw UserError(fmt::format(
+        "no combination of the open plan settings suits {} on {} GPUs; set some by hand to see why",
+        s_.model.name, s_.gpus()));
   }
 
-  // Split: the states of as many layers in HBM as the plan with all of them on the host leaves room for. A layer that moves
-  // brings its states and its held gradients.
+  // Split: the states of as many layers in HBM as the plan with all of them on the host leaves room for. A
+  // layer that moves brings its states and its held gradients.
   void settle_split(Plan& p) const {
-    if (p.optimizer != plan::Optimizer::split || s_.plan.optimizer == plan::Optimizer::split || s_.plan.optimizer_hbm_layers > 0) return;
+    if (p.optimizer != plan::Optimizer::split || s_.plan.optimizer == plan::Optimizer::split ||
+        s_.plan.optimizer_hbm_layers > 0)
+      return;
     Scenario on_host = s_;
     on_host.plan = p;
     on_host.plan.optimizer = plan::Optimizer::host;

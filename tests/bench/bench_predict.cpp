@@ -1,5 +1,6 @@
-// Whole predictions: lowering, memory, the consecutive steps of the steady state and all checks. Kimi-K2 on h200.
-// CPU time is of the thread that predicts, except for the sweep (two threads: processor time of the process).
+// Whole predictions: lowering, memory, the consecutive steps of the steady state and all checks. Kimi-K2 on
+// h200. CPU time is of the thread that predicts, except for the sweep (two threads: processor time of the
+// process).
 #include <benchmark/benchmark.h>
 
 #include <array>
@@ -21,8 +22,10 @@ using predict::Scenario;
 constexpr int64_t kMillion = 1048576;
 
 // Every degree is given, so that no planner runs.
-Scenario kimi(int64_t nodes, const std::string& routing = "balanced",
-              const std::string& plan = "mop:ulysses=32,ep=8,vp=16,vp-scheme=tokens,mla-exchange=expanded,checkpoints=host,optimizer=host") {
+Scenario kimi(
+    int64_t nodes, const std::string& routing = "balanced",
+    const std::string& plan =
+        "mop:ulysses=32,ep=8,vp=16,vp-scheme=tokens,mla-exchange=expanded,checkpoints=host,optimizer=host") {
   static const model::ModelConfig config = model::read_config("kimi-k2");
   static const cluster::ClusterModel cluster = cluster::read_cluster("h200");
   Scenario s;
@@ -37,7 +40,9 @@ Scenario kimi(int64_t nodes, const std::string& routing = "balanced",
 }
 
 // The most memory that the process has had since reset_peak, in MiB (Linux).
-void reset_peak() { std::ofstream("/proc/self/clear_refs") << "5"; }
+void reset_peak() {
+  std::ofstream("/proc/self/clear_refs") << "5";
+}
 double peak_mib() {
   std::ifstream status("/proc/self/status");
   for (std::string line; std::getline(status, line);) {
@@ -57,10 +62,14 @@ void measure(benchmark::State& state, const Scenario& scenario, bool unfold = fa
   state.counters["peak_MiB"] = peak_mib();
 }
 
-void BM_Folded(benchmark::State& state) { measure(state, kimi(12)); }
+void BM_Folded(benchmark::State& state) {
+  measure(state, kimi(12));
+}
 BENCHMARK(BM_Folded)->Unit(benchmark::kMillisecond);
 
-void BM_Zipf(benchmark::State& state) { measure(state, kimi(12, "zipf:1")); }
+void BM_Zipf(benchmark::State& state) {
+  measure(state, kimi(12, "zipf:1"));
+}
 BENCHMARK(BM_Zipf)->Unit(benchmark::kMillisecond);
 
 // FSDP2 with the experts over all 96 GPUs: with imbalance no two ranks are alike.
@@ -71,14 +80,20 @@ void BM_Fsdp2WideZipf(benchmark::State& state) {
 }
 BENCHMARK(BM_Fsdp2WideZipf)->Unit(benchmark::kMillisecond);
 
-void BM_Unfolded(benchmark::State& state) { measure(state, kimi(12), true); }
+void BM_Unfolded(benchmark::State& state) {
+  measure(state, kimi(12), true);
+}
 BENCHMARK(BM_Unfolded)->Unit(benchmark::kMillisecond);
 
 // The same degrees on more and more nodes: folded, then unfolded (time over ops).
-void BM_Nodes(benchmark::State& state) { measure(state, kimi(state.range(0))); }
+void BM_Nodes(benchmark::State& state) {
+  measure(state, kimi(state.range(0)));
+}
 BENCHMARK(BM_Nodes)->Arg(12)->Arg(32)->Arg(64)->Arg(128)->Arg(256)->Arg(512)->Unit(benchmark::kMillisecond);
 
-void BM_UnfoldedNodes(benchmark::State& state) { measure(state, kimi(state.range(0)), true); }
+void BM_UnfoldedNodes(benchmark::State& state) {
+  measure(state, kimi(state.range(0)), true);
+}
 BENCHMARK(BM_UnfoldedNodes)->Arg(16)->Arg(32)->Arg(64)->Iterations(1)->Unit(benchmark::kMillisecond);
 
 // Five contexts, ten node counts, four Ulysses and five expert degrees: 1,000 predictions on two threads.

@@ -170,8 +170,7 @@ TEST(Knobs, ResolvedMeansNothingIsLeftOpen) {
       "hbm";
   EXPECT_TRUE(parse_plan(whole).resolved());
   for (const char* knob_name :
-       {"ep", "dense-shard", "ulysses", "vp", "vp-scheme", "mla-exchange", "checkpoints", "optimizer"})
-  {
+       {"ep", "dense-shard", "ulysses", "vp", "vp-scheme", "mla-exchange", "checkpoints", "optimizer"}) {
     Plan open = parse_plan(whole);
     set_knob(open, knob_name, "auto");
     EXPECT_FALSE(open.resolved()) << knob_name;

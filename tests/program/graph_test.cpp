@@ -39,7 +39,8 @@ TEST(Graph, ClocksAgreeWithReachability) {
   for (BufferId a = 0; a < p.buffers.size(); a += 7)
     for (BufferId b = 0; b < p.buffers.size(); b += 11) {
       const auto plain = [&](BufferId x) {
-        return !p.buffers[x].persistent && p.buffers[x].space == Space::hbm && p.buffers[x].bytes > 0 && !users[x].empty();
+        return !p.buffers[x].persistent && p.buffers[x].space == Space::hbm && p.buffers[x].bytes > 0 &&
+               !users[x].empty();
       };
       if (a == b || !plain(a) || !plain(b)) continue;
       bool all = true;
@@ -56,7 +57,8 @@ TEST(Graph, DotNamesEveryOperation) {
   write_dot(out, l.program);
   const std::string text = out.str();
   EXPECT_TRUE(text.starts_with("digraph"));
-  for (OpId id = 0; id < l.program.ops.size(); ++id) EXPECT_NE(text.find(l.program.op_name(id)), std::string::npos);
+  for (OpId id = 0; id < l.program.ops.size(); ++id)
+    EXPECT_NE(text.find(l.program.op_name(id)), std::string::npos);
 }
 
 }  // namespace
