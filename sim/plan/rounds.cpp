@@ -8,15 +8,12 @@
 #include <utility>
 
 #include "sim/base/error.h"
+#include "sim/base/integer.h"
 
 namespace mop::plan {
 namespace {
 
 constexpr int64_t kMaxRounds = 1 << 16;  // of a pass: a guard against a capacity that makes no sense
-
-int64_t ceil_div(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
 
 // How many of the positions 0 to x - 1 have position mod R below i: what moves in the rounds before i.
 int64_t moved_before(int64_t x, int64_t rounds, int64_t i) {

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <numeric>
 
-#include "sim/base/error.h"
+#include "sim/base/integer.h"
 #include "sim/plan/least_loaded.h"
 #include "sim/plan/rounds.h"
 
@@ -14,7 +14,7 @@ using program::ExpertLoad;
 std::vector<std::vector<ExpertLoad>> expert_loads(const Scenario& s, const plan::Layout& layout, int group,
                                                   double* imbalance) {
   const int ranks = static_cast<int>(layout.expert.size), experts = static_cast<int>(s.model.experts);
-  const int64_t tokens = program::tokens_per_rank(s.plan, layout, s.workload);
+  const int64_t tokens = program::tokens_per_rank(layout, s.workload);
   const bool streaming = s.plan.family == plan::Family::mop;
   const bool balanced = s.workload.routing.kind == plan::Routing::Kind::balanced;
   const int64_t sent = tokens * s.model.top_k;
@@ -28,7 +28,7 @@ std::vector<std::vector<ExpertLoad>> expert_loads(const Scenario& s, const plan:
     ExpertLoad load;
     load.computed = load.sent = sent;
     load.experts = experts / ranks;
-    load.rounds = streaming ? (sent + capacity - 1) / capacity : 1;
+    load.rounds = streaming ? ceil_div(sent, capacity) : 1;
     return load;
   };
   int routed_layer = 0;

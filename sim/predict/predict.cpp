@@ -308,7 +308,7 @@ Prediction predict(const Scenario& s, const PredictOptions& options, Details* de
     // mop programs do not depend on the loads: one serves all kinds.
     if (s.plan.family == plan::Family::fsdp2 || d.programs.empty())
       d.programs.push_back(program::lower(
-          {s.model, parameters, s.plan, layout, s.workload, s.used_per_node(), kind.context, loads.back()}));
+          {s.model, parameters, s.plan, layout, s.workload, kind.context, loads.back()}));
   }
   p.program_operations = d.programs.front().ops.size();
   memory(s, kinds, d, p);

@@ -4,7 +4,7 @@
 
 namespace mop::program {
 
-int64_t tokens_per_rank(const plan::Plan&, const plan::Layout& layout, const plan::Workload& workload) {
+int64_t tokens_per_rank(const plan::Layout& layout, const plan::Workload& workload) {
   return workload.sequences * workload.context / layout.sequence.size;
 }
 

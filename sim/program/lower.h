@@ -11,6 +11,8 @@
 
 namespace mop::program {
 
+inline constexpr int64_t kBf16 = 2, kFp32 = 4;  // bytes of an element
+
 // Rows that a rank exchanges and computes on one MoE layer, for one micro-batch. Known only at run time in
 // reality; drawn from the workload's routing here. mop programs have the same buffers whatever it says.
 struct ExpertLoad {
@@ -28,13 +30,12 @@ struct LoweringInput {
   const plan::Plan& plan;  // resolved and valid
   const plan::Layout& layout;
   const plan::Workload& workload;
-  int64_t gpus_per_node = 1;      // host memory is per node
   int64_t context_rank = 0;       // position in the context-parallel group (unbalanced ring)
   std::vector<ExpertLoad> loads;  // (L); dense layers' entries are ignored
 };
 
 // Tokens a rank holds of one micro-batch between the blocks.
-int64_t tokens_per_rank(const plan::Plan& plan, const plan::Layout& layout, const plan::Workload& workload);
+int64_t tokens_per_rank(const plan::Layout& layout, const plan::Workload& workload);
 
 StepProgram lower(const LoweringInput& input);
 StepProgram lower_fsdp2(const LoweringInput& input);

@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "sim/base/error.h"
+#include "sim/base/integer.h"
 #include "sim/program/builder.h"
 #include "sim/program/lower.h"
 
@@ -15,11 +16,6 @@ namespace {
 using plan::Recompute;
 using plan::Runtime;
 
-constexpr int64_t kBf16 = 2, kFp32 = 4;
-
-int64_t ceil_div(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
 
 // Kernels that eager PyTorch launches for one layer operation, counted in profiles of
 // tests/peers/fsdp2_pytorch.py (reports/measurements/h200x4/fsdp2_profiles.json). A compiled block fuses the

@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "sim/base/error.h"
+#include "sim/base/integer.h"
 #include "sim/program/builder.h"
 #include "sim/program/lower.h"
 
@@ -16,7 +17,6 @@ namespace {
 using plan::Optimizer;
 using plan::Place;
 
-constexpr int64_t kBf16 = 2, kFp32 = 4;
 constexpr int64_t kStateBytes = 12;  // fp32 master weight, first and second moment of a parameter
 constexpr int64_t kHostTrafficBytes =
     28;  // DRAM bytes of one CPU Adam update of a parameter: 14 read, 14 written
@@ -24,10 +24,6 @@ constexpr int64_t kStreamBucket = int64_t{1}
                                   << 26;  // parameters in flight of a GPU-streamed update, over its ring
 constexpr int64_t kMlpTile = 8192;        // tokens of a tile of the dense feed-forwards
 constexpr int64_t kIds = 8;               // bytes of a token or row id on the wire
-
-int64_t ceil_div(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
 
 class MopLowering {
  public:
@@ -1168,7 +1164,7 @@ void MopLowering::weights_move(BufferId x, BufferId d_x, BufferId gradient) {
 // ---- the step ----
 
 StepProgram MopLowering::run() {
-  n_ = tokens_per_rank(plan_, layout_, in_.workload);
+  n_ = tokens_per_rank(layout_, in_.workload);
   s_ = in_.workload.sequences * in_.workload.context;
   gradient_ = plan_.reduce == plan::Reduce::fp32 ? kFp32 : kBf16;
   if (c_.activation == model::Activation::clamped_swiglu)

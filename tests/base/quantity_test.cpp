@@ -6,23 +6,10 @@
 #include <random>
 
 #include "sim/base/error.h"
+#include "tests/error_of.h"
 
 namespace mop {
 namespace {
-
-// The message of the UserError that `call` throws; "" and a test failure when it throws none.
-template <typename Call>
-std::string error_of(Call call) {
-  try {
-    call();
-  } catch (const UserError& error) {
-    const std::string message = error.what();
-    EXPECT_EQ(message.find('\n'), std::string::npos) << "not one line: " << message;
-    return message;
-  }
-  ADD_FAILURE() << "no UserError";
-  return "";
-}
 
 std::string count_error(std::string_view text) {
   return error_of([&] { parse_count(text, "context"); });

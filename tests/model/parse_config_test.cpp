@@ -10,7 +10,6 @@
 namespace mop::model {
 namespace {
 
-using testing::error_of;
 using testing::Json;
 using testing::parse;
 using testing::shipped_json;

@@ -11,7 +11,6 @@ namespace mop::model {
 namespace {
 
 namespace fs = std::filesystem;
-using testing::error_of;
 using testing::shipped_text;
 
 class ReadConfig : public ::testing::Test {

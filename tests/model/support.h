@@ -9,6 +9,7 @@
 #include "sim/base/error.h"
 #include "sim/base/paths.h"
 #include "sim/model/config.h"
+#include "tests/error_of.h"
 
 namespace mop::model::testing {
 
@@ -25,20 +26,6 @@ inline Json shipped_json(const std::string& name) {
 
 inline ModelConfig parse(const Json& json) {
   return parse_config(json.dump(), "test");
-}
-
-// The message of the UserError that `call` throws; "" and a test failure when it throws none.
-template <typename Call>
-std::string error_of(Call call) {
-  try {
-    call();
-  } catch (const UserError& error) {
-    const std::string message = error.what();
-    EXPECT_EQ(message.find('\n'), std::string::npos) << "not one line: " << message;
-    return message;
-  }
-  ADD_FAILURE() << "no UserError";
-  return "";
 }
 
 }  // namespace mop::model::testing

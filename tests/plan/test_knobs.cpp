@@ -7,22 +7,10 @@
 
 #include "sim/base/error.h"
 #include "sim/plan/plan.h"
+#include "tests/error_of.h"
 
 namespace mop::plan {
 namespace {
-
-template <typename Call>
-std::string error_of(Call call) {
-  try {
-    call();
-  } catch (const UserError& error) {
-    const std::string message = error.what();
-    EXPECT_EQ(message.find('\n'), std::string::npos) << "not one line: " << message;
-    return message;
-  }
-  ADD_FAILURE() << "no UserError";
-  return "";
-}
 
 std::string parse_error(const std::string& text) {
   return error_of([&] { parse_plan(text); });

@@ -21,7 +21,7 @@ TEST(Loads, RowsAreConserved) {
       SCOPED_TRACE(plan + " " + routing);
       const Scenario s = make("qwen3-30b-a3b", "h200", 2, plan, 8192, 1, 1, routing);
       const plan::Layout layout = plan::layout(s.plan, s.gpus());
-      const int64_t sent = program::tokens_per_rank(s.plan, layout, s.workload) * s.model.top_k;
+      const int64_t sent = program::tokens_per_rank(layout, s.workload) * s.model.top_k;
       for (const int group : {0, 1}) {
         double imbalance = 0;
         const auto loads = expert_loads(s, layout, group, &imbalance);

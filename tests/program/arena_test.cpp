@@ -294,7 +294,7 @@ TEST(Arena, ShippedShapesNeverOverlap) {
       load.computed = load.sent = l.copies();
       load.experts = l.model.experts / l.layout.expert.size;
       const StepProgram p =
-          lower({l.model, l.parameters, l.plan, l.layout, l.work, 8, 0, std::vector<ExpertLoad>(5, load)});
+          lower({l.model, l.parameters, l.plan, l.layout, l.work, 0, std::vector<ExpertLoad>(5, load)});
       expect_no_overlap(p);
       if (HasFatalFailure()) return;
     }

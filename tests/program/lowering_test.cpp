@@ -207,7 +207,7 @@ TEST(Lowering, UnbalancedRingDoesTheWorkOfAllRanks) {
   for (int64_t rank = 0; rank < 4; ++rank) {
     std::vector<ExpertLoad> loads(static_cast<size_t>(l.model.layers));
     for (ExpertLoad& load : loads) load.computed = load.sent = l.copies(), load.experts = l.model.experts;
-    const StepProgram p = lower({l.model, l.parameters, l.plan, l.layout, l.work, 4, rank, loads});
+    const StepProgram p = lower({l.model, l.parameters, l.plan, l.layout, l.work, rank, loads});
     double own = 0;
     for (const Op& op : p.ops)
       if (op.kind == OpKind::attention_fwd && op.phase == Phase::forward && op.layer == 0)

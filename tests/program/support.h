@@ -24,7 +24,7 @@ struct Lowered {
   int64_t gpus = 1;
   StepProgram program;
 
-  int64_t tokens() const { return tokens_per_rank(plan, layout, work); }
+  int64_t tokens() const { return tokens_per_rank(layout, work); }
   int64_t copies() const { return tokens() * model.top_k; }  // routed rows of a rank's tokens
 };
 
@@ -46,7 +46,7 @@ inline Lowered lower_model(const std::string& name, const std::string& plan_text
   if (l.plan.family == plan::Family::mop)
     load.rounds = (load.sent + l.plan.round_rows - 1) / l.plan.round_rows;
   const std::vector<ExpertLoad> loads(static_cast<size_t>(l.model.layers), load);
-  l.program = lower({l.model, l.parameters, l.plan, l.layout, l.work, gpus, 0, loads});
+  l.program = lower({l.model, l.parameters, l.plan, l.layout, l.work, 0, loads});
   return l;
 }
 
