@@ -33,7 +33,7 @@ class Measured : public CostModel {
  public:
   Measured(const cluster::ClusterModel& cluster, const plan::Plan& plan, int64_t gpus)
       : c_(cluster),
-        torch_(plan.family == plan::Family::fsdp2),
+        torch_(!plan.native()),
         compiled_(plan.runtime == plan::Runtime::compiled),
         checkpointed_(plan.recompute == plan::Recompute::full),
         gpus_per_node_(cluster.gpus_per_node()),

@@ -43,7 +43,7 @@ constexpr std::array kPlaces{"auto", "hbm", "host"};
 constexpr std::array kSwitch{"auto", "off", "on"};
 constexpr std::array kRecompute{"none", "full"};
 constexpr std::array kReduce{"bf16", "fp32"};
-constexpr std::array kRuntime{"eager", "compiled"};
+constexpr std::array kRuntime{"eager", "compiled", "native"};
 constexpr std::array kPlacement{"inside", "across"};
 constexpr std::array kVocabulary{"auto", "weights", "tokens"};
 constexpr std::array kMla{"auto", "expanded", "latent"};
@@ -129,8 +129,8 @@ std::vector<Knob> make_knobs() {
       {"offload", yes, no, "auto, on or off",
        "CPUOffloadPolicy: parameters, gradients and optimizer live on the host",
        CHOICE("offload", offload, kSwitch)},
-      {"runtime", yes, no, "eager or compiled",
-       "PyTorch eager, or torch.compile of each block with checkpointing around it",
+      {"runtime", yes, no, "eager, compiled or native",
+       "PyTorch eager, torch.compile of each block with checkpointing around it, or the kernels of mop run",
        CHOICE("runtime", runtime, kRuntime)},
 
       {"dense-shard", no, yes, degree,

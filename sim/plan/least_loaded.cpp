@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <numeric>
 
 #include "sim/base/error.h"
@@ -25,7 +26,8 @@ void check(const LeastLoadedOptions& options) {
 
 }  // namespace
 
-LeastLoadedPlan least_loaded(std::span<const int64_t> loads, int ranks, const LeastLoadedOptions& options) {
+LeastLoadedPlan least_loaded(std::span<const int64_t> loads, int ranks, const LeastLoadedOptions& options,
+                             std::pmr::memory_resource* memory) {
   check(options);
   const int experts = static_cast<int>(loads.size());
   ensure(ranks >= 1 && experts >= ranks && experts % ranks == 0, "the ranks divide the experts");
@@ -33,23 +35,25 @@ LeastLoadedPlan least_loaded(std::span<const int64_t> loads, int ranks, const Le
 
   // What a rank will compute if nothing more is moved: rows assigned to it, and rows of its own experts still
   // to come. The pseudo-code keeps the two apart (assigned, pending) but only ever uses their sum.
-  std::vector<int64_t> committed(static_cast<size_t>(ranks));
+  std::pmr::vector<int64_t> committed(static_cast<size_t>(ranks), memory);
   for (int e = 0; e < experts; ++e) committed[owner(e, experts, ranks)] += loads[e];
   const int64_t total = std::accumulate(committed.begin(), committed.end(), int64_t{0});
   const int64_t most = *std::ranges::max_element(committed);
 
-  LeastLoadedPlan plan;
+  LeastLoadedPlan plan(memory);
   // Beyond the total a cap means nothing more: clamped so that a huge alpha cannot overflow.
   plan.cap = static_cast<int64_t>(
       std::min(std::floor(options.alpha * static_cast<double>(total) / ranks), static_cast<double>(total)));
   plan.spilling = ranks > 1 && total > 0 &&
                   static_cast<double>(most) * ranks >= options.lambda * static_cast<double>(total);
 
-  std::vector<int> order(loads.size());
+  std::pmr::vector<int> order(loads.size(), memory);
   std::iota(order.begin(), order.end(), 0);
-  std::ranges::stable_sort(order, [&](int a, int b) { return loads[a] > loads[b]; });
+  std::ranges::sort(order, [&](int a, int b) { return loads[a] != loads[b] ? loads[a] > loads[b] : a < b; });
 
-  plan.assignments.reserve(loads.size() + static_cast<size_t>(ranks));
+  const size_t most_transfers = plan.spilling ? loads.size() + static_cast<size_t>(ranks) : 0;
+  plan.transfers.reserve(most_transfers);
+  plan.assignments.reserve(loads.size() + most_transfers);
   for (const int e : order) {
     const int64_t load = loads[e];
     if (load == 0) break;
@@ -87,6 +91,15 @@ LeastLoadedPlan least_loaded(std::span<const int64_t> loads, int ranks, const Le
   }
   plan.rows = std::move(committed);  // all experts are assigned, so nothing is pending
   return plan;
+}
+
+int64_t least_loaded_bytes(int ranks, int experts) {
+  constexpr int64_t kAllocations = 5;
+  const int64_t transfers = experts + ranks;
+  return static_cast<int64_t>(sizeof(int64_t)) * ranks + static_cast<int64_t>(sizeof(int)) * experts +
+         static_cast<int64_t>(sizeof(Assignment)) * (experts + transfers) +
+         static_cast<int64_t>(sizeof(WeightTransfer)) * transfers +
+         kAllocations * static_cast<int64_t>(alignof(std::max_align_t));
 }
 
 }  // namespace mop::plan

@@ -4,6 +4,7 @@
 #pragma once
 #include <cstdint>
 #include <limits>
+#include <memory_resource>
 #include <span>
 #include <vector>
 
@@ -33,11 +34,14 @@ struct WeightTransfer {
 };
 
 struct LeastLoadedPlan {
+  explicit LeastLoadedPlan(std::pmr::memory_resource* memory = std::pmr::get_default_resource())
+      : assignments(memory), transfers(memory), rows(memory) {}
+
   bool spilling = false;                // false: the gate kept plain expert parallelism
   int64_t cap = 0;                      // rows a rank; what the plan aims at
-  std::vector<Assignment> assignments;  // by falling expert load (ties: lower id), then first; none is empty
-  std::vector<WeightTransfer> transfers;  // in the same order, each (expert, to) once
-  std::vector<int64_t> rows;              // (ranks) rows that each rank computes
+  std::pmr::vector<Assignment> assignments;  // by falling expert load (ties: lower id), then first; none is empty
+  std::pmr::vector<WeightTransfer> transfers;  // in the same order, each (expert, to) once
+  std::pmr::vector<int64_t> rows;              // (ranks) rows that each rank computes
 };
 
 // The rank that owns `expert`: experts are dealt in blocks of experts / ranks.
@@ -54,10 +58,17 @@ inline int owner(int expert, int experts, int ranks) {
 //    the whole rest, the least loaded one takes all the rest;
 //  - one rank, lambda = kNeverSpill, or max/mean rank load < lambda: every expert stays with its owner;
 //  - a pure function: all ranks derive the same plan from the same loads.
+//  - at most experts + ranks transfers, and experts more assignments: a helper finishes an expert or is filled
+//    up to cap, below which it never falls again.
+// Temporaries come from `memory` too.
 // Cost: O(experts log experts + (experts + ranks) * ranks).
 // Errors: UserError for alpha not positive and finite, min_rows < 1, lambda negative or not a number;
 // InternalError for ranks that do not divide the experts or a negative load.
 LeastLoadedPlan least_loaded(std::span<const int64_t> loads, int ranks,
-                             const LeastLoadedOptions& options = {});
+                             const LeastLoadedOptions& options = {},
+                             std::pmr::memory_resource* memory = std::pmr::get_default_resource());
+
+// Bytes that least_loaded takes from `memory` at most, if that never reuses any.
+int64_t least_loaded_bytes(int ranks, int experts);
 
 }  // namespace mop::plan

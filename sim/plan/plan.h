@@ -14,7 +14,8 @@ enum class Place : uint8_t { automatic, hbm, host };
 enum class Switch : uint8_t { automatic, off, on };
 enum class Recompute : uint8_t { none, full };     // activation checkpointing of whole blocks
 enum class Reduce : uint8_t { bf16, fp32 };        // type in which gradients are reduced (and, mop, held)
-enum class Runtime : uint8_t { eager, compiled };  // fsdp2: PyTorch eager, or torch.compile of each block
+// fsdp2: PyTorch eager, torch.compile of each block, or our executor (native).
+enum class Runtime : uint8_t { eager, compiled, native };
 enum class ExpertPlacement : uint8_t {
   inside,
   across
@@ -67,6 +68,7 @@ struct Plan {
   int64_t round_rows = 32768;  // capacity of a streaming round
 
   bool offloaded() const { return offload == Switch::on; }
+  bool native() const { return family == Family::mop || runtime == Runtime::native; }  // by our executor
   bool resolved() const;
 };
 

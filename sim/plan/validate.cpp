@@ -69,6 +69,15 @@ void validate(const Plan& plan, const model::ModelConfig& model, int64_t gpus, i
           t * c * r, gpus));
     require("ep", plan.expert, gpus,
             {divides(model.experts, "experts"), divides(gpus / r, "GPUs of a replica")});
+    if (plan.runtime == Runtime::native && (t > 1 || c > 1))
+      throw UserError(fmt::format(
+          "plan setting runtime is native, which shares a sequence over ranks by Ulysses only, and {} is {}; use the "
+          "mop family with ulysses, or runtime eager to predict PyTorch",
+          t > 1 ? "tp" : "cp", t > 1 ? t : c));
+    if (plan.runtime == Runtime::native && plan.recompute == Recompute::none)
+      throw UserError(
+          "plan setting recompute is none, but runtime native recomputes whole blocks; set recompute=full, or runtime "
+          "eager to predict PyTorch");
     return;
   }
   require("ep", plan.expert, gpus, {divides(model.experts, "experts"), divides(gpus, "GPUs")});
@@ -83,7 +92,19 @@ void validate(const Plan& plan, const model::ModelConfig& model, int64_t gpus, i
   require("ulysses", plan.sequence, gpus, ulysses);
   if (plan.sequence > 0) {
     const int64_t heads = model.heads / plan.sequence;
-    require("head-chunks", plan.head_chunks, heads, {divides(heads, "heads of a rank")});
+    std::vector<Rule> chunks{divides(heads, "heads of a rank")};
+    if (gqa) {
+      // A chunk's query heads belong to whole key heads, or to a part of one.
+      const int64_t keys = std::max<int64_t>(1, model.kv_heads / plan.sequence), group = heads / keys;
+      chunks.push_back({fmt::format("makes chunks that are neither whole groups of {} query heads nor parts of one", group),
+                        [heads, keys, group](int64_t d) {
+                          const int64_t part = heads / d;
+                          return keys % d == 0 || part % group == 0 || group % part == 0;
+                        }});
+    }
+    if (model.qk_norm == model::QkNorm::full)
+      chunks.push_back({"splits heads whose norm spans all of them", [](int64_t d) { return d == 1; }});
+    require("head-chunks", plan.head_chunks, heads, chunks);
   }
   if (plan.optimizer_hbm_layers > model.layers)
     throw UserError(fmt::format("plan setting optimizer-hbm-layers is {}, but {} has {} layers",

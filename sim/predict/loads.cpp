@@ -15,10 +15,10 @@ std::vector<std::vector<ExpertLoad>> expert_loads(const Scenario& s, const plan:
                                                   double* imbalance) {
   const int ranks = static_cast<int>(layout.expert.size), experts = static_cast<int>(s.model.experts);
   const int64_t tokens = program::tokens_per_rank(layout, s.workload);
-  const bool streaming = s.plan.family == plan::Family::mop;
+  const bool mop = s.plan.family == plan::Family::mop, streaming = s.plan.native();
   const bool balanced = s.workload.routing.kind == plan::Routing::Kind::balanced;
   const int64_t sent = tokens * s.model.top_k;
-  const int64_t capacity = std::min(s.plan.round_rows, std::max<int64_t>(sent, ranks));
+  const int64_t all = std::max<int64_t>(sent, ranks), capacity = mop ? std::min(s.plan.round_rows, all) : all;
   std::vector<std::vector<ExpertLoad>> loads(static_cast<size_t>(ranks),
                                              std::vector<ExpertLoad>(static_cast<size_t>(s.model.layers)));
   if (imbalance != nullptr) *imbalance = 1;
@@ -45,7 +45,7 @@ std::vector<std::vector<ExpertLoad>> expert_loads(const Scenario& s, const plan:
     for (int64_t& rows : whole) rows *= ranks;
     plan::LeastLoadedOptions options{
         s.plan.capacity_factor, s.plan.spill_min_rows,
-        streaming && s.plan.least_loaded ? s.plan.spill_gate : plan::kNeverSpill};
+        mop && s.plan.least_loaded ? s.plan.spill_gate : plan::kNeverSpill};
     const plan::LeastLoadedPlan assigned = plan::least_loaded(whole, ranks, options);
     if (imbalance != nullptr) {
       std::vector<int64_t> owned(static_cast<size_t>(ranks), 0);

@@ -31,7 +31,7 @@ struct Hash {
   size_t operator()(const Key& k) const {
     uint64_t h = k.what * 0x9e3779b97f4a7c15ULL + k.shape;
     for (const int64_t v :
-         {k.rows.computed, k.rows.sent, k.rows.experts, k.rows.spilled_in * 1024 + k.rows.spilled_out})
+         {k.rows.computed, k.rows.sent, k.rows.experts, k.rows.rounds, k.rows.spilled_in * 1024 + k.rows.spilled_out})
       h = (h ^ static_cast<uint64_t>(v)) * 0xff51afd7ed558ccdULL, h ^= h >> 29;
     return static_cast<size_t>(h);
   }
@@ -44,7 +44,9 @@ Shape routed_shape(const program::StepProgram& program, const Op& op, const prog
   Shape shape = program.shape(op);
   if (op.routed == Routed::no) return shape;
   if (op.routed == Routed::spill) {
-    // The shape is that of one expert's slot times the slots; what moves is what was borrowed and lent.
+    // The shape is that of one expert's slot times the slots; what moves is what was borrowed and lent, once: in
+    // the first or in the last round.
+    if (round != (op.does.last_round ? load.rounds - 1 : 0)) return {};
     const int64_t slots = program.spill_slots;
     const bool back = op.phase == program::Phase::backward;
     const int64_t out = back ? load.spilled_in : load.spilled_out,
@@ -123,6 +125,7 @@ Schedule make_schedule(const program::StepProgram& program, const std::vector<pr
       key.rows = *load;
       key.rows.computed = rows_of_round(load->computed, round, load->rounds);
       key.rows.sent = rows_of_round(load->sent, round, load->rounds);
+      if (op.routed == Routed::spill) key.rows.rounds = load->rounds - round;
     }
     auto found = known.find(key);
     if (found == known.end()) {
@@ -131,7 +134,7 @@ Schedule make_schedule(const program::StepProgram& program, const std::vector<pr
       const cost::Price price =
           nothing_spilled
               ? cost::Price{}  // every rank knows from the plan, and skips it
-              : cost.price(op, shape, op.group == program::kNoGroup ? nullptr : &program.groups[op.group]);
+              : cost.price(op, shape, program::is_collective(op.kind) ? &program.groups[op.group] : nullptr);
       ensure(price.demand.duration >= 0, "an operation takes time forwards");
       graph.demands.push_back(price.demand);
       found = known
@@ -147,7 +150,7 @@ Schedule make_schedule(const program::StepProgram& program, const std::vector<pr
     engine::Task task;
     task.demand = k.demand;
     task.launch_ns = k.launch_ns;
-    task.comm = op.group == program::kNoGroup ? engine::kNoComm : op.group;
+    task.comm = program::is_collective(op.kind) ? op.group : engine::kNoComm;
     task.stream = static_cast<uint8_t>(op.stream);
     task.blocks_launch = op.blocking;
     task.communication = op.stream != program::Stream::compute && op.stream != program::Stream::host;

@@ -95,8 +95,8 @@ std::vector<Life> lives(const StepProgram& program, const Order& order, Space sp
   std::vector<Life> all;
   for (OpId id = 0; id < program.ops.size(); ++id) {
     const Op& op = program.ops[id];
-    for (uint32_t u = op.uses; u < op.uses + op.use_count; ++u) {
-      const BufferId b = program.uses[u].buffer;
+    for (const Use& use : program.uses_of(op)) {
+      const BufferId b = use.buffer;
       const Buffer& buffer = program.buffers[b];
       if (buffer.space != space || buffer.persistent || buffer.bytes == 0) continue;
       if (index[b] == kNoBuffer) {

@@ -57,7 +57,7 @@ void Builder::depend(OpId from, OpId to, uint8_t distance) {
   program_.dependencies.push_back({from, to, distance});
 }
 
-OpId Builder::op(const OpSpec& spec, std::span<const BufferId> reads, std::span<const BufferId> writes) {
+OpId Builder::op(const OpSpec& spec, std::span<const Operand> reads, std::span<const Operand> writes) {
   const OpId id = static_cast<OpId>(program_.ops.size());
   uint32_t shape = 0;
   auto& same_hash = shape_index_[hash(spec.shape)];
@@ -71,7 +71,7 @@ OpId Builder::op(const OpSpec& spec, std::span<const BufferId> reads, std::span<
     same_hash.push_back(shape);
   }
   program_.ops.push_back({spec.kind, spec.stream, phase_, spec.component, layer_, spec.group, spec.kernels,
-                          region_, spec.blocking, spec.eager, spec.routed, shape,
+                          region_, spec.blocking, spec.eager, spec.routed, spec.does, shape,
                           static_cast<uint32_t>(program_.uses.size()),
                           static_cast<uint32_t>(reads.size() + writes.size())});
 
@@ -83,8 +83,10 @@ OpId Builder::op(const OpSpec& spec, std::span<const BufferId> reads, std::span<
   }
   last_on_stream_[stream] = id + 1;
 
-  const auto use = [&](BufferId b, bool write) {
-    program_.uses.push_back({b, write});
+  const auto use = [&](const Operand& operand, bool write) {
+    const BufferId b = operand.buffer;
+    program_.uses.push_back({b, write, operand.view});
+    if (b == kNoBuffer) return;
     Buffer& buffer = program_.buffers[b];
     if (buffer.first == kNoOp) buffer.first = id;
     buffer.last = std::max(buffer.last, id);
@@ -99,8 +101,8 @@ OpId Builder::op(const OpSpec& spec, std::span<const BufferId> reads, std::span<
     access.readers.clear();
     access.writer = id;
   };
-  for (const BufferId b : reads) use(b, false);
-  for (const BufferId b : writes) use(b, true);
+  for (const Operand& operand : reads) use(operand, false);
+  for (const Operand& operand : writes) use(operand, true);
   return id;
 }
 
@@ -109,9 +111,9 @@ void Builder::touch(BufferId b) {
   program_.buffers[b].last = std::max(program_.buffers[b].last, static_cast<OpId>(program_.ops.size() - 1));
 }
 
-void Builder::begin_repeat(int layer) {
+void Builder::begin_repeat(int layer, OpId plan) {
   ensure(region_ == 0, "repeat regions do not nest");
-  program_.regions.push_back({static_cast<OpId>(program_.ops.size()), 0, static_cast<int16_t>(layer)});
+  program_.regions.push_back({static_cast<OpId>(program_.ops.size()), 0, static_cast<int16_t>(layer), plan});
   region_ = static_cast<uint16_t>(program_.regions.size() - 1);
 }
 
@@ -123,8 +125,8 @@ void Builder::end_repeat() {
   // A round's copy is reused by later rounds: the buffers of a body live as long as the whole region.
   for (OpId id = region.first; id < region.last; ++id) {
     const Op& op = program_.ops[id];
-    for (uint32_t u = op.uses; u < op.uses + op.use_count; ++u) {
-      Buffer& buffer = program_.buffers[program_.uses[u].buffer];
+    for (const Use& use : program_.uses_of(op)) {
+      Buffer& buffer = program_.buffers[use.buffer];
       if (buffer.first > region.first) buffer.first = region.first;
       buffer.last = std::max(buffer.last, region.last - 1);
     }
@@ -138,8 +140,7 @@ void Builder::carry(OpId first, OpId last) {
   std::vector<bool> overwritten(program_.buffers.size());
   for (OpId id = first; id < last; ++id) {
     const Op& op = program_.ops[id];
-    for (uint32_t u = op.uses; u < op.uses + op.use_count; ++u) {
-      const Use use = program_.uses[u];
+    for (const Use& use : program_.uses_of(op)) {
       if (overwritten[use.buffer]) continue;
       const Access& left = access_[use.buffer];
       const uint8_t distance = region_ != 0 ? program_.buffers[use.buffer].slots : uint8_t{1};

@@ -11,6 +11,15 @@
 
 namespace mop::program {
 
+// An operand of a new operation: a buffer, and what part of it (ops.h).
+struct Operand {
+  BufferId buffer = kNoBuffer;
+  View view{};
+  Operand() = default;
+  Operand(BufferId whole) : buffer(whole) {}  // NOLINT: a program without views names buffers
+  Operand(BufferId in, View part) : buffer(in), view(part) {}
+};
+
 struct OpSpec {
   OpKind kind;
   Stream stream = Stream::compute;
@@ -21,6 +30,7 @@ struct OpSpec {
   bool blocking = false;
   bool eager = false;
   Routed routed = Routed::no;
+  Does does{};
 };
 
 class Builder {
@@ -35,8 +45,10 @@ class Builder {
   // The phase and layer of the operations that follow.
   void at(Phase phase, int layer) { phase_ = phase, layer_ = static_cast<int16_t>(layer); }
 
-  OpId op(const OpSpec& spec, std::span<const BufferId> reads, std::span<const BufferId> writes);
-  OpId op(const OpSpec& spec, std::initializer_list<BufferId> reads, std::initializer_list<BufferId> writes) {
+  Phase phase() const { return phase_; }
+
+  OpId op(const OpSpec& spec, std::span<const Operand> reads, std::span<const Operand> writes);
+  OpId op(const OpSpec& spec, std::initializer_list<Operand> reads, std::initializer_list<Operand> writes) {
     return op(spec, std::span(reads.begin(), reads.size()), std::span(writes.begin(), writes.size()));
   }
 
@@ -45,7 +57,8 @@ class Builder {
 
   // Between begin and end: the body of a repeat region. Buffers created inside have two slots, one a round in
   // turn, so that a round may start while the one before it is still being computed.
-  void begin_repeat(int layer);
+  // `plan`: the plan_routing whose rounds are repeated.
+  void begin_repeat(int layer, OpId plan = kNoOp);
   void end_repeat();
 
   // Keeps a buffer alive until this point (an allocator that frees later than the last use).

@@ -11,7 +11,7 @@ int64_t tokens_per_rank(const plan::Layout& layout, const plan::Workload& worklo
 StepProgram lower(const LoweringInput& input) {
   ensure(input.plan.resolved(), "only a resolved plan can be lowered");
   ensure(static_cast<int64_t>(input.loads.size()) == input.model.layers, "an expert load for every layer");
-  return input.plan.family == plan::Family::fsdp2 ? lower_fsdp2(input) : lower_mop(input);
+  return input.plan.native() ? lower_native(input) : lower_pytorch(input);
 }
 
 }  // namespace mop::program

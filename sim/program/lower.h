@@ -11,7 +11,7 @@
 
 namespace mop::program {
 
-inline constexpr int64_t kBf16 = 2, kFp32 = 4;  // bytes of an element
+inline constexpr int64_t kBf16 = 2, kFp32 = 4, kIdBytes = 4;  // bytes of an element; of a token or row id
 
 // Rows that a rank exchanges and computes on one MoE layer, for one micro-batch. Known only at run time in
 // reality; drawn from the workload's routing here. mop programs have the same buffers whatever it says.
@@ -38,7 +38,7 @@ struct LoweringInput {
 int64_t tokens_per_rank(const plan::Layout& layout, const plan::Workload& workload);
 
 StepProgram lower(const LoweringInput& input);
-StepProgram lower_fsdp2(const LoweringInput& input);
-StepProgram lower_mop(const LoweringInput& input);
+StepProgram lower_pytorch(const LoweringInput& input);  // fsdp2 as PyTorch runs it: a description, not runnable
+StepProgram lower_native(const LoweringInput& input);   // what our executor runs
 
 }  // namespace mop::program

@@ -42,50 +42,19 @@ const char* name(Holds holds) {
   return kNames[static_cast<size_t>(holds)];
 }
 
+const char* name(Type type) {
+  static constexpr const char* kNames[] = {"bf16", "f32", "f64", "i32"};
+  return kNames[static_cast<size_t>(type)];
+}
+
+int64_t size_of(Type type) {
+  static constexpr int64_t kSizes[] = {2, 4, 8, 4};
+  return kSizes[static_cast<size_t>(type)];
+}
+
 const char* name(OpKind kind) {
-  static constexpr const char* kNames[] = {"gemm",
-                                           "grouped_gemm",
-                                           "attention_fwd",
-                                           "attention_bwd",
-                                           "rms_norm",
-                                           "rms_norm_bwd",
-                                           "rope",
-                                           "swiglu",
-                                           "swiglu_bwd",
-                                           "clamped_swiglu",
-                                           "clamped_swiglu_bwd",
-                                           "expert_bias",
-                                           "expert_bias_bwd",
-                                           "add",
-                                           "cast",
-                                           "copy",
-                                           "concatenate",
-                                           "topk",
-                                           "topk_bwd",
-                                           "sort",
-                                           "permute",
-                                           "unpermute",
-                                           "embedding",
-                                           "embedding_bwd",
-                                           "cross_entropy",
-                                           "cross_entropy_bwd",
-                                           "rope_bwd",
-                                           "scale_bwd",
-                                           "square_sum",
-                                           "adam",
-                                           "scale",
-                                           "all_gather",
-                                           "reduce_scatter",
-                                           "all_reduce",
-                                           "all_to_all",
-                                           "send_recv",
-                                           "copy_h2d",
-                                           "copy_d2h",
-                                           "adam_host",
-                                           "norm_host",
-                                           "scale_host",
-                                           "plan_routing"};
-  static_assert(std::size(kNames) == static_cast<size_t>(OpKind::plan_routing) + 1);
+  static constexpr const char* kNames[] = {"gemm", "grouped_gemm", "attention_fwd", "attention_bwd", "rms_norm", "rms_norm_bwd", "rope", "rope_bwd", "mla_keys", "mla_keys_bwd", "swiglu", "swiglu_bwd", "clamped_swiglu", "clamped_swiglu_bwd", "expert_bias", "expert_bias_bwd", "column_sum", "add", "sum_replicas", "cast", "copy", "concatenate", "clear", "topk", "topk_bwd", "balance_loss", "sort", "permute", "unpermute", "unpermute_bwd", "embedding", "embedding_bwd", "cross_entropy", "cross_entropy_bwd", "scale_bwd", "square_sum", "clip_factor", "adam", "scale", "all_gather", "reduce_scatter", "all_reduce", "all_to_all", "send_recv", "copy_h2d", "copy_d2h", "adam_host", "norm_host", "scale_host", "plan_routing", "next_batch"};
+  static_assert(std::size(kNames) == static_cast<size_t>(OpKind::next_batch) + 1);
   return kNames[static_cast<size_t>(kind)];
 }
 
@@ -155,6 +124,8 @@ double hbm_bytes(OpKind kind, const Shape& s) {
     case OpKind::scale_host:
     case OpKind::plan_routing:
       return 0;
+    case OpKind::next_batch:
+      return v(0);
     default:
       return v(1) + v(2);
   }

@@ -4,8 +4,12 @@
 #pragma once
 #include <array>
 #include <cstdint>
+#include <ranges>
+#include <span>
 #include <string>
 #include <vector>
+
+#include "sim/program/parameters.h"
 
 namespace mop::program {
 
@@ -43,41 +47,50 @@ enum class Component : uint8_t {
 inline constexpr int kComponents = 10;
 const char* name(Component component);
 
+// What each computes, and its operands: ops.h. Here: what its Shape says, for whoever prices it.
 enum class OpKind : uint8_t {
-  gemm,           // (m, n, k) bf16: C[m,n] += A[m,k] B[k,n]
+  gemm,           // (m, n, k)
   grouped_gemm,   // (rows, n, k, experts): rows spread over experts, one weight each
-  attention_fwd,  // Shape: see attention_shape
+  attention_fwd,  // see AttentionShape
   attention_bwd,
   // Memory-bound kernels: (elements, bytes read, bytes written)
   rms_norm,
   rms_norm_bwd,
   rope,
+  rope_bwd,
+  mla_keys,
+  mla_keys_bwd,
   swiglu,
   swiglu_bwd,
   clamped_swiglu,
   clamped_swiglu_bwd,
   expert_bias,
   expert_bias_bwd,
+  column_sum,
   add,
+  sum_replicas,
   cast,
   copy,
   concatenate,
+  clear,
   topk,
   topk_bwd,
+  balance_loss,
   sort,
   permute,
   unpermute,
+  unpermute_bwd,
   embedding,
   embedding_bwd,
   cross_entropy,
   cross_entropy_bwd,
-  rope_bwd,
   scale_bwd,
   square_sum,
+  clip_factor,
   adam,
   scale,
-  // Collectives over a group: (bytes of the full buffer); all_to_all: (bytes sent, bytes received) over all
-  // peers
+  // Collectives over a group: (bytes of the full buffer); all_to_all and send_recv: (bytes sent, bytes
+  // received) over all peers
   all_gather,
   reduce_scatter,
   all_reduce,
@@ -88,7 +101,8 @@ enum class OpKind : uint8_t {
   adam_host,
   norm_host,
   scale_host,    // (parameters, bytes of DRAM traffic)
-  plan_routing,  // least-loaded plan from the exchanged counts, on the device
+  plan_routing,  // (experts, bytes read, bytes written): least-loaded plan from the exchanged counts
+  next_batch,    // (bytes): tokens of the step from the data
 };
 const char* name(OpKind kind);
 bool is_collective(OpKind kind);
@@ -103,6 +117,28 @@ enum class Routed : uint8_t {
   combine,   // the other way round
   source,    // work on the rows that its tokens sent
   spill,     // weights of spilled experts: lent and borrowed
+};
+
+// What an all_to_all moves where.
+enum class Exchange : uint8_t {
+  none,
+  rows_to_columns,    // rows of everyone, a part of the columns -> own rows, all columns
+  columns_to_rows,    // own rows, all columns -> rows of everyone, a part of the columns
+  dispatch,           // routed rows to those who compute them
+  combine,            // and back
+  spill_weights,      // weights of spilled experts to those who borrow them
+  spill_gradients,    // their gradients back, added to the owner's
+};
+
+// Details of what an operation computes, where its kind leaves them open (ops.h).
+struct Does {
+  bool accumulate = false;  // adds to what it writes
+  bool transpose_a = false, transpose_b = false;
+  bool deferred = false;     // works for the step before: nothing to do in the first step of a run
+  bool first_round = false;  // in a repeat region: only in the first round of each pass
+  bool last_round = false;   // only in the last one of each pass
+  Exchange exchange = Exchange::none;
+  int64_t a = 0, b = 0, c = 0;  // by kind
 };
 
 // Parameters of an operation, by kind; equal shapes are stored once.
@@ -150,6 +186,12 @@ inline constexpr BufferId kNoBuffer = 0xffffffff;
 inline constexpr OpId kNoOp = 0xffffffff;
 inline constexpr uint16_t kNoGroup = 0xffff;
 
+// Element types.
+enum class Type : uint8_t { bf16, f32, f64, i32 };
+const char* name(Type type);
+int64_t size_of(Type type);  // bytes
+
+
 struct Buffer {
   const char* label;  // "dense_weights"; together with the layer it is the buffer's name
   int32_t layer;      // -1: none
@@ -173,13 +215,29 @@ struct Op {
   bool blocking;     // the launching thread waits for its completion
   bool eager;        // a sequence of PyTorch's eager kernels rather than one fused kernel
   Routed routed;
+  Does does;
   uint32_t shape;
   uint32_t uses, use_count;  // range in StepProgram::uses
 };
 
+// What an operand is inside of its buffer: `count` row-major matrices of (rows, cols), `ld` elements between
+// rows, `stride` elements between matrices, from `offset` bytes on; plus `rank_stride` bytes for each position
+// of this rank in the operation's group. In a repeat region offset counts from the round's slot.
+struct View {
+  int64_t offset = 0, rank_stride = 0;
+  int64_t rows = 0, cols = 0, ld = 0;
+  int64_t count = 1, stride = 0;
+  Type type = Type::bf16;
+  int64_t elements() const { return count * rows * cols; }
+};
+
+// One operand. The operands of an operation stand in the order that ops.h gives for its kind, what it reads
+// first, then what it writes; an optional one that is missing has kNoBuffer. Programs that only describe
+// somebody else's run (PyTorch's) have no views.
 struct Use {
-  BufferId buffer;
-  bool write;
+  BufferId buffer = kNoBuffer;
+  bool write = false;
+  View view{};
 };
 
 // `to` starts after `from` has completed, `distance` iterations earlier: of the repeat region when both are
@@ -194,6 +252,7 @@ struct Dependency {
 struct Region {
   OpId first = 0, last = 0;
   int16_t layer = -1;
+  OpId plan = kNoOp;  // the plan_routing that knows how many rounds there are
 };
 
 enum class Axis : uint8_t {
@@ -214,6 +273,24 @@ struct Group {
   int64_t size, stride;
 };
 
+// Where this rank's shard of a flat parameter group (parameters.h) is, for whoever fills, saves or checks it.
+struct Shard {
+  FlatGroup flat;
+  BufferId weights = kNoBuffer, gradient = kNoBuffer, states = kNoBuffer;
+  int64_t weights_offset = 0;  // bytes; likewise below
+  int64_t gradient_offset = 0;
+  Type weights_type = Type::bf16, gradient_type = Type::bf16;
+  // Optimizer states: blocks of `bucket` elements, each [master |] m | v in fp32, the shard's first element
+  // being element `states_first` of the buffer's sequence.
+  int64_t states_first = 0, states_bucket = 0;
+  bool master = true;  // false: the weights themselves are the fp32 master
+  // Elements [first, last) of the group; past its end: padding.
+  // first = index in `outer` x outer_elements + index in `inner` x elements.
+  plan::Span outer, inner;
+  int64_t outer_elements = 0, elements = 0;
+  int64_t replicas = 1;  // ranks that hold the same shard
+};
+
 struct StepProgram {
   std::vector<Op> ops;  // issue order: a topological order of the dependencies with distance 0
   std::vector<Use> uses;
@@ -224,8 +301,15 @@ struct StepProgram {
   std::vector<Group> groups;
   int64_t round_rows = 0;   // capacity of a streaming round, to which shapes of routed operations refer
   int64_t spill_slots = 0;  // spilled experts to which shapes of spill operations refer
+  bool runnable = false;    // every operand has a view: an executor can run it
+  std::vector<Shard> shards;  // where the parameters live (runnable programs)
 
   const Shape& shape(const Op& op) const { return shapes[op.shape]; }
+  // All operands, missing ones included; those that are there.
+  std::span<const Use> operands(const Op& op) const { return std::span(uses).subspan(op.uses, op.use_count); }
+  auto uses_of(const Op& op) const {
+    return operands(op) | std::views::filter([](const Use& use) { return use.buffer != kNoBuffer; });
+  }
   std::string op_name(OpId id) const;          // "L12 backward experts grouped_gemm"
   std::string buffer_name(BufferId id) const;  // "checkpoint[12]"
 };

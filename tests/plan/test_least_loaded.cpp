@@ -15,12 +15,15 @@ namespace mop::plan {
 namespace {
 
 using Row = std::vector<int64_t>;
+using Rows = std::pmr::vector<int64_t>;
+using Assignments = std::pmr::vector<Assignment>;
+using Transfers = std::pmr::vector<WeightTransfer>;
 
 // The pseudo-code of LLEP line by line, as slow as it reads, with the paper's rule for a small excess.
 struct Reference {
-  std::vector<Assignment> assignments;
-  std::vector<WeightTransfer> transfers;
-  Row rows;
+  Assignments assignments;
+  Transfers transfers;
+  Rows rows;
   std::set<int> excused;  // ranks that may be above cap: a small excess stayed, or a rest was forced on them
 };
 
@@ -96,7 +99,7 @@ Reference reference(const Row& load, int ranks, const LeastLoadedOptions& option
       }
     }
   }
-  out.rows = assigned;
+  out.rows.assign(assigned.begin(), assigned.end());
   return out;
 }
 
@@ -130,7 +133,7 @@ Case random_case(std::mt19937_64& random) {
 }
 
 void expect_plain(const LeastLoadedPlan& plan, const Row& loads, int ranks) {
-  Row rows(ranks);
+  Rows rows(ranks);
   const int experts = static_cast<int>(loads.size());
   for (int e = 0; e < experts; ++e) rows[owner(e, experts, ranks)] += loads[e];
   EXPECT_FALSE(plan.spilling);
@@ -154,7 +157,8 @@ TEST(LeastLoaded, MatchesThePseudoCodeAndKeepsItsInvariants) {
     ASSERT_EQ(least_loaded(c.loads, c.ranks, c.options).assignments, plan.assignments);
 
     // Rows are conserved: the ranges of each expert follow one another from 0 to its load.
-    Row next(c.experts), rows(c.ranks);
+    Row next(c.experts);
+    Rows rows(c.ranks);
     std::set<std::pair<int, int>> foreign, last_chunk;
     for (const Assignment& a : plan.assignments) {
       ASSERT_EQ(a.first, next[a.expert]);
@@ -195,9 +199,9 @@ TEST(LeastLoaded, HandMade) {
   EXPECT_TRUE(plan.spilling);
   EXPECT_EQ(plan.cap, 50);
   EXPECT_EQ(plan.assignments,
-            (std::vector<Assignment>{{0, 0, 0, 40}, {0, 1, 40, 80}, {1, 0, 0, 10}, {2, 1, 0, 10}}));
-  EXPECT_EQ(plan.transfers, (std::vector<WeightTransfer>{{0, 0, 1}}));
-  EXPECT_EQ(plan.rows, (Row{50, 50}));
+            (Assignments{{0, 0, 0, 40}, {0, 1, 40, 80}, {1, 0, 0, 10}, {2, 1, 0, 10}}));
+  EXPECT_EQ(plan.transfers, (Transfers{{0, 0, 1}}));
+  EXPECT_EQ(plan.rows, (Rows{50, 50}));
 }
 
 TEST(LeastLoaded, GateIsOnMaxOverMeanRankLoad) {
@@ -211,8 +215,8 @@ TEST(LeastLoaded, GateIsOnMaxOverMeanRankLoad) {
 TEST(LeastLoaded, SmallExcessStaysWithItsOwner) {
   // cap 1500; the excess of expert 0 is 1000 rows.
   const Row loads{2500, 500};
-  EXPECT_EQ(least_loaded(loads, 2, {.min_rows = 1001}).rows, (Row{2500, 500}));
-  EXPECT_EQ(least_loaded(loads, 2, {.min_rows = 1000}).rows, (Row{1500, 1500}));
+  EXPECT_EQ(least_loaded(loads, 2, {.min_rows = 1001}).rows, (Rows{2500, 500}));
+  EXPECT_EQ(least_loaded(loads, 2, {.min_rows = 1000}).rows, (Rows{1500, 1500}));
 }
 
 TEST(LeastLoaded, ForcedRestGoesToTheLeastLoadedHelper) {
@@ -220,8 +224,8 @@ TEST(LeastLoaded, ForcedRestGoesToTheLeastLoadedHelper) {
   // takes the other 50. Its own expert then finds no room and goes to rank 0 (15 rows, as rank 2: lower id).
   const LeastLoadedPlan plan = least_loaded(Row{80, 10, 0}, 3, {.alpha = 0.5, .min_rows = 10, .lambda = 1});
   EXPECT_EQ(plan.assignments,
-            (std::vector<Assignment>{{0, 0, 0, 15}, {0, 2, 15, 30}, {0, 1, 30, 80}, {1, 0, 0, 10}}));
-  EXPECT_EQ(plan.transfers, (std::vector<WeightTransfer>{{0, 0, 2}, {0, 0, 1}, {1, 1, 0}}));
+            (Assignments{{0, 0, 0, 15}, {0, 2, 15, 30}, {0, 1, 30, 80}, {1, 0, 0, 10}}));
+  EXPECT_EQ(plan.transfers, (Transfers{{0, 0, 2}, {0, 0, 1}, {1, 1, 0}}));
 }
 
 TEST(LeastLoaded, NothingAndOneRank) {

@@ -1,9 +1,11 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <cstdio>
 #include <map>
+#include <memory_resource>
 #include <numeric>
 #include <random>
 #include <set>
@@ -19,6 +21,30 @@ using Row = std::vector<int64_t>;
 
 int64_t ceil_div(int64_t a, int64_t b) {
   return (a + b - 1) / b;
+}
+
+// for_each_computed gives the flows of received(), by the item of work that they belong to, then by source.
+void check_order_of_work(const RoundPlan& rounds, int round, int rank, const std::vector<Flow>& received) {
+  const auto work = rounds.work(rounds.pass_of(round), rank);
+  std::vector<int64_t> scratch(static_cast<size_t>(rounds.counts().ranks()));
+  std::vector<Flow> flows;
+  std::pair<size_t, int> last{0, -1};
+  rounds.for_each_computed(round, rank, scratch, [&](size_t item, const Flow& flow, int64_t before) {
+    ASSERT_LT(last, std::pair(item, flow.source));
+    last = {item, flow.source};
+    ASSERT_EQ(work[item].expert, flow.expert);
+    const int64_t first = rounds.counts().before(flow.source, flow.expert);
+    ASSERT_GE(first + flow.first, work[item].first);
+    ASSERT_LE(first + flow.last, work[item].last);
+    int64_t earlier = 0;  // of the same source, in the order in which it sends
+    for (const Flow& f : received) {
+      if (f == flow) break;
+      if (f.source == flow.source) earlier += f.rows();
+    }
+    ASSERT_EQ(before, earlier);
+    flows.push_back(flow);
+  });
+  ASSERT_TRUE(std::ranges::is_permutation(flows, received));
 }
 
 // Plays all rounds and checks every promise of rounds.h against rows counted one by one.
@@ -66,6 +92,8 @@ void check(const Counts& counts, const LeastLoadedPlan& plan, int64_t capacity, 
         from_sources.push_back(f);
       }
       const std::vector<Flow> in = rounds.received(round, r);
+      check_order_of_work(rounds, round, r, in);
+      if (testing::Test::HasFatalFailure()) return;
       to_destinations.insert(to_destinations.end(), in.begin(), in.end());
     }
     // Both ends see the same flows, those of a pair in the same order.
@@ -251,7 +279,7 @@ TEST(Rounds, HandMade) {
   // Two ranks, an expert each: 6 + 2 rows of expert 0, 0 + 2 of expert 1. cap 5: rows 5 to 7 of expert 0 go.
   const Counts counts(2, 2, Row{6, 0, 2, 2});
   const LeastLoadedPlan plan = least_loaded(counts.loads(), 2, {.min_rows = 1, .lambda = 1});
-  ASSERT_EQ(plan.assignments, (std::vector<Assignment>{{0, 0, 0, 5}, {0, 1, 5, 8}, {1, 1, 0, 2}}));
+  ASSERT_EQ(plan.assignments, (std::pmr::vector<Assignment>{{0, 0, 0, 5}, {0, 1, 5, 8}, {1, 1, 0, 2}}));
   const RoundPlan rounds(counts, plan, 4, 1);
   EXPECT_EQ(rounds.passes(), 1);
   EXPECT_EQ(rounds.rounds(), 2);
@@ -331,6 +359,72 @@ TEST(Rounds, Errors) {
   EXPECT_THROW(RoundPlan(counts, torn, 8, 1), InternalError);
   EXPECT_THROW(Counts(2, 2, Row{1, 2, 3}), InternalError);
   EXPECT_THROW(Counts(1, 2, Row{1, -2}), InternalError);
+}
+
+// Forwards to another resource and adds up what was asked for, alignment included.
+class Metered final : public std::pmr::memory_resource {
+ public:
+  explicit Metered(std::pmr::memory_resource* upstream) : upstream_(upstream) {}
+  int64_t bytes = 0;
+
+ private:
+  void* do_allocate(size_t size, size_t alignment) override {
+    bytes += static_cast<int64_t>(size);
+    return upstream_->allocate(size, alignment);
+  }
+  void do_deallocate(void* at, size_t size, size_t alignment) override {
+    upstream_->deallocate(at, size, alignment);
+  }
+  bool do_is_equal(const memory_resource& other) const noexcept override { return this == &other; }
+  std::pmr::memory_resource* upstream_;
+};
+
+// What an executor's plan_routing does, in round_plan_bytes and not a byte more; the share that it used.
+double planned_in_bounds(int ranks, int experts, int slots, std::span<const int32_t> values,
+                         const LeastLoadedOptions& options, int64_t capacity) {
+  const int64_t bytes = round_plan_bytes(ranks, experts, slots);
+  const int64_t objects = static_cast<int64_t>(sizeof(RoundPlan) + sizeof(std::pmr::monotonic_buffer_resource)) +
+                          (experts + 1) * static_cast<int64_t>(sizeof(int64_t));
+  std::vector<std::byte> memory(static_cast<size_t>(bytes - objects));
+  std::pmr::monotonic_buffer_resource buffer(memory.data(), memory.size(), std::pmr::null_memory_resource());
+  Metered metered(&buffer);
+  Counts counts(ranks, experts, values, &metered);
+  const LeastLoadedPlan plan = least_loaded(counts.loads(&metered), ranks, options, &metered);
+  std::pmr::memory_resource* const standard = std::pmr::set_default_resource(std::pmr::null_memory_resource());
+  const RoundPlan rounds(std::move(counts), plan, capacity, slots, &metered);
+  std::pmr::set_default_resource(standard);
+  return static_cast<double>(metered.bytes + objects) / static_cast<double>(bytes);
+}
+
+TEST(Rounds, MemoryOfAnyCountsIsBounded) {
+  std::mt19937_64 random(10);
+  const auto pick = [&](int64_t low, int64_t high) {
+    return std::uniform_int_distribution<int64_t>(low, high)(random);
+  };
+  double fullest = 0;
+  for (int trial = 0; trial < 1000; ++trial) {
+    const int ranks = static_cast<int>(trial % 10 == 0 ? pick(24, 96) : pick(1, 16));
+    const int experts = ranks * static_cast<int>(pick(1, 6)), slots = static_cast<int>(pick(1, 4));
+    std::vector<int32_t> values;
+    // Some ranks own all that is wanted, or all but one are a little too full: many spills of an expert each.
+    const int shape = static_cast<int>(pick(0, 3)), wanted = static_cast<int>(pick(1, experts));
+    for (int s = 0; s < ranks; ++s)
+      for (int e = 0; e < experts; ++e) {
+        int64_t n = pick(0, 50);
+        if (shape == 1 && e >= wanted) n = 0;
+        if (shape == 2) n = e / (experts / ranks) == ranks - 1 ? 0 : 100 + (e + s) % 2;
+        if (shape == 3) n = pick(0, 9) == 0 ? 1000 : pick(0, 1);
+        values.push_back(static_cast<int32_t>(n));
+      }
+    const LeastLoadedOptions options{.alpha = std::array{1.0, 0.9, 0.5, 1.1}[pick(0, 3)],
+                                     .min_rows = int64_t{1} << pick(0, 5), .lambda = 1.0};
+    fullest = std::max(fullest, planned_in_bounds(ranks, experts, slots, values, options, ranks + pick(0, 400)));
+  }
+  std::printf("at most %.0f %% of the bound were used; 96 ranks, 384 experts: %.0f KiB with 1 slot, %.0f with 4\n",
+              fullest * 100, static_cast<double>(round_plan_bytes(96, 384, 1)) / 1024,
+              static_cast<double>(round_plan_bytes(96, 384, 4)) / 1024);
+  EXPECT_GT(fullest, 0.5);
+  EXPECT_LT(round_plan_bytes(96, 384, 1), 1 << 20);
 }
 
 // A real router's counts: what each rank of the executor does a layer.

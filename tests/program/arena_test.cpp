@@ -56,8 +56,8 @@ struct Users {
 std::vector<Users> users_of(const StepProgram& p) {
   std::vector<Users> users(p.buffers.size());
   for (OpId id = 0; id < p.ops.size(); ++id)
-    for (uint32_t u = p.ops[id].uses; u < p.ops[id].uses + p.ops[id].use_count; ++u) {
-      Users& of = users[p.uses[u].buffer];
+    for (const Use& use : p.uses_of(p.ops[id])) {
+      Users& of = users[use.buffer];
       if (of.ops.empty() || of.ops.back() != id) of.ops.push_back(id);
       if (p.ops[id].region != 0) of.regions.push_back(p.ops[id].region);
     }
@@ -144,7 +144,7 @@ StepProgram random_program(std::mt19937_64& random) {
       b.begin_repeat(0);
       phase = 1;
     }
-    std::vector<BufferId> reads, writes;
+    std::vector<Operand> reads, writes;
     for (size_t k = below(3); k > 0 && !written.empty(); --k) reads.push_back(written[below(written.size())]);
     if (!kept.empty() && below(3) == 0) (below(2) == 0 ? reads : writes).push_back(kept[below(kept.size())]);
     if (!written.empty() && below(4) == 0) writes.push_back(written[below(written.size())]);
@@ -152,7 +152,7 @@ StepProgram random_program(std::mt19937_64& random) {
       const auto bytes = static_cast<int64_t>(below(10) == 0 ? 0 : 1 + below(100000));
       writes.push_back(phase > 0 && below(2) == 0 ? b.scratch("scratch", bytes, Holds::staging)
                                                   : b.buffer("buffer", bytes, Holds::staging, -1, space()));
-      written.push_back(writes.back());
+      written.push_back(writes.back().buffer);
     }
     b.op({OpKind::add, stream()}, reads, writes);
     // Older buffers fall out of use, so that their bytes can be used again.

@@ -19,7 +19,7 @@ constexpr Stream kA = Stream::compute, kB = Stream::gather, kC = Stream::h2d;
 struct Program : Builder {
   BufferId make(int64_t bytes = 512) { return buffer("b", bytes, Holds::staging); }
   BufferId keep() { return persistent("p", 512, Holds::weights); }
-  OpId on(Stream stream, std::initializer_list<BufferId> reads, std::initializer_list<BufferId> writes) {
+  OpId on(Stream stream, std::initializer_list<Operand> reads, std::initializer_list<Operand> writes) {
     return op({OpKind::add, stream}, reads, writes);
   }
 };

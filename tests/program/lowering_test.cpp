@@ -32,11 +32,12 @@ void expect_well_formed(const Lowered& l) {
       ASSERT_LT(op.group, p.groups.size());
       EXPECT_GT(p.groups[op.group].size, 1) << p.op_name(id);
     }
-    EXPECT_EQ(is_collective(op.kind), op.group != kNoGroup) << p.op_name(id);
+    if (is_collective(op.kind)) {
+      EXPECT_NE(op.group, kNoGroup) << p.op_name(id);  // local operations may name one for their index in it
+    }
     for (const int64_t v : p.shape(op).v) EXPECT_GE(v, 0) << p.op_name(id);
     for (const bool write : {false, true})
-      for (uint32_t u = op.uses; u < op.uses + op.use_count; ++u) {
-        const Use use = p.uses[u];
+      for (const Use& use : p.uses_of(op)) {
         const Buffer& buffer = p.buffers[use.buffer];
         if (use.write != write) continue;
         EXPECT_LE(buffer.first, id);
@@ -59,11 +60,11 @@ void expect_well_formed(const Lowered& l) {
     const bool up = op.kind == OpKind::copy_h2d, down = op.kind == OpKind::copy_d2h;
     if (!up && !down) continue;
     EXPECT_EQ(op.stream, up ? Stream::h2d : Stream::d2h);
-    for (uint32_t u = op.uses; u < op.uses + op.use_count; ++u) {
-      const Buffer& buffer = p.buffers[p.uses[u].buffer];
+    for (const Use& use : p.uses_of(op)) {
+      const Buffer& buffer = p.buffers[use.buffer];
       if (buffer.bytes == 0) continue;  // an event
-      EXPECT_EQ(buffer.space, p.uses[u].write == up ? Space::hbm : Space::host)
-          << p.op_name(id) << " " << p.buffer_name(p.uses[u].buffer);
+      EXPECT_EQ(buffer.space, use.write == up ? Space::hbm : Space::host)
+          << p.op_name(id) << " " << p.buffer_name(use.buffer);
     }
   }
 }
@@ -112,9 +113,9 @@ TEST(Lowering, EveryWeightIsGatheredAndUpdated) {
     std::vector<int> read(p.buffers.size(), 0), written(p.buffers.size(), 0);
     std::vector<bool> gathered(p.buffers.size(), false);
     for (const Op& op : p.ops)
-      for (uint32_t u = op.uses; u < op.uses + op.use_count; ++u) {
-        const BufferId b = p.uses[u].buffer;
-        if (p.uses[u].write)
+      for (const Use& use : p.uses_of(op)) {
+        const BufferId b = use.buffer;
+        if (use.write)
           ++written[b];
         else if (op.phase != Phase::optimizer)
           ++read[b], gathered[b] = gathered[b] || op.kind == OpKind::all_gather;
@@ -150,8 +151,7 @@ double expected_flops(const Lowered& l) {
             f.head * (l.plan.loss_chunk > 0 ? 4.0 / 3 : 1);
   } else {
     const bool ring = l.plan.vocabulary_scheme == plan::VocabularyScheme::weights && l.plan.vocabulary > 1;
-    whole = f.projections * 4 / 3 + f.router                        // its logits are kept
-            + (f.experts + f.shared + f.dense_mlp) * (1 + 2.0 / 9)  // gate and up again, down not
+    whole = (f.projections + f.router) * 4 / 3 + (f.experts + f.shared + f.dense_mlp) * (1 + 2.0 / 9)  // gate and up again, down not
             + attention * (l.plan.save_attention ? 3.5 : 4.5) + f.head * (ring ? 4.0 / 3 : 1);
     if (!l.plan.save_attention) {
       // Queries, keys and values are projected once more for the attention that is run again.

@@ -43,9 +43,9 @@ constexpr int kShardCopyIn = 12, kCopyOut = 2, kChunkCat = 2;
 constexpr int kAdam = 2, kNorm = 4, kScale = 4;
 }  // namespace eager
 
-class Fsdp2Lowering {
+class PytorchLowering {
  public:
-  explicit Fsdp2Lowering(const LoweringInput& input)
+  explicit PytorchLowering(const LoweringInput& input)
       : in_(input), c_(input.model), plan_(input.plan), layout_(input.layout) {}
   StepProgram run();
 
@@ -88,7 +88,7 @@ class Fsdp2Lowering {
     double read, written;
   };
   void kernel(OpKind kind, Component part, int64_t elements, Traffic t, int kernels,
-              std::initializer_list<BufferId> reads, std::initializer_list<BufferId> writes,
+              std::initializer_list<Operand> reads, std::initializer_list<Operand> writes,
               bool always_eager = false) {
     const bool fused = compiled() && layer_ >= 0 && layer_ < c_.layers && !always_eager;
     const double n = static_cast<double>(elements);
@@ -106,18 +106,18 @@ class Fsdp2Lowering {
     spec.kernels = 0;
     b_.op(spec, {from}, {to});
   }
-  void gemm(Component part, int64_t m, int64_t n, int64_t k, std::initializer_list<BufferId> reads,
-            std::initializer_list<BufferId> writes) {
+  void gemm(Component part, int64_t m, int64_t n, int64_t k, std::initializer_list<Operand> reads,
+            std::initializer_list<Operand> writes) {
     b_.op({OpKind::gemm, Stream::compute, part, {{m, n, k}}}, reads, writes);
   }
-  void grouped(int64_t rows, int64_t n, int64_t k, int64_t experts, std::initializer_list<BufferId> reads,
-               std::initializer_list<BufferId> writes) {
+  void grouped(int64_t rows, int64_t n, int64_t k, int64_t experts, std::initializer_list<Operand> reads,
+               std::initializer_list<Operand> writes) {
     OpSpec spec{OpKind::grouped_gemm, Stream::compute, Component::experts, {{rows, n, k, experts}}};
     spec.kernels = eager::kGroupedGemm;
     b_.op(spec, reads, writes);
   }
   void collective(OpKind kind, Stream stream, Component part, uint16_t group, int64_t bytes,
-                  std::initializer_list<BufferId> reads, std::initializer_list<BufferId> writes,
+                  std::initializer_list<Operand> reads, std::initializer_list<Operand> writes,
                   int64_t received = 0) {
     b_.op({kind, stream, part, {{bytes, received}}, group}, reads, writes);
   }
@@ -135,8 +135,8 @@ class Fsdp2Lowering {
   void block_backward(int layer, BufferId x, const Saved& s, BufferId d_out, BufferId d_in);
   void attention_forward(int layer, Saved& s, const Group& g, BufferId mid);
   void attention_backward(int layer, const Saved& s, const Group& g, BufferId d_mid, BufferId d_normed);
-  void attend(OpKind kind, int layer, std::initializer_list<BufferId> reads,
-              std::initializer_list<BufferId> writes, BufferId kv);
+  void attend(OpKind kind, int layer, std::initializer_list<Operand> reads,
+              std::initializer_list<Operand> writes, BufferId kv);
   // Expert parallelism splits tokens over tp and experts over ep; without it tp splits each expert.
   struct RoutedWork {
     bool parallel;
@@ -201,7 +201,7 @@ class Fsdp2Lowering {
   int layer_ = -1;
 };
 
-void Fsdp2Lowering::make_groups() {
+void PytorchLowering::make_groups() {
   const auto group = [&](Axis axis, const plan::Span& span) {
     return span.size > 1 ? b_.group(axis, span.size, span.stride) : kNoGroup;
   };
@@ -218,7 +218,7 @@ void Fsdp2Lowering::make_groups() {
   world_ = group(Axis::world, {layout_.ranks, 1});
 }
 
-Fsdp2Lowering::Group Fsdp2Lowering::make_group(int layer, int64_t dense, int64_t experts) {
+PytorchLowering::Group PytorchLowering::make_group(int layer, int64_t dense, int64_t experts) {
   Group g;
   g.layer = layer;
   g.dense = ceil_div(dense, plan_.tensor);  // norms and router are replicated over tp: under 0.1 % of a block
@@ -233,18 +233,18 @@ Fsdp2Lowering::Group Fsdp2Lowering::make_group(int layer, int64_t dense, int64_t
 // _fsdp_param_group.unshard: copy-in (cast to bf16 into this rank's part of the flat output) and all-gather,
 // on their own stream. It waits for the copy-out before the last one (the event that the all-gather streams
 // wait on).
-void Fsdp2Lowering::unshard(Group& g) {
+void PytorchLowering::unshard(Group& g) {
   if (g.gathered != kNoBuffer || g.unsharded != kNoBuffer) return;
   const int64_t bytes = kBf16 * g.parameters();
   BufferId source = g.shard;
   if (plan_.offloaded()) {
     source = buffer("uploaded_shard", kFp32 * g.shards(), Holds::gathered_weights);
     // Uploads and casts share the copy-in stream: this one follows the cast before it.
-    std::vector<BufferId> reads{g.shard};
+    std::vector<Operand> reads{g.shard};
     if (copied_out_ != kNoBuffer) reads.push_back(copied_out_);
     if (copied_in_ != kNoBuffer) reads.push_back(copied_in_);
     b_.op({OpKind::copy_h2d, Stream::h2d, Component::weights, {{kFp32 * g.shards()}}}, reads,
-          std::array{source});
+          std::array{Operand(source)});
   }
   g.gathered = buffer("all_gather_output", bytes, Holds::gathered_weights);
   OpSpec cast{OpKind::cast,
@@ -268,7 +268,7 @@ void Fsdp2Lowering::unshard(Group& g) {
 
 // _fsdp_param_group.wait_for_unshard: the compute stream waits, splits the flat output into parameters; in
 // forward the previous group's flat output is freed only now, so that its copy-out overlaps this all-gather.
-void Fsdp2Lowering::wait_unshard(Group& g) {
+void PytorchLowering::wait_unshard(Group& g) {
   if (g.unsharded != kNoBuffer) return;
   ensure(g.gathered != kNoBuffer, "a group is gathered before it is used");
   g.unsharded = buffer("unsharded_parameters", kBf16 * g.parameters(), Holds::gathered_weights);
@@ -287,14 +287,14 @@ void Fsdp2Lowering::wait_unshard(Group& g) {
   g.gathered = kNoBuffer;
 }
 
-void Fsdp2Lowering::reshard(Group& g) {
+void PytorchLowering::reshard(Group& g) {
   g.unsharded = kNoBuffer;
 }
 
 // _fsdp_param_group.post_backward and foreach_reduce: wait for the previous reduce-scatter and free its
 // input, copy the unsharded gradients into the input, reduce-scatter, cast to fp32 (and accumulate);
 // offloaded: copy down.
-void Fsdp2Lowering::reduce_gradients(Group& g) {
+void PytorchLowering::reduce_gradients(Group& g) {
   const bool narrow = plan_.reduce == plan::Reduce::bf16;
   const int64_t unit = narrow ? kBf16 : kFp32;
   reshard(g);
@@ -305,16 +305,16 @@ void Fsdp2Lowering::reduce_gradients(Group& g) {
                  {{g.parameters(), kBf16 * g.parameters(), unit * g.parameters()}}};
   copy_in.kernels = eager::kChunkCat;
   copy_in.eager = true;
-  std::vector<BufferId> gradients{g.unsharded_gradient};
+  std::vector<Operand> gradients{g.unsharded_gradient};
   if (&g == &root_) gradients.push_back(embedding_gradient_);
   if (reduced_ != kNoBuffer) gradients.push_back(reduced_);
-  b_.op(copy_in, gradients, std::array{input});
+  b_.op(copy_in, gradients, std::array{Operand(input)});
   const BufferId output = buffer("reduce_scatter_output", unit * g.shards(), Holds::gradients);
   reduced_ = event();
   const auto reduce = [&](uint16_t group, int64_t parameters) {
-    const std::array reads{input, downloaded_};
+    const std::array<Operand, 2> reads{input, downloaded_};
     b_.op({OpKind::reduce_scatter, Stream::gather, Component::weights, {{unit * parameters}}, group},
-          std::span(reads).first(downloaded_ == kNoBuffer ? 1 : 2), std::array{output, reduced_});
+          std::span(reads).first(downloaded_ == kNoBuffer ? 1 : 2), std::array<Operand, 2>{output, reduced_});
   };
   if (shard_ != kNoGroup) reduce(shard_, g.dense);
   if (g.experts > 0 && expert_shards_ != kNoGroup) reduce(expert_shards_, g.experts);
@@ -344,13 +344,13 @@ void Fsdp2Lowering::reduce_gradients(Group& g) {
   g.unsharded_gradient = kNoBuffer;
 }
 
-void Fsdp2Lowering::embed_forward() {
+void PytorchLowering::embed_forward() {
   at(Phase::forward, -1);
   inputs_[0] = buffer("block_input", kBf16 * n_ * c_.hidden, Holds::checkpoints);
   kernel(OpKind::embedding, Component::embedding, n_ * c_.hidden, {2, 2}, 1, {root_.unsharded}, {inputs_[0]});
 }
 
-void Fsdp2Lowering::embed_backward() {
+void PytorchLowering::embed_backward() {
   at(Phase::backward, -1);
   const int64_t elements = c_.vocab * c_.hidden / plan_.tensor;
   // Sort of the ids and a scatter into a cleared table, which a tied head's gradient is added to.
@@ -363,8 +363,8 @@ void Fsdp2Lowering::embed_backward() {
 
 // Forward or backward kernels of one rank's attention: one call, or the steps of the ring with K and V
 // travelling.
-void Fsdp2Lowering::attend(OpKind kind, int layer, std::initializer_list<BufferId> reads,
-                           std::initializer_list<BufferId> writes, BufferId kv) {
+void PytorchLowering::attend(OpKind kind, int layer, std::initializer_list<Operand> reads,
+                           std::initializer_list<Operand> writes, BufferId kv) {
   const int64_t window = plan_.windows ? c_.window[static_cast<size_t>(layer)] : 0;
   AttentionShape shape{in_.workload.sequences,
                        in_.workload.context,
@@ -379,7 +379,7 @@ void Fsdp2Lowering::attend(OpKind kind, int layer, std::initializer_list<BufferI
   const auto op = [&](BufferId keys_values) {
     OpSpec spec{kind, Stream::compute, Component::attention, shape.shape()};
     spec.kernels = kind == OpKind::attention_fwd ? eager::kAttention : eager::kAttentionBackward;
-    std::vector<BufferId> all(reads);
+    std::vector<Operand> all(reads);
     all.push_back(keys_values);
     b_.op(spec, all, std::span(writes.begin(), writes.size()));
   };
@@ -411,11 +411,11 @@ void Fsdp2Lowering::attend(OpKind kind, int layer, std::initializer_list<BufferI
     if ((plan_.balanced_ring || step <= in_.context_rank) && shape.kv_len > 0)
       op(now);
     else
-      alias(now, *writes.begin());
+      alias(now, writes.begin()->buffer);
   }
 }
 
-void Fsdp2Lowering::attention_forward(int layer, Saved& s, const Group& g, BufferId mid) {
+void PytorchLowering::attention_forward(int layer, Saved& s, const Group& g, BufferId mid) {
   const Component part = Component::attention;
   const int64_t h = c_.hidden, qkv = q_width() + kv_width();
   const BufferId w = g.unsharded;
@@ -464,7 +464,7 @@ void Fsdp2Lowering::attention_forward(int layer, Saved& s, const Group& g, Buffe
   }
 }
 
-void Fsdp2Lowering::attention_backward(int layer, const Saved& s, const Group& g, BufferId d_mid,
+void PytorchLowering::attention_backward(int layer, const Saved& s, const Group& g, BufferId d_mid,
                                        BufferId d_normed) {
   const Component part = Component::attention;
   const int64_t h = c_.hidden, o = heads() * c_.v_dim();
@@ -518,7 +518,7 @@ void Fsdp2Lowering::attention_backward(int layer, const Saved& s, const Group& g
 
 // ---- experts ----
 
-void Fsdp2Lowering::moe_forward(int layer, Saved& s, const Group& g, BufferId normed, BufferId y) {
+void PytorchLowering::moe_forward(int layer, Saved& s, const Group& g, BufferId normed, BufferId y) {
   const Component part = Component::experts;
   const auto [parallel, tokens, sent, rows, i, experts] = routed_work(layer);
   const int64_t h = c_.hidden;
@@ -595,7 +595,7 @@ void Fsdp2Lowering::moe_forward(int layer, Saved& s, const Group& g, BufferId no
   }
 }
 
-void Fsdp2Lowering::moe_backward(int layer, const Saved& s, const Group& g, BufferId d_y, BufferId d_normed) {
+void PytorchLowering::moe_backward(int layer, const Saved& s, const Group& g, BufferId d_y, BufferId d_normed) {
   const Component part = Component::experts;
   const auto [parallel, tokens, sent, rows, i, experts] = routed_work(layer);
   const int64_t h = c_.hidden;
@@ -670,7 +670,7 @@ void Fsdp2Lowering::moe_backward(int layer, const Saved& s, const Group& g, Buff
 
 // ---- blocks ----
 
-Fsdp2Lowering::Saved Fsdp2Lowering::block_forward(int layer, BufferId x, BufferId out) {
+PytorchLowering::Saved PytorchLowering::block_forward(int layer, BufferId x, BufferId out) {
   const Group& g = blocks_[static_cast<size_t>(layer)];
   const int64_t h = c_.hidden;
   const BufferId w = g.unsharded;
@@ -714,7 +714,7 @@ Fsdp2Lowering::Saved Fsdp2Lowering::block_forward(int layer, BufferId x, BufferI
   return s;
 }
 
-void Fsdp2Lowering::block_backward(int layer, BufferId x, const Saved& s, BufferId d_out, BufferId d_in) {
+void PytorchLowering::block_backward(int layer, BufferId x, const Saved& s, BufferId d_out, BufferId d_in) {
   Group& g = blocks_[static_cast<size_t>(layer)];
   const int64_t h = c_.hidden;
   const BufferId w = g.unsharded, dw = g.unsharded_gradient;
@@ -757,7 +757,7 @@ void Fsdp2Lowering::block_backward(int layer, BufferId x, const Saved& s, Buffer
 
 // Final norm, head and loss: chunk by chunk under checkpointing (each chunk's logits are computed again in
 // backward), or all tokens at once.
-void Fsdp2Lowering::head_and_loss() {
+void PytorchLowering::head_and_loss() {
   const Component part = Component::vocabulary;
   const int layer = static_cast<int>(c_.layers);
   const int64_t h = c_.hidden, vocab = c_.vocab / plan_.tensor;
@@ -832,7 +832,7 @@ void Fsdp2Lowering::head_and_loss() {
 
 // clip_grad_norm_ and a fused AdamW over the sharded fp32 parameters; offloaded: both on the CPU, after
 // everything.
-void Fsdp2Lowering::optimizer() {
+void PytorchLowering::optimizer() {
   at(Phase::optimizer, -1);
   std::vector<Group*> groups;
   for (Group& g : blocks_) groups.push_back(&g);
@@ -871,7 +871,7 @@ void Fsdp2Lowering::optimizer() {
   each(OpKind::adam, 16, 12, eager::kAdam, true, false);
 }
 
-StepProgram Fsdp2Lowering::run() {
+StepProgram PytorchLowering::run() {
   const plan::Workload& work = in_.workload;
   t_ = work.sequences * work.context / plan_.context;
   n_ = t_ / plan_.tensor;
@@ -948,8 +948,8 @@ StepProgram Fsdp2Lowering::run() {
 
 }  // namespace
 
-StepProgram lower_fsdp2(const LoweringInput& input) {
-  return Fsdp2Lowering(input).run();
+StepProgram lower_pytorch(const LoweringInput& input) {
+  return PytorchLowering(input).run();
 }
 
 }  // namespace mop::program

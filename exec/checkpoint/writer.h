@@ -1,0 +1,44 @@
+// Writes checkpoints while training goes on.
+#pragma once
+#include <filesystem>
+#include <future>
+#include <vector>
+
+#include "exec/checkpoint/write.h"
+
+namespace mop::checkpoint {
+
+// What to write. Nothing is copied: the parts' memory must stay as it is until Writer::done().
+struct Snapshot {
+  State state;
+  std::vector<std::vector<Part>> ranks;
+};
+
+class Writer {
+ public:
+  // Makes the folder where there is none and removes what killed processes left there. One writer a folder.
+  // `keep`: checkpoints that remain, the one just written among them; of those before it, the latest. Errors:
+  // UserError for a folder that cannot be made.
+  explicit Writer(const std::filesystem::path& folder, int keep = 2);
+  ~Writer();  // waits; an error that nobody waited for is lost
+
+  // Starts to write on a thread of its own. First waits for the one before, and throws its error: then
+  // nothing has begun.
+  void begin(Snapshot snapshot);
+
+  bool done() const;  // nothing is being written
+
+  // Returns when what was begun will survive a crash. Errors: UserError; that checkpoint is then gone,
+  // earlier ones are untouched.
+  void wait();
+
+ private:
+  std::filesystem::path write(const Snapshot& snapshot) const;
+  void prune(const std::filesystem::path& newest, int64_t step) const;
+
+  std::filesystem::path folder_;
+  int keep_;
+  std::future<void> pending_;
+};
+
+}  // namespace mop::checkpoint

@@ -1,0 +1,53 @@
+// Parameters, gradients and optimizer states in the ranks' arenas, by name: filled from weights or a checkpoint, read
+// as whole parameters, listed for a checkpoint.
+#pragma once
+#include <functional>
+#include <span>
+#include <vector>
+
+#include "exec/checkpoint/write.h"
+#include "exec/train/job.h"
+
+namespace mop::train {
+
+enum class What : uint8_t { weights, gradient, master, m, v };  // gradient: reduced, before clipping
+
+// Elements of a parameter: rows [row, row + rows), columns [col, col + cols) to out, ld from row to row.
+using Read = std::function<void(model::ParameterId id, int64_t row, int64_t col, int64_t rows, int64_t cols, float* out,
+                                int64_t ld)>;
+
+class Shards {
+ public:
+  // ranks: memory of ranks 0, 1, ...; prepared and memory outlive this.
+  Shards(const Prepared& prepared, std::span<const interpreter::Memory> ranks);
+
+  // Between steps, nothing deferred. Padding becomes zero.
+  void fill_weights(const Read& read);  // master copies, too
+  void fill(What what, const Read& read);
+
+  // A whole parameter, rows end to end.
+  void read(model::ParameterId id, What what, float* out) const;
+
+  // What a checkpoint holds of each rank: master, m and v, and the weights that no optimizer has. The parts point into
+  // the ranks' memory.
+  std::vector<std::vector<checkpoint::Part>> parts() const;
+
+ private:
+  struct Range {
+    int64_t first = 0, count = 0;  // elements of the flat group
+  };
+  // A stretch of a shard that lies in one piece in memory: elements [first, first + count) of the group.
+  struct Stretch {
+    Range range;
+    std::byte* data = nullptr;
+    program::Type type = program::Type::f32;
+  };
+  Range range(size_t rank, const program::Shard& shard) const;
+  std::vector<Stretch> stretches(size_t rank, const program::Shard& shard, What what) const;
+  void fill_shard(size_t rank, const program::Shard& shard, What what, const Read& read);
+
+  const Prepared& prepared_;
+  std::span<const interpreter::Memory> ranks_;
+};
+
+}  // namespace mop::train

@@ -1,0 +1,259 @@
+// The programs that our executor runs: Mixture-of-Parallelisms (arXiv 2607.01844; design notes in mop.md), and
+// FSDP2's sharding with the same kernels (fsdp2 plans with runtime=native). One class in several files, a file a
+// part of the model:
+//   weights.cpp     persistent buffers, gathers, gradient reduction, the optimizer
+//   attention.cpp   Ulysses over D
+//   feed_forward.cpp, experts.cpp   the dense and shared feed-forwards; router, streaming rounds, least-loaded plan
+//   embedding.cpp, vocabulary.cpp   the two ends
+//   step.cpp        the order of it all
+//
+// Order of one step: for every micro-batch forward layers (mop with clipping: each preceded by its deferred update
+// on the first one), the vocabulary projection forward and backward together, backward layers; then the gradient
+// norm, and fsdp2's update.
+#pragma once
+#include <array>
+#include <set>
+#include <vector>
+
+#include "sim/program/lower.h"
+#include "sim/program/native/views.h"
+#include "sim/program/parameters.h"
+
+namespace mop::program {
+
+class NativeLowering {
+ public:
+  explicit NativeLowering(const LoweringInput& input);
+  StepProgram run();
+
+ private:
+  // One flat group's persistent buffers.
+  struct Part {
+    FlatGroup flat;
+    Component component = Component::other;
+    int64_t parameters = 0;  // that a rank works with, padding included: shard x ranks of `scatter`
+    int64_t used = 0;        // of them not padding
+    int64_t shard = 0;
+    BufferId weights = kNoBuffer, gradient = kNoBuffer;
+    uint16_t scatter = kNoGroup, replicas = kNoGroup;
+    int64_t replica_count = 1;
+    bool exists() const { return weights != kNoBuffer; }
+  };
+  // What is updated together: a layer's two parts, or one of the ends.
+  struct Weights {
+    int layer = -1;
+    Part dense, experts;
+    BufferId states = kNoBuffer, correction = kNoBuffer;
+    bool on_host = false;
+    int64_t bucket = 0, buckets = 1;  // states: blocks of this many elements
+    int64_t elements() const { return dense.shard + experts.shard; }
+  };
+  struct Checkpoint {
+    BufferId input = kNoBuffer, attention = kNoBuffer, lse = kNoBuffer, gates = kNoBuffer;  // live in HBM
+    BufferId host = kNoBuffer;
+  };
+  struct Gathered {
+    int layer = -1;
+    BufferId dense = kNoBuffer, experts = kNoBuffer, correction = kNoBuffer;
+  };
+
+  // ---- operations
+  Shape traffic(int64_t elements, double read, double written) const {
+    return {{elements, static_cast<int64_t>(static_cast<double>(elements) * read),
+             static_cast<int64_t>(static_cast<double>(elements) * written)}};
+  }
+  static OpSpec local(OpKind kind, Component component, Shape shape, Does does = {}, uint16_t group = kNoGroup) {
+    OpSpec spec{kind, Stream::compute, component, shape, group};
+    spec.does = does;
+    return spec;
+  }
+  static OpSpec remote(OpKind kind, Stream stream, Component component, uint16_t group, int64_t sent,
+                       int64_t received = 0, Does does = {}) {
+    OpSpec spec{kind, stream, component, {{sent, received}}, group};
+    spec.does = does;
+    return spec;
+  }
+  static OpSpec routed(OpSpec spec, Routed what) {
+    spec.routed = what;
+    return spec;
+  }
+  static Does exchanging(Exchange exchange) {
+    Does does;
+    does.exchange = exchange;
+    return does;
+  }
+  // C = op(A) op(B) (+ bias); m, n, k from the views.
+  void gemm(Component component, const Operand& a, bool transpose_a, const Operand& b, bool transpose_b,
+            const Operand& c, bool accumulate = false, Operand bias = {}, uint16_t group = kNoGroup);
+  // Y = X W^T + bias: W (out, in) of a layer's gathered dense weights.
+  void linear(Component component, const Operand& x, const Operand& w, const Operand& y, Operand bias = {});
+  void clear(Component component, const Operand& what);
+  void column_sum(Component component, const Operand& x, const Operand& sum);
+
+  // Whether this part of a gradient has been written before in the step: then the next one adds to it.
+  bool again(const Operand& gradient) { return !written_.insert({gradient.buffer, gradient.view.offset}).second; }
+
+  Operand weight(const Gathered& g, model::Role role, int64_t rows, int64_t cols, int64_t skip = 0) const {
+    return matrix(g.dense, ct_, rows, cols, params_.offset({FlatPart::dense, g.layer}, role) + skip);
+  }
+  Operand bias(const Gathered& g, bool has, model::Role role, int64_t n, int64_t skip = 0) const {
+    return has ? weight(g, role, 1, n, skip) : Operand{};
+  }
+  Operand gradient(BufferId whole, int layer, model::Role role, int64_t rows, int64_t cols, int64_t skip = 0) const {
+    return matrix(whole, gt_, rows, cols, params_.offset({FlatPart::dense, layer}, role) + skip);
+  }
+  BufferId transient(const char* label, int64_t bytes, Holds holds, int layer) {
+    return b_.buffer(label, bytes, holds, layer);
+  }
+  bool on_host(BufferId buffer) const { return b_.at(buffer).space == Space::host; }
+  // A ring of buffers that outlive the streams using them: writing one again waits for whoever still reads it.
+  template <size_t K>
+  void make_ring(std::array<BufferId, K>& ring, const char* label, int64_t bytes, Holds holds,
+                 Space space = Space::hbm) {
+    for (BufferId& slot : ring) slot = b_.persistent(label, bytes, holds, -1, space);
+  }
+
+  // ---- weights.cpp
+  void make_groups();
+  void make_weights();
+  Part make_part(FlatGroup flat, Component component, int64_t parameters, int64_t used, const plan::Span& shards,
+                 uint16_t scatter, uint16_t replicas, int64_t replica_count, Space weights, Space gradients);
+  void make_states(Weights& w);
+  void register_shard(const Weights& w, const Part& part, int64_t first, const plan::Span& outer,
+                      int64_t outer_elements, const plan::Span& inner);
+  bool states_on_host(int layer) const;
+  // Gradients wait in HBM until they are complete, or go to the host as they are reduced.
+  bool held_in_hbm() const { return !plan_.clip || in_.workload.accumulate > 1; }
+  bool deferred() const { return !fsdp_ && plan_.clip; }
+  Gathered gather(int layer);
+  BufferId gather_part(const Part& part, BufferId slot, const char* label);
+  BufferId gradient_target(const char* label, const Part& part, int layer);
+  void settle(const Part& part, BufferId whole, bool last);
+  void update(const Weights& w);
+  std::vector<Operand> segments(const Weights& w, int64_t first, int64_t count, bool gradients, BufferId in) const;
+
+  // ---- embedding.cpp, vocabulary.cpp
+  void embed_forward(int64_t micro);
+  void embed_backward(int64_t micro, bool last);
+  void vocabulary(int64_t micro, bool last);
+  void tokens_move(BufferId x, BufferId d_x, const Operand& w, const Operand& dw, int64_t micro);
+  void weights_move(BufferId x, BufferId d_x, const Operand& w, const Operand& dw, int64_t micro);
+
+  // ---- attention.cpp
+  struct Latents {
+    BufferId normed = kNoBuffer;
+    BufferId q_raw = kNoBuffer, q = kNoBuffer;    // (N, q_lora) before and after its norm
+    BufferId kv_raw = kNoBuffer, kv = kNoBuffer;  // (N, kv_lora + rope); kv: normed and rotated
+    BufferId kv_all = kNoBuffer;                  // of the whole sequence, where latents are exchanged
+  };
+  struct HeadChunk {
+    Operand q_raw, q;        // (N, heads x qk) of this rank's tokens: before and after norm and rotation
+    Operand k_raw;           // likewise
+    Operand queries, k, v;   // what attention reads: (S, heads x qk), (S, kv heads x qk), (S, kv heads x v)
+  };
+  Latents attention_inputs(int layer, BufferId x, const Gathered& g);
+  HeadChunk project_chunk(int layer, int64_t chunk, const Latents& in, const Gathered& g, const HeadChunk& earlier);
+  void project_keys_values(int layer, int64_t chunk, const Latents& in, const Gathered& g, HeadChunk& out, Operand& k,
+                           Operand& v);
+  void attention_forward(int layer, const Latents& in, const Gathered& g, BufferId out, BufferId lse);
+  void attention_backward(int layer, const Latents& in, const Gathered& g, BufferId out, BufferId lse,
+                          BufferId d_out, BufferId d_normed, BufferId dw);
+  void latent_backward(int layer, const Latents& in, const Gathered& g, BufferId d_q_latent, BufferId d_kv_latent,
+                       BufferId d_normed, BufferId dw);
+  AttentionShape attention_shape(int layer) const;
+  bool mla() const { return c_.attention == model::Attention::mla; }
+  bool latent() const { return mla() && plan_.mla_exchange == plan::MlaExchange::latent && !fsdp_; }
+  bool kept_raw() const { return c_.qk_norm != model::QkNorm::none; }
+  int64_t rotary() const;
+  Operand own_keys(Operand keys, int64_t chunk, int64_t width) const;
+
+  // ---- feed_forward.cpp, experts.cpp
+  struct GatedRoles {
+    model::Role gate, down;
+  };
+  void feed_forward(int layer, Component part, GatedRoles roles, int64_t width, BufferId x, const Gathered& g,
+                    const Operand& out);
+  void feed_forward_backward(int layer, Component part, GatedRoles roles, int64_t width, BufferId x, const Gathered& g,
+                             BufferId d_out, const Operand& d_x, BufferId dw);
+  struct Gates {
+    Operand ids, weights;
+  };
+  Gates gates(BufferId saved) const;
+  BufferId router_logits(int layer, BufferId x, const Gathered& g);
+  BufferId route(int layer, BufferId x, const Gathered& g);
+  void router_backward(int layer, BufferId x, const Gathered& g, BufferId saved, BufferId d_gates, BufferId d_x,
+                       BufferId dw);
+  struct RoundsPlan {
+    Operand order, rounds;
+    OpId op = kNoOp;
+  };
+  RoundsPlan plan_rounds(int layer, BufferId saved);
+  struct ExpertWeights {
+    Operand own, spilled;
+  };
+  ExpertWeights expert_weights(BufferId own, BufferId spilled, Type type, model::Role role, int64_t rows,
+                               int64_t cols) const;
+  BufferId spill_slots(int layer);
+  void borrow(BufferId slots, const RoundsPlan& plan, const Gathered& g);
+  int64_t round_rows() const;
+  void experts_forward(int layer, BufferId x, const Gathered& g, BufferId saved, BufferId y);
+  void experts_backward(int layer, BufferId x, const Gathered& g, BufferId saved, BufferId d_y, BufferId d_x,
+                        BufferId d_gates, BufferId dw);
+
+  // ---- step.cpp
+  void load_batches();
+  BufferId block_buffer(int layer);
+  void forward_layer(int layer);
+  void backward_layer(int layer, bool last);
+  std::vector<Operand> checkpoint_parts(const Checkpoint& saved) const;
+  void offload(int layer);
+  void fetch(int layer);
+  void finish_step();
+  Operand ids(int64_t micro) const { return matrix(batches_[static_cast<size_t>(micro)], Type::i32, 1, n_); }
+  Operand targets(int64_t micro) const { return matrix(batches_[static_cast<size_t>(micro)], Type::i32, 1, n_, n_); }
+  Operand positions() const { return matrix(batch_, Type::i32, 1, n_, 2 * n_); }
+  Operand starts() const { return matrix(batch_, Type::i32, 1, t_, 3 * n_); }
+  Operand sum(int64_t index) const { return matrix(sums_, Type::f64, 1, 1, index); }
+
+  const LoweringInput& in_;
+  const model::ModelConfig& c_;
+  const plan::Plan& plan_;
+  const plan::Layout& layout_;
+  const bool fsdp_;
+  const ParameterLayout params_;
+  const HeadChunks chunks_;
+  Builder b_;
+  std::vector<Shard> shards_;
+  std::set<std::pair<BufferId, int64_t>> written_;
+
+  Type ct_ = Type::bf16, gt_ = Type::bf16;  // compute type; type of gradients before they are reduced
+  Type wt_ = Type::bf16, ht_ = Type::bf16;  // of weight shards; of gradients as the update reads them
+  int64_t es_ = 2, gs_ = 2;                 // their bytes: compute, unreduced gradient
+  int64_t state_bytes_ = 12;                // fp32 master (mop), first and second moment of a parameter
+  int64_t n_ = 0;  // tokens a rank (N)
+  int64_t t_ = 0;  // tokens of its sequences (D x N)
+  bool save_attention_ = true;
+  OpKind swiglu_ = OpKind::swiglu, swiglu_bwd_ = OpKind::swiglu_bwd;
+  uint16_t dense_group_ = kNoGroup, replicas_ = kNoGroup, sequence_ = kNoGroup, expert_ = kNoGroup,
+           combine_ = kNoGroup, spill_group_ = kNoGroup, expert_shards_ = kNoGroup, vocabulary_ = kNoGroup,
+           vocabulary_replicas_ = kNoGroup, world_ = kNoGroup, embedding_group_ = kNoGroup, statistics_ = kNoGroup;
+  std::vector<Weights> layers_;
+  Weights embedding_, head_;  // fsdp2: head_ is the root group
+  std::array<BufferId, 2> dense_slot_{kNoBuffer, kNoBuffer}, expert_slot_{kNoBuffer, kNoBuffer};
+  BufferId root_ = kNoBuffer, root_gradient_ = kNoBuffer;  // fsdp2: gathered root group
+  BufferId clip_ = kNoBuffer, sums_ = kNoBuffer, valid_ = kNoBuffer, load_ = kNoBuffer;
+  std::vector<BufferId> batches_;
+  BufferId batch_ = kNoBuffer;  // of the current micro-batch
+  BufferId all_ids_ = kNoBuffer;
+  BufferId x_ = kNoBuffer, dx_ = kNoBuffer;
+  BufferId last_dense_gradient_ = kNoBuffer;  // mop: of the last layer, which has the final norm
+  std::vector<Checkpoint> checkpoints_;
+  std::vector<Gathered> gathered_;
+  // Rings of what crosses between the compute stream and the copy streams.
+  std::array<BufferId, 3> input_ring_{}, bucket_ring_{};
+  std::array<BufferId, 2> attention_ring_{}, lse_ring_{}, fetched_input_{}, fetched_attention_{}, fetched_lse_{},
+      reduced_ring_{}, download_ring_{}, fresh_ring_{};
+  size_t next_bucket_ = 0, next_reduced_ = 0, next_update_ = 0;
+};
+
+}  // namespace mop::program
