@@ -7,7 +7,7 @@
 #include <nlohmann/json.hpp>
 #include <string_view>
 
-#include "exec/checkpoint/crc32c.h"
+#include "exec/checkpoint/xxh64.h"
 #include "sim/base/error.h"
 #include "sim/base/integer.h"
 #include "sim/model/tensors.h"
@@ -40,8 +40,8 @@ FlatGroup parse_group(const std::string& text) {
   return {part, dot == std::string::npos ? -1 : std::stoi(text.substr(dot + 1))};
 }
 
-uint32_t checksum(const std::string& text) {
-  return crc32c(std::as_bytes(std::span(text)));
+uint64_t checksum(const std::string& text) {
+  return xxh64(std::as_bytes(std::span(text)));
 }
 
 std::string dump(const json& value) {
@@ -73,7 +73,7 @@ State to_state(const json& from) {
 json to_json(const Entry& entry) {
   return {{"group", name(entry.flat)}, {"what", name(entry.what)}, {"type", program::name(entry.type)},
           {"first", entry.first},      {"count", entry.count},     {"offset", entry.offset},
-          {"crc32c", entry.checksums}};
+          {"xxh64", entry.checksums}};
 }
 
 Entry to_entry(const json& from, int64_t file_bytes) {
@@ -86,7 +86,7 @@ Entry to_entry(const json& from, int64_t file_bytes) {
   entry.first = from.at("first");
   entry.count = from.at("count");
   entry.offset = from.at("offset");
-  entry.checksums = from.at("crc32c").get<std::vector<uint32_t>>();
+  entry.checksums = from.at("xxh64").get<std::vector<uint64_t>>();
   const bool inside = entry.first >= 0 && entry.count > 0 && entry.offset >= 0 && entry.count <= file_bytes &&
                       entry.offset <= file_bytes - entry.bytes();
   if (!inside || static_cast<int64_t>(entry.checksums.size()) != ceil_div(entry.bytes(), kChecked))
@@ -105,7 +105,7 @@ std::string name(FlatGroup flat) {
   return flat.layer < 0 ? part : fmt::format("{}.{}", part, flat.layer);
 }
 
-uint32_t fingerprint(const model::ModelConfig& model) {
+uint64_t fingerprint(const model::ModelConfig& model) {
   std::string text;
   for (const model::ParameterId& id : model::parameters(model)) {
     const model::MatrixShape shape = model::shape(model, id);
@@ -123,7 +123,7 @@ std::string to_text(const Manifest& manifest) {
     for (const Entry& entry : file.entries) entries.push_back(to_json(entry));
     root["files"].push_back({{"bytes", file.bytes}, {"entries", std::move(entries)}});
   }
-  root["crc32c"] = checksum(dump(root));
+  root["xxh64"] = checksum(dump(root));
   return dump(root);
 }
 
@@ -135,8 +135,8 @@ Manifest parse_manifest(const std::string& text, const std::string& where) {
       throw UserError(
           fmt::format("{}: written by a newer mop (format version {}, this one knows {}); update mop", where,
                       version, kVersion));
-    const uint32_t expected = root.at("crc32c");
-    root.erase("crc32c");
+    const uint64_t expected = root.at("xxh64");
+    root.erase("xxh64");
     if (checksum(dump(root)) != expected) throw json::other_error::create(501, "checksum mismatch", nullptr);
 
     Manifest manifest{to_state(root.at("state")), {}};

@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "exec/data/dataset.h"
+#include "exec/data/sequences.h"
 #include "sim/model/config.h"
 #include "sim/program/program.h"
 
@@ -28,14 +28,14 @@ struct State {
   std::string plan = {};  // plan::describe()
   int64_t ranks = 1;
   std::string model = {};  // its name
-  uint32_t fingerprint = 0;
+  uint64_t fingerprint = 0;
   bool operator==(const State&) const = default;
 };
 
 // Of the parameters' names and shapes: models that differ in it cannot load one another's checkpoints.
-uint32_t fingerprint(const model::ModelConfig& model);
+uint64_t fingerprint(const model::ModelConfig& model);
 
-// Checksums (CRC-32C) are of pieces of this many bytes, so that a reader checks what it reads and no more.
+// Checksums (XXH64) are of pieces of this many bytes, so that a reader checks what it reads and no more.
 inline constexpr int64_t kChecked = int64_t{16} << 20;
 
 // Elements [first, first + count) of a group, from byte `offset` of the rank's file on.
@@ -44,7 +44,7 @@ struct Entry {
   What what = What::weights;
   program::Type type = program::Type::f32;  // or bf16
   int64_t first = 0, count = 0, offset = 0;
-  std::vector<uint32_t> checksums;
+  std::vector<uint64_t> checksums;
 
   int64_t end() const { return first + count; }
   int64_t bytes() const { return count * program::size_of(type); }

@@ -7,8 +7,8 @@
 #include <cstring>
 #include <ranges>
 
-#include "exec/checkpoint/crc32c.h"
 #include "exec/checkpoint/folder.h"
+#include "exec/checkpoint/xxh64.h"
 #include "sim/base/error.h"
 
 namespace mop::checkpoint {
@@ -83,7 +83,7 @@ void Reader::check(const Range& range, int64_t begin, int64_t end) const {
     std::atomic<bool>& checked = checked_[range.checked + index];
     if (checked.load(std::memory_order_relaxed)) continue;
     const int64_t from = piece * kChecked, size = std::min(kChecked, entry.bytes() - from);
-    if (crc32c(bytes.subspan(static_cast<size_t>(from), static_cast<size_t>(size))) != entry.checksums[index])
+    if (xxh64(bytes.subspan(static_cast<size_t>(from), static_cast<size_t>(size))) != entry.checksums[index])
       throw UserError(fmt::format("{} is damaged: the {} of {} do not match their checksum; {}",
                                   (path_ / rank_name(range.file)).string(), name(entry.what),
                                   name(entry.flat), previous(path_, state().step)));

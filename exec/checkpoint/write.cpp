@@ -9,8 +9,8 @@
 #include <cerrno>
 #include <system_error>
 
-#include "exec/checkpoint/crc32c.h"
 #include "exec/checkpoint/folder.h"
+#include "exec/checkpoint/xxh64.h"
 #include "sim/base/error.h"
 #include "sim/base/integer.h"
 
@@ -80,7 +80,7 @@ RankFile write_rank(const fs::path& folder, size_t rank, std::span<const Part> p
     for (int64_t at = 0; at < bytes; at += kChecked) {
       const auto piece =
           part.data.subspan(static_cast<size_t>(at), static_cast<size_t>(std::min(kChecked, bytes - at)));
-      entry.checksums.push_back(crc32c(piece));
+      entry.checksums.push_back(xxh64(piece));
       out.write(piece, entry.offset + at);
     }
     file.bytes = entry.offset + bytes;

@@ -37,7 +37,8 @@ struct ClampedSwiGlu {
 // Calls f with the call's function.
 template <typename F>
 void with_activation(const Call& call, const Constants& constants, F f) {
-  if (call.op->kind == program::OpKind::clamped_swiglu || call.op->kind == program::OpKind::clamped_swiglu_bwd)
+  if (call.op->kind == program::OpKind::clamped_swiglu ||
+      call.op->kind == program::OpKind::clamped_swiglu_bwd)
     f(ClampedSwiGlu{constants.model.swiglu_limit, constants.model.swiglu_alpha});
   else
     f(SwiGlu{});
@@ -133,7 +134,8 @@ void swiglu(const Call& call, const Constants& constants) {
 void swiglu_bwd(const Call& call, const Constants& constants) {
   const Operand &gate_up = required(call.in, 0), &d_act = required(call.in, 1);
   const Operand rounds = optional(call.in, 2), weights = optional(call.in, 3), act = optional(call.in, 4),
-                dy = optional(call.in, 5), own_bias = optional(call.in, 6), spilled_bias = optional(call.in, 7);
+                dy = optional(call.in, 5), own_bias = optional(call.in, 6),
+                spilled_bias = optional(call.in, 7);
   const Operand& d_gate_up = required(call.out, 0);
   const int64_t width = d_act.view.cols;
   ensure(gate_up.view.cols == 2 * width && d_gate_up.view.cols == 2 * width && rows(gate_up) == rows(d_act) &&

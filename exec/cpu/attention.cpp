@@ -1,6 +1,6 @@
-// Causal attention in tiles of queries and keys, with the softmax computed online: scratch memory does not grow
-// with the context. Backward visits the tiles twice, once for the queries and once for keys and values, so that
-// every sum is in fp32 until it is complete.
+// Causal attention in tiles of queries and keys, with the softmax computed online: scratch memory does not
+// grow with the context. Backward visits the tiles twice, once for the queries and once for keys and values,
+// so that every sum is in fp32 until it is complete.
 #include <Eigen/Core>
 #include <algorithm>
 #include <cmath>
@@ -36,7 +36,7 @@ struct Inputs {
         tokens(q.view.rows),
         heads(lse.view.cols),
         qk_dim(q.view.cols / heads),
-        window(constants.model.window[static_cast<size_t>(call.op->layer)]),
+        window(call.op->does.b),
         first_sink(call.index * heads),
         scale(static_cast<float>(constants.rope.attention_scale)) {
     kv_heads = k.view.cols / qk_dim;
@@ -84,8 +84,8 @@ void store_head(const Map& tile, const Operand& operand, int64_t head, int64_t f
     store(tile.data() + r * tile.cols(), m.part(first + r, head * tile.cols(), tile.cols()), accumulate);
 }
 
-// Calls f(r, n_before, n) for the rows of the tile of queries from `query` on and keys [key, key + keys): row r
-// sees the columns [n_before, n_before + n).
+// Calls f(r, n_before, n) for the rows of the tile of queries from `query` on and keys [key, key + keys): row
+// r sees the columns [n_before, n_before + n).
 template <typename F>
 void for_each_row(const Inputs& in, int64_t query, int64_t queries, int64_t key, int64_t keys, F f) {
   for (int64_t r = 0; r < queries; ++r) {

@@ -37,8 +37,8 @@ void copy_elements(Runs& from, Runs& to, int64_t n) {
   }
 }
 
-// to [to_first, + n) = the sum, in order of the ranks, of the elements [first, + n) of everyone's first operand;
-// with accumulate, added to it.
+// to [to_first, + n) = the sum, in order of the ranks, of the elements [first, + n) of everyone's first
+// operand; with accumulate, added to it.
 void sum_elements(const Meeting& meeting, int64_t first, int64_t n, const Operand& to, int64_t to_first,
                   bool accumulate) {
   Wide sum, next;
@@ -91,7 +91,8 @@ void all_reduce(const Call& call, Meeting& meeting) {
   ensure(x.data == required(call.in, 0).data, "an all-reduce is in place");
   const int64_t n = x.view.elements();
   const auto part = [&](int rank) { return n * rank / call.size; };
-  sum_elements(meeting, part(call.index), part(call.index + 1) - part(call.index), x, part(call.index), false);
+  sum_elements(meeting, part(call.index), part(call.index + 1) - part(call.index), x, part(call.index),
+               false);
   meeting.barrier();
   for (int rank = 0; rank < call.size; ++rank) {
     if (rank == call.index) continue;
@@ -106,8 +107,8 @@ void send_recv(const Call& call, const Meeting& meeting) {
   copy_elements(from, to, y.view.elements());
 }
 
-// The column block of a rank: where there are fewer than ranks, each goes to as many of them; blocks that padding
-// left without a column follow the others.
+// The column block of a rank: where there are fewer than ranks, each goes to as many of them; blocks that
+// padding left without a column follow the others.
 int64_t block_of(int64_t rank, int64_t size, int64_t blocks) {
   return size % blocks == 0 ? rank * blocks / size : rank;
 }
@@ -135,14 +136,16 @@ void rows_to_columns(const Call& call, const Meeting& meeting, size_t i) {
   for (int rank = 0; rank < call.size; ++rank) {
     const Operand& x = input(meeting, rank, i);
     const int64_t c = x.view.cols, first = rank * c, width = std::clamp<int64_t>(y.view.cols - first, 0, c);
-    ensure(rows(x) == call.size * n && y.view.cols <= call.size * c, "everyone's columns cover a rank's rows");
+    ensure(rows(x) == call.size * n && y.view.cols <= call.size * c,
+           "everyone's columns cover a rank's rows");
     for (int64_t r = 0; r < n && width > 0; ++r)
       convert(row(x, call.index * n + r).part(0, width), row(y, r).part(first, width));
   }
 }
 
 // Rows [first, + n) of every matrix after the rounds of `peer` become rows from `to` on of this rank's.
-void copy_routed_rows(const Call& call, const Meeting& meeting, int peer, int64_t first, int64_t to, int64_t n) {
+void copy_routed_rows(const Call& call, const Meeting& meeting, int peer, int64_t first, int64_t to,
+                      int64_t n) {
   for (size_t i = 0; i < call.out.size(); ++i) {
     const Operand &x = input(meeting, peer, i + 1), &y = required(call.out, i);
     for (int64_t r = 0; r < n; ++r) convert(routed_row(x, first + r), routed_row(y, to + r));
@@ -227,18 +230,24 @@ void all_to_all(const Call& call, const Meeting& meeting) {
   const Exchange exchange = call.op->does.exchange;
   if (exchange == Exchange::columns_to_rows || exchange == Exchange::rows_to_columns) {
     for (size_t i = 0; i < call.out.size(); ++i)
-      exchange == Exchange::columns_to_rows ? columns_to_rows(call, meeting, i) : rows_to_columns(call, meeting, i);
+      exchange == Exchange::columns_to_rows ? columns_to_rows(call, meeting, i)
+                                            : rows_to_columns(call, meeting, i);
     return;
   }
   const plan::RoundPlan& plan = round_plan(required(call.in, 0));
   ensure(plan.counts().ranks() == call.size, "rounds are the group's");
   if (!acts(call, plan)) return;
   switch (exchange) {
-    case Exchange::dispatch: return dispatch(call, meeting, plan);
-    case Exchange::combine: return combine(call, meeting, plan);
-    case Exchange::spill_weights: return spill_weights(call, meeting, plan);
-    case Exchange::spill_gradients: return spill_gradients(call, meeting, plan);
-    default: ensure(false, "an all-to-all says what it exchanges");
+    case Exchange::dispatch:
+      return dispatch(call, meeting, plan);
+    case Exchange::combine:
+      return combine(call, meeting, plan);
+    case Exchange::spill_weights:
+      return spill_weights(call, meeting, plan);
+    case Exchange::spill_gradients:
+      return spill_gradients(call, meeting, plan);
+    default:
+      ensure(false, "an all-to-all says what it exchanges");
   }
 }
 
@@ -248,12 +257,23 @@ void run_collective(const Call& call, Meeting& meeting, Workspace&) {
   using program::OpKind;
   ensure(std::ssize(meeting.calls()) == call.size, "the whole group meets");
   switch (call.op->kind) {
-    case OpKind::all_gather: all_gather(call, meeting); break;
-    case OpKind::reduce_scatter: reduce_scatter(call, meeting); break;
-    case OpKind::all_reduce: all_reduce(call, meeting); break;
-    case OpKind::send_recv: send_recv(call, meeting); break;
-    case OpKind::all_to_all: all_to_all(call, meeting); break;
-    default: ensure(false, "an operation is one of the collectives");
+    case OpKind::all_gather:
+      all_gather(call, meeting);
+      break;
+    case OpKind::reduce_scatter:
+      reduce_scatter(call, meeting);
+      break;
+    case OpKind::all_reduce:
+      all_reduce(call, meeting);
+      break;
+    case OpKind::send_recv:
+      send_recv(call, meeting);
+      break;
+    case OpKind::all_to_all:
+      all_to_all(call, meeting);
+      break;
+    default:
+      ensure(false, "an operation is one of the collectives");
   }
   meeting.barrier();
 }

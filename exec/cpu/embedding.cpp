@@ -15,9 +15,10 @@ void embedding(const Call& call, const Constants& constants) {
          "every token has a row of the table");
   for (size_t i = 0; i < ids.size(); ++i) {
     if (ids[i] < 0 || ids[i] >= vocab) {
-      throw UserError(fmt::format("token {} at position {} is beyond the vocabulary of {}: tokenize the data "
-                                  "with the tokenizer of this model",
-                                  ids[i], i, vocab));
+      throw UserError(
+          fmt::format("token {} at position {} is beyond the vocabulary of {}: tokenize the data "
+                      "with the tokenizer of this model",
+                      ids[i], i, vocab));
     }
     convert(row(table, ids[i]), row(x, static_cast<int64_t>(i)));
   }
@@ -31,7 +32,8 @@ void embedding_bwd(const Call& call, Workspace& workspace) {
     for (int64_t r = 0; r < rows(d_table); ++r) clear(row(d_table, r));
   // A token's rows are added up before they are rounded to the table's type.
   const std::span<int32_t> order = workspace.take<int32_t>(std::ssize(ids));
-  const std::span<float> sum = workspace.take<float>(dx.view.cols), part = workspace.take<float>(dx.view.cols);
+  const std::span<float> sum = workspace.take<float>(dx.view.cols),
+                         part = workspace.take<float>(dx.view.cols);
   for (size_t i = 0; i < order.size(); ++i) order[i] = static_cast<int32_t>(i);
   const auto id = [&](size_t i) { return ids[static_cast<size_t>(order[i])]; };
   std::sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {

@@ -69,8 +69,7 @@ void multiply(const Matrix& a, bool transpose_a, const Matrix& b, bool transpose
           sum.noalias() += left * right;
         }
       }
-      for (int64_t r = 0; r < rows; ++r)
-        store(c_scratch + r * cols, c.part(row + r, col, cols), accumulate);
+      for (int64_t r = 0; r < rows; ++r) store(c_scratch + r * cols, c.part(row + r, col, cols), accumulate);
     }
   }
 }

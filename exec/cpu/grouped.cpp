@@ -37,7 +37,8 @@ void grouped_gemm(const Call& call, Workspace& workspace) {
   if (does.transpose_a) return weight_gradients(call, workspace);
   const Operand &a = required(call.in, 0), &rounds = required(call.in, 1), &own = required(call.in, 2),
                 &c = required(call.out, 0);
-  const Operand spilled = optional(call.in, 3), bias = optional(call.in, 4), spilled_bias = optional(call.in, 5);
+  const Operand spilled = optional(call.in, 3), bias = optional(call.in, 4),
+                spilled_bias = optional(call.in, 5);
   for_each_expert(call, rounds, [&](int64_t first, int64_t last, int64_t own_index, int64_t slot) {
     const Run bias_row = bias ? of_expert(bias, spilled_bias, own_index, slot).row(0) : Run{};
     multiply(rows_between(a, first, last), false, of_expert(own, spilled, own_index, slot), does.transpose_b,

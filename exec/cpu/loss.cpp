@@ -45,9 +45,10 @@ int64_t target_of(const Operand& targets, int64_t r, int64_t vocab) {
   const Run run = row(targets, r / cols).part(r % cols, 1);
   const int64_t target = *reinterpret_cast<const int32_t*>(run.data);
   if (target != kNoTarget && (target < 0 || target >= vocab)) {
-    throw UserError(fmt::format("target {} at position {} is beyond the vocabulary of {}: tokenize the data "
-                                "with the tokenizer of this model",
-                                target, r, vocab));
+    throw UserError(
+        fmt::format("target {} at position {} is beyond the vocabulary of {}: tokenize the data "
+                    "with the tokenizer of this model",
+                    target, r, vocab));
   }
   return target;
 }

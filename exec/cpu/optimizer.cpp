@@ -36,9 +36,10 @@ class Update {
 void clip_factor(const Call& call, const interpreter::Step& step) {
   const double norm = std::sqrt(scalar(required(call.in, 0)));
   if (!std::isfinite(norm)) {
-    throw UserError(fmt::format("the gradient norm of step {} is {}: lower the learning rate, or continue from "
-                                "an earlier checkpoint",
-                                step.number + 1, norm));
+    throw UserError(
+        fmt::format("the gradient norm of step {} is {}: lower the learning rate, or continue from "
+                    "an earlier checkpoint",
+                    step.number + 1, norm));
   }
   set_scalar(required(call.out, 0), std::min(1.0, step.max_norm / (norm + 1e-6)));
 }

@@ -18,8 +18,8 @@ inline void rms_normalise(const float* x, const float* w, int64_t d, double eps,
 }
 
 // dx from dy, and the part of this vector added to dw. dx may be dy.
-inline void rms_normalise_bwd(const float* dy, const float* x, const float* w, int64_t d, double eps, float* dx,
-                              double* dw) {
+inline void rms_normalise_bwd(const float* dy, const float* x, const float* w, int64_t d, double eps,
+                              float* dx, double* dw) {
   const double inverse = rms_inverse(x, d, eps);
   double projection = 0;  // mean of dy w x_hat
   for (int64_t i = 0; i < d; ++i) projection += static_cast<double>(dy[i]) * w[i] * (x[i] * inverse);

@@ -1,9 +1,10 @@
+#include "sim/model/rope.h"
+
 #include <algorithm>
 
 #include "exec/cpu/operations.h"
 #include "exec/cpu/rms.h"
 #include "exec/cpu/tensor.h"
-#include "sim/model/rope.h"
 
 namespace mop::cpu {
 namespace {

@@ -45,8 +45,8 @@ void largest(std::span<const double> values, int64_t count, std::span<int32_t> o
   });
 }
 
-// Experts outside the best groups are out of the question: -infinity. A group is as good as its best expert, with
-// sigmoid scores as its two best together.
+// Experts outside the best groups are out of the question: -infinity. A group is as good as its best expert,
+// with sigmoid scores as its two best together.
 void keep_best_groups(const ModelConfig& config, std::span<double> choice, std::span<double> scores,
                       std::span<int32_t> order) {
   const int64_t groups = config.router_groups, each = config.experts / groups;
@@ -63,17 +63,19 @@ void keep_best_groups(const ModelConfig& config, std::span<double> choice, std::
     std::ranges::fill(choice.subspan(g * each, each), -std::numeric_limits<double>::infinity());
 }
 
-// logits (E) of the chosen -> their weights (k). `scores`: (E) the softmax of all logits, for softmax routers.
+// logits (E) of the chosen -> their weights (k). `scores`: (E) the softmax of all logits, for softmax
+// routers.
 void weigh(const ModelConfig& config, std::span<const double> logits, std::span<const double> scores,
            std::span<const int32_t> chosen, std::span<double> weights) {
   for (size_t i = 0; i < chosen.size(); ++i)
-    weights[i] = config.softmax_after_topk               ? logits[chosen[i]]
+    weights[i] = config.softmax_after_topk            ? logits[chosen[i]]
                  : config.scoring == Scoring::sigmoid ? sigmoid(logits[chosen[i]])
                                                       : scores[chosen[i]];
   if (config.softmax_after_topk) softmax(weights);
   double factor = config.routed_scale;
   if (config.normalise_topk)
-    factor /= std::accumulate(weights.begin(), weights.end(), config.scoring == Scoring::sigmoid ? kSigmoidSum : 0);
+    factor /=
+        std::accumulate(weights.begin(), weights.end(), config.scoring == Scoring::sigmoid ? kSigmoidSum : 0);
   for (double& w : weights) w *= factor;
 }
 
@@ -113,7 +115,8 @@ void topk(const Call& call, const Constants& constants, Workspace& workspace) {
       else  // the order of the logits is that of their softmax, and no two of them underflow to the same
         choice[e] = correction ? probability[e] + bias[e] : logit[e];
     }
-    if (config.router_top_groups < config.router_groups) keep_best_groups(config, choice, group_scores, order);
+    if (config.router_top_groups < config.router_groups)
+      keep_best_groups(config, choice, group_scores, order);
     largest(choice, k, order);
     const auto chosen = ids.subspan(t * k, k);
     std::ranges::copy(order.first(k), chosen.begin());
@@ -134,7 +137,8 @@ void topk(const Call& call, const Constants& constants, Workspace& workspace) {
 
 void topk_bwd(const Call& call, const Constants& constants, Workspace& workspace) {
   const ModelConfig& config = constants.model;
-  const Operand &d_weights = required(call.in, 0), &logits = required(call.in, 3), &d_logits = required(call.out, 0);
+  const Operand &d_weights = required(call.in, 0), &logits = required(call.in, 3),
+                &d_logits = required(call.out, 0);
   const auto ids = integers(required(call.in, 1));
   const Operand load = optional(call.in, 4);
   const int64_t experts = logits.view.cols, k = d_weights.view.cols;
@@ -165,7 +169,9 @@ void topk_bwd(const Call& call, const Constants& constants, Workspace& workspace
       for (int64_t i = 0; i < k; ++i) gradient[chosen[i]] = weight[i] * (d_weight[i] - mean);
     } else {
       const bool sigmoids = config.scoring == Scoring::sigmoid;
-      const auto score = [&](int64_t i) { return sigmoids ? sigmoid(logit[chosen[i]]) : probability[chosen[i]]; };
+      const auto score = [&](int64_t i) {
+        return sigmoids ? sigmoid(logit[chosen[i]]) : probability[chosen[i]];
+      };
       double sum = sigmoids ? kSigmoidSum : 0, projection = 0;
       for (int64_t i = 0; i < k; ++i) sum += score(i);
       for (int64_t i = 0; i < k; ++i) {
@@ -178,8 +184,8 @@ void topk_bwd(const Call& call, const Constants& constants, Workspace& workspace
         for (int64_t e = 0; e < experts; ++e) gradient[e] -= probability[e] * projection;
     }
     if (load)
-      model::add_balance_gradient(config, all_load, static_cast<double>(does.a) * static_cast<double>(does.b), 1.0 / static_cast<double>(does.c), probability,
-                                  gradient);
+      model::add_balance_gradient(config, all_load, static_cast<double>(does.a) * static_cast<double>(does.b),
+                                  1.0 / static_cast<double>(does.c), probability, gradient);
     write(gradient, row(d_logits, t));
   }
 }
@@ -193,7 +199,9 @@ void balance_loss(const Call& call, const Constants& constants, Workspace& works
     const Workspace::Scope scope(workspace);
     const auto all_load = workspace.take<double>(load.view.elements());
     read(row(load, 0), all_load);
-    loss = model::balance_loss(constants.model, all_load, static_cast<double>(does.a) * static_cast<double>(does.b)) / static_cast<double>(does.c);
+    loss = model::balance_loss(constants.model, all_load,
+                               static_cast<double>(does.a) * static_cast<double>(does.b)) /
+           static_cast<double>(does.c);
   }
   set_scalar(sums, loss, does.accumulate);
 }

@@ -4,8 +4,11 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <memory_resource>
 #include <new>
+#include <span>
 #include <utility>
+#include <vector>
 
 #include "exec/cpu/gemm.h"
 #include "sim/plan/least_loaded.h"
@@ -37,7 +40,8 @@ struct Rounds {
 
   std::pmr::monotonic_buffer_resource memory;
   plan::RoundPlan plan;
-  std::pmr::vector<int64_t> starts;  // (experts + 1) where the copies of each expert start in this rank's order
+  std::pmr::vector<int64_t>
+      starts;  // (experts + 1) where the copies of each expert start in this rank's order
 };
 
 int64_t bytes(const Operand& operand) {
@@ -68,14 +72,14 @@ void plan_routing(const Call& call, const Constants& constants) {
   const Operand &counts = required(call.in, 0), &out = required(call.out, 0);
   const int64_t ranks = rows(counts);
   if (ranks > kMostExpertRanks)
-    throw UserError(fmt::format("an expert group of {} ranks: the CPU backend takes at most {}; lower ep", ranks,
-                                kMostExpertRanks));
+    throw UserError(fmt::format("an expert group of {} ranks: the CPU backend takes at most {}; lower ep",
+                                ranks, kMostExpertRanks));
   ensure(bytes(out) >= plan::round_plan_bytes(static_cast<int>(ranks), static_cast<int>(counts.view.cols),
                                               constants.spill_slots),
          "the rounds have the memory that their plan may take");
   ensure(reinterpret_cast<uintptr_t>(out.data) % alignof(Rounds) == 0, "the rounds are aligned");
-  new (out.data) Rounds({out.data + sizeof(Rounds), static_cast<size_t>(bytes(out)) - sizeof(Rounds)}, call,
-                        constants);
+  new (out.data)
+      Rounds({out.data + sizeof(Rounds), static_cast<size_t>(bytes(out)) - sizeof(Rounds)}, call, constants);
 }
 
 // f(row, copy) for each row that this rank sends in the call's round, copy being token x k + choice.
@@ -95,7 +99,7 @@ void for_each_sent_copy(const Call& call, const Operand& order_operand, const Op
 void permute(const Call& call) {
   const Operand &x = required(call.in, 0), &order = required(call.in, 1), &rounds = required(call.in, 2);
   const Operand dy = optional(call.in, 3), weights = optional(call.in, 4);
-  const Operand &to_x = required(call.out, 0);
+  const Operand& to_x = required(call.out, 0);
   const Operand to_dy = optional(call.out, 1), to_weights = optional(call.out, 2);
   ensure(!dy == !to_dy && !weights == !to_weights, "what is permuted comes and goes");
   const int64_t k = order.view.elements() / rows(x);
@@ -174,26 +178,40 @@ int64_t routed_bytes(const program::StepProgram& program, const program::Op& op)
     }
     case OpKind::topk:
     case OpKind::topk_bwd:
-    case OpKind::balance_loss: return router_bytes(program, op);
-    case OpKind::grouped_gemm: return multiply_bytes();
-    default: return 0;
+    case OpKind::balance_loss:
+      return router_bytes(program, op);
+    case OpKind::grouped_gemm:
+      return multiply_bytes();
+    default:
+      return 0;
   }
 }
 
 void run_routed(const Call& call, const Constants& constants, Workspace& workspace) {
   using program::OpKind;
   switch (call.op->kind) {
-    case OpKind::sort: return sort(call, workspace);
-    case OpKind::plan_routing: return plan_routing(call, constants);
-    case OpKind::permute: return permute(call);
-    case OpKind::unpermute: return unpermute(call);
-    case OpKind::unpermute_bwd: return unpermute_bwd(call);
-    case OpKind::topk: return topk(call, constants, workspace);
-    case OpKind::topk_bwd: return topk_bwd(call, constants, workspace);
-    case OpKind::balance_loss: return balance_loss(call, constants, workspace);
-    case OpKind::grouped_gemm: return grouped_gemm(call, workspace);
-    case OpKind::expert_bias_bwd: return expert_bias_bwd(call);
-    default: ensure(false, "an operation is one of the routed ones");
+    case OpKind::sort:
+      return sort(call, workspace);
+    case OpKind::plan_routing:
+      return plan_routing(call, constants);
+    case OpKind::permute:
+      return permute(call);
+    case OpKind::unpermute:
+      return unpermute(call);
+    case OpKind::unpermute_bwd:
+      return unpermute_bwd(call);
+    case OpKind::topk:
+      return topk(call, constants, workspace);
+    case OpKind::topk_bwd:
+      return topk_bwd(call, constants, workspace);
+    case OpKind::balance_loss:
+      return balance_loss(call, constants, workspace);
+    case OpKind::grouped_gemm:
+      return grouped_gemm(call, workspace);
+    case OpKind::expert_bias_bwd:
+      return expert_bias_bwd(call);
+    default:
+      ensure(false, "an operation is one of the routed ones");
   }
 }
 

@@ -2,9 +2,7 @@
 // A call's index is this rank's position in the expert group, its round counts over all passes.
 #pragma once
 #include <array>
-#include <memory_resource>
-#include <span>
-#include <vector>
+#include <cstdint>
 
 #include "exec/cpu/kernels.h"
 #include "exec/cpu/tensor.h"
@@ -13,8 +11,8 @@
 
 namespace mop::cpu {
 
-// Runs one of sort, plan_routing, permute, unpermute, unpermute_bwd, topk, topk_bwd, balance_loss, grouped_gemm,
-// expert_bias_bwd.
+// Runs one of sort, plan_routing, permute, unpermute, unpermute_bwd, topk, topk_bwd, balance_loss,
+// grouped_gemm, expert_bias_bwd.
 void run_routed(const Call& call, const Constants& constants, Workspace& workspace);
 
 // Bytes of the workspace that one of them takes.
@@ -23,8 +21,8 @@ int64_t routed_bytes(const program::StepProgram& program, const program::Op& op)
 // What plan_routing leaves in `rounds`.
 const plan::RoundPlan& round_plan(const Operand& rounds);
 
-// Whether the call has something to do in its round: Does::first_round and last_round act at the ends of a pass.
-// A repeat region runs once also when the plan has no rounds: nothing acts then.
+// Whether the call has something to do in its round: Does::first_round and last_round act at the ends of a
+// pass. A repeat region runs once also when the plan has no rounds: nothing acts then.
 bool acts(const Call& call, const plan::RoundPlan& plan);
 
 // Rows that this rank computes in the call's round.
@@ -34,8 +32,9 @@ int64_t rows_of_round(const Call& call, const Operand& rounds);
 inline constexpr int kMostExpertRanks = 1024;
 using PerRank = std::array<int64_t, kMostExpertRanks>;
 
-// f(first, last, own, slot) for each expert of which this rank computes rows [first, last) in the round, in order
-// of the rows: own is the expert's index among the rank's own, else -1; slot that of a borrowed one, else -1.
+// f(first, last, own, slot) for each expert of which this rank computes rows [first, last) in the round, in
+// order of the rows: own is the expert's index among the rank's own, else -1; slot that of a borrowed one,
+// else -1.
 template <class F>
 void for_each_expert(const Call& call, const Operand& rounds, F&& f) {
   const plan::RoundPlan& plan = round_plan(rounds);
@@ -44,8 +43,8 @@ void for_each_expert(const Call& call, const Operand& rounds, F&& f) {
   if (round >= plan.rounds()) return;
   const auto work = plan.work(plan.pass_of(round), call.index);
   PerRank scratch;
-  size_t seen = 0;                // items of work before this one's end
-  int expert = -1, slot = -1;     // of the last of them; slots are numbered by their experts' order
+  size_t seen = 0;             // items of work before this one's end
+  int expert = -1, slot = -1;  // of the last of them; slots are numbered by their experts' order
   int64_t first = 0, last = 0;
   const auto flush = [&] {
     if (first == last) return;

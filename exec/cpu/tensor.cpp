@@ -12,10 +12,14 @@ using Bf16 = Eigen::bfloat16;
 template <typename F>
 void with_type(Type type, F f) {
   switch (type) {
-    case Type::bf16: return f(static_cast<Bf16*>(nullptr));
-    case Type::f32: return f(static_cast<float*>(nullptr));
-    case Type::f64: return f(static_cast<double*>(nullptr));
-    case Type::i32: return f(static_cast<int32_t*>(nullptr));
+    case Type::bf16:
+      return f(static_cast<Bf16*>(nullptr));
+    case Type::f32:
+      return f(static_cast<float*>(nullptr));
+    case Type::f64:
+      return f(static_cast<double*>(nullptr));
+    case Type::i32:
+      return f(static_cast<int32_t*>(nullptr));
   }
   ensure(false, "an element type is one of four");
 }

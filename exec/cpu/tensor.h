@@ -28,7 +28,8 @@ struct Run {
   }
 };
 
-// Elements of a run as fp32 and back, converted; not i32, whose values fp32 does not hold. add: stored + from.
+// Elements of a run as fp32 and back, converted; not i32, whose values fp32 does not hold. add: stored +
+// from.
 void load(const Run& run, float* to);
 void store(const float* from, const Run& run);
 void add(const float* from, const Run& run);
@@ -82,7 +83,7 @@ class Runs {
  public:
   explicit Runs(const Operand& operand);
   int64_t contiguous() const { return left_in_row_; }  // elements from here on; 0: at the end
-  Run next(int64_t n) {                                 // at most contiguous()
+  Run next(int64_t n) {                                // at most contiguous()
     const Run run{at_, n, operand_.view.type};
     at_ += n * program::size_of(operand_.view.type);
     left_in_row_ -= n;
@@ -111,8 +112,7 @@ void for_each_piece(F f, const Operands&... operands) {
     for (const Runs& walk : walks) n = std::min(n, walk.contiguous());
     return n;
   };
-  while (const int64_t n = step())
-    std::apply([&](auto&... walk) { f(walk.next(n)...); }, walks);
+  while (const int64_t n = step()) std::apply([&](auto&... walk) { f(walk.next(n)...); }, walks);
   for (const Runs& walk : walks) ensure(walk.contiguous() == 0, "operands have equally many elements");
 }
 

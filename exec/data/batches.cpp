@@ -6,7 +6,7 @@
 
 namespace mop::data {
 
-Batches::Batches(const Dataset& data, const Share& share) : data_(data), share_(share) {
+Batches::Batches(const Sequences& data, const Share& share) : data_(data), share_(share) {
   ensure(share.group >= 0 && (share.group + 1) * share.group_sequences <= share.micro_sequences,
          "a group of the micro-batch");
   ensure(share.rank >= 0 && share.tokens > 0 &&

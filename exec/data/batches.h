@@ -2,7 +2,7 @@
 #pragma once
 #include <cstdint>
 
-#include "exec/data/dataset.h"
+#include "exec/data/sequences.h"
 #include "exec/interpreter/step.h"
 
 namespace mop::data {
@@ -20,17 +20,17 @@ struct Share {
 class Batches final : public interpreter::BatchSource {
  public:
   // The data outlives this. An epoch's last sequences and the next one's first may share a micro-batch.
-  Batches(const Dataset& data, const Share& share);
+  Batches(const Sequences& data, const Share& share);
 
   // The step reads the sequences from `first` on.
   void begin_step(Position first) { first_ = first; }
   Position end_of_step() const { return data_.advance(first_, share_.accumulate * share_.micro_sequences); }
 
-  // starts: rows of the group. Errors: those of Dataset::rows.
+  // starts: rows of the group. Errors: those of Sequences::rows.
   void fill(int64_t micro, const interpreter::Batch& batch) override;
 
  private:
-  const Dataset& data_;
+  const Sequences& data_;
   Share share_;
   Position first_;
 };

@@ -12,6 +12,7 @@
 #include <span>
 #include <string>
 
+#include "exec/data/sequences.h"
 #include "exec/data/tokens.h"
 
 namespace mop::data {
@@ -29,35 +30,25 @@ struct DatasetOptions {
   std::string loss_mask = {};
 };
 
-// The sequence that comes next; what a checkpoint keeps of the data.
-struct Position {
-  int64_t epoch = 0, sequence = 0;  // sequence: place in the epoch's order
-  bool operator==(const Position&) const = default;
-};
-
 // Reading is safe from several threads at once.
-class Dataset {
+class Dataset final : public Sequences {
  public:
   // Opens the text (a file, or a folder of files) or the indexed dataset at `path` (tokens.h). Errors: those
   // of opening; UserError for less than one sequence, an end-of-document token beyond the vocabulary, a loss
   // mask that does not match the data.
   Dataset(const std::string& path, const DatasetOptions& options);
 
-  int64_t context() const { return options_.context; }
+  int64_t context() const override { return options_.context; }
   int64_t tokens() const { return begin(tokens_->documents()); }
   int64_t sequences() const { return (tokens() - 1) / context(); }
 
-  int64_t at(Position position) const;  // index of the sequence at a place of an epoch's order
-  Position advance(Position position, int64_t sequences) const;  // beyond the end: the next epoch
+  int64_t at(Position position) const override;
+  Position advance(Position position, int64_t sequences) const override;
 
-  // Rows [first, first + ids.size()) of a sequence; `positions` count from the row where their document
-  // begins, or from the sequence's first row. Errors: UserError for a token beyond the vocabulary (says
-  // where), a mask that is neither 0 nor 1.
+  // Errors: UserError for a token beyond the vocabulary (says where), a mask that is neither 0 nor 1.
   void rows(int64_t sequence, int64_t first, std::span<int32_t> ids, std::span<int32_t> targets,
-            std::span<int32_t> positions) const;
-
-  // (context): for each row of a sequence the row where its document begins.
-  void starts(int64_t sequence, std::span<int32_t> starts) const;
+            std::span<int32_t> positions) const override;
+  void starts(int64_t sequence, std::span<int32_t> starts) const override;
 
   // A whole sequence, (context) each.
   void sequence(int64_t index, std::span<int32_t> ids, std::span<int32_t> targets,

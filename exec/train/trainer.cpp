@@ -18,7 +18,7 @@ namespace mop::train {
 using program::Space;
 
 struct Trainer::Rank {
-  Rank(const Prepared& p, const data::Dataset& data, int64_t rank)
+  Rank(const Prepared& p, const data::Sequences& data, int64_t rank)
       : hbm(p.memory.arenas.hbm.bytes),
         host(p.memory.arenas.host.bytes),
         batches(data, {p.micro_sequences(), p.job.workload.accumulate, rank / p.layout.sequence.size,
@@ -42,7 +42,7 @@ program::BufferId find_buffer(const program::StepProgram& program, std::string_v
 
 }  // namespace
 
-Trainer::Trainer(const Prepared& prepared, const data::Dataset& data, const TrainerOptions& options)
+Trainer::Trainer(const Prepared& prepared, const data::Sequences& data, const TrainerOptions& options)
     : prepared_(prepared), data_(data), options_(options) {
   options.hyper.schedule.validate();
   const Job& job = prepared.job;
@@ -182,7 +182,7 @@ void Trainer::not_finite(const StepReport& report) const {
                               "at the data and the weights",
                               report.step,
                               first ? "first: " + first->what
-                                    : std::string("run with --check-finite to see which operation made it first")));
+                                    : std::string("no operation was watched")));
 }
 
 void Trainer::flush() {

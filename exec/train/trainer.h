@@ -43,7 +43,7 @@ struct StepReport {
 class Trainer {
  public:
   // Prepared and data outlive it. Errors: UserError when the machine lacks the memory.
-  Trainer(const Prepared& prepared, const data::Dataset& data, const TrainerOptions& options);
+  Trainer(const Prepared& prepared, const data::Sequences& data, const TrainerOptions& options);
   ~Trainer();
 
   // One of the two, before the first step.
@@ -75,7 +75,7 @@ class Trainer {
   const double* sums() const;
 
   const Prepared& prepared_;
-  const data::Dataset& data_;
+  const data::Sequences& data_;
   const TrainerOptions options_;
   std::vector<interpreter::Memory> memory_;
   std::vector<std::unique_ptr<Rank>> ranks_;

@@ -89,6 +89,8 @@ std::string answer_json(const Scenario& s, const Prediction& p) {
       {"context", s.workload.context},
       {"sequences", s.workload.sequences},
       {"accumulate", s.workload.accumulate},
+      {"precision", plan::name(s.workload.precision)},
+      {"balance_loss", s.workload.balance_loss},
       {"routing", plan::describe(s.workload.routing)},
       {"plan", plan_object(s.plan)},
       {"calibration", cost::name(s.calibration)},
@@ -158,6 +160,8 @@ store::Keys keys_of(const Scenario& s) {
       {"context", s.workload.context},
       {"sequences", s.workload.sequences},
       {"accumulate", s.workload.accumulate},
+      {"precision", plan::name(s.workload.precision)},
+      {"balance_loss", s.workload.balance_loss},
       {"routing", plan::describe(s.workload.routing)},
       {"routing_counts", s.workload.routing.counts},
       {"plan", plan_object(s.plan)},
@@ -209,11 +213,12 @@ store::RunRecord record(const std::string& key, const Scenario& s, const Predict
 
 std::string headline(const Scenario& s) {
   return fmt::format(
-      "{} on {} x {} GPUs of {} ({}), calibration {}\ncontext {}, {} a group, {} a step, {} routing\n",
+      "{} on {} x {} GPUs of {} ({}), calibration {}\ncontext {}, {} a group, {} a step, {} routing, {}{}\n",
       s.model.name, s.nodes, s.used_per_node(), s.cluster.name, plural(s.gpus(), "GPU"),
       cost::name(s.calibration), format_count(s.workload.context), plural(s.workload.sequences, "sequence"),
       fmt::format("{} micro-batch{}", s.workload.accumulate, s.workload.accumulate == 1 ? "" : "es"),
-      plan::describe(s.workload.routing));
+      plan::describe(s.workload.routing), plan::name(s.workload.precision),
+      s.workload.balance_loss ? ", balance loss" : "");
 }
 
 std::string answer_text(const Scenario& s, const Prediction& p) {

@@ -93,7 +93,7 @@ std::string explain(const CLI::App& program, const CLI::ParseError& error) {
   return fmt::format("{}; {}", error.what(), help);
 }
 
-void build(CLI::App& program, const Invocation& invocation) {
+void build(CLI::App& program, const Invocation& invocation, std::span<const AddCommand> more) {
   program.set_version_flag("--version", fmt::format("mop {}", kVersion), "print the version");
   program.require_subcommand(1);
   program.footer(
@@ -113,6 +113,7 @@ void build(CLI::App& program, const Invocation& invocation) {
   add_show_plan(*show);
   add_show_program(*show);
   add_results(program);
+  for (const AddCommand add : more) add(program, invocation);
 }
 
 // Always one line, whatever bytes the user's words have.
@@ -126,12 +127,12 @@ int fail(int status, std::string message) {
 
 }  // namespace
 
-int run(int argc, char** argv) {
+int run(int argc, char** argv, std::span<const AddCommand> more) {
   const Invocation invocation{command_line(argc, argv)};
-  CLI::App program("Predicts memory and step time of training Mixture-of-Experts models on GPU clusters.",
+  CLI::App program("Predicts memory and step time of training Mixture-of-Experts models on GPU clusters, and trains them.",
                    "mop");
   try {
-    build(program, invocation);
+    build(program, invocation, more);
     try {
       program.parse(words(argc, argv));
     } catch (const CLI::Success& help) {

@@ -138,8 +138,9 @@ struct Compare {
       fmt::print("{}\n", pretty_array(objects));
       return;
     }
-    fmt::print("{} on {} x {} GPUs of {}, {} routing, calibration {}\n\n", base.model.name, base.nodes,
+    fmt::print("{} on {} x {} GPUs of {}, {} routing, {}{}, calibration {}\n\n", base.model.name, base.nodes,
                base.used_per_node(), base.cluster.name, plan::describe(base.workload.routing),
+               plan::name(base.workload.precision), base.workload.balance_loss ? ", balance loss" : "",
                cost::name(base.calibration));
     TextTable table({"context", "plan", "fits", "HBM/GPU", "host/node", "tokens/step", "step", "tokens/s/GPU",
                      "MFU", "bound by"},

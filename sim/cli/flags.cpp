@@ -112,6 +112,10 @@ void Flags::read_file() {
     if (command_->get_option("--" + name)->count() > 0) knobs_[name] = value;
 }
 
+bool Flags::given(const std::string& setting) const {
+  return command_->get_option("--" + setting)->count() > 0;
+}
+
 const std::string& Flags::text(const std::string& setting) const {
   return settings_.at(setting);
 }

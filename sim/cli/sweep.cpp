@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cerrno>
 #include <csignal>
@@ -79,11 +80,12 @@ struct Sweep {
     search::Sweep sweep;
     // Axes start at their first value; what is not swept is read once and shared by all points.
     std::vector<std::string> swept{"plan"};
-    for (const char* setting : {"nodes", "context", "sequences", "accumulate", "routing"})
-      swept.emplace_back(setting);
+    constexpr std::array kLists{"nodes", "context", "sequences", "accumulate", "precision", "balance-loss"};
+    swept.insert(swept.end(), kLists.begin(), kLists.end());
+    swept.emplace_back("routing");
     sweep.base = flags.scenario(swept);
     sweep.axes.push_back({"plan", flags.plans()});
-    for (const char* setting : {"nodes", "context", "sequences", "accumulate"})
+    for (const char* setting : kLists)
       sweep.axes.push_back({setting, search::expand_range(flags.text(setting), setting)});
     sweep.axes.push_back({"routing", search::split_routings(flags.text("routing"))});
     for (const plan::Knob& knob : plan::knobs())

@@ -15,6 +15,7 @@ namespace {
 
 constexpr std::array kQuestion{"model",     "cluster",    "nodes",       "gpus",       "context",
                                "sequences", "accumulate", "calibration", "plan_family"};
+constexpr std::array kDetail{"routing", "precision", "balance_loss"};  // of the question, in the JSON only
 constexpr std::array kAnswer{"plan",
                              "fits",
                              "hbm_allocated_bytes",
@@ -51,14 +52,14 @@ std::string sweep_csv(std::span<const store::RunRecord> rows, std::span<const st
   const auto add = [&text](const std::string& field) { text.append(quoted(field)).append(","); };
   const auto end_line = [&text] { text.back() = '\n'; };
   for (const char* name : kQuestion) add(name);
-  add("routing");
+  for (const char* name : kDetail) add(name);
   for (const std::string& knob : swept_knobs) add(knob);
   for (const char* name : kAnswer) add(name);
   end_line();
   for (const store::RunRecord& row : rows) {
     const nlohmann::json detail = nlohmann::json::parse(row.detail);
     for (const char* name : kQuestion) add(store::to_text(store::value_of(row, store::column(name))));
-    add(text_of(detail.at("routing")));
+    for (const char* name : kDetail) add(text_of(detail.at(name)));
     for (const std::string& knob : swept_knobs) add(text_of(detail.at("plan").value(knob, nlohmann::json())));
     for (const char* name : kAnswer) add(store::to_text(store::value_of(row, store::column(name))));
     end_line();

@@ -37,9 +37,10 @@ struct LeastLoadedPlan {
   explicit LeastLoadedPlan(std::pmr::memory_resource* memory = std::pmr::get_default_resource())
       : assignments(memory), transfers(memory), rows(memory) {}
 
-  bool spilling = false;                // false: the gate kept plain expert parallelism
-  int64_t cap = 0;                      // rows a rank; what the plan aims at
-  std::pmr::vector<Assignment> assignments;  // by falling expert load (ties: lower id), then first; none is empty
+  bool spilling = false;  // false: the gate kept plain expert parallelism
+  int64_t cap = 0;        // rows a rank; what the plan aims at
+  std::pmr::vector<Assignment>
+      assignments;  // by falling expert load (ties: lower id), then first; none is empty
   std::pmr::vector<WeightTransfer> transfers;  // in the same order, each (expert, to) once
   std::pmr::vector<int64_t> rows;              // (ranks) rows that each rank computes
 };
@@ -58,7 +59,8 @@ inline int owner(int expert, int experts, int ranks) {
 //    the whole rest, the least loaded one takes all the rest;
 //  - one rank, lambda = kNeverSpill, or max/mean rank load < lambda: every expert stays with its owner;
 //  - a pure function: all ranks derive the same plan from the same loads.
-//  - at most experts + ranks transfers, and experts more assignments: a helper finishes an expert or is filled
+//  - at most experts + ranks transfers, and experts more assignments: a helper finishes an expert or is
+//  filled
 //    up to cap, below which it never falls again.
 // Temporaries come from `memory` too.
 // Cost: O(experts log experts + (experts + ranks) * ranks).

@@ -228,7 +228,7 @@ int64_t RoundPlan::find_rounds(const Pass& pass, int64_t capacity, std::span<int
 // Whether no source sends more than `capacity` rows in a round. Destinations need no look: their rows have
 // consecutive positions, so they receive at most ceil(rows / rounds).
 bool RoundPlan::fits(const Pass& pass, int64_t rounds, int64_t capacity) const {
-  constexpr int64_t kWindow = 512;  // rounds looked at together: no memory, however many there are
+  constexpr int64_t kWindow = 512;   // rounds looked at together: no memory, however many there are
   std::array<int, kWindow + 1> odd;  // differences, over rounds, of the rows beyond n / R
   for (int s = 0; s < counts_.ranks(); ++s) {
     for (int64_t window = 0; window < rounds; window += kWindow) {

@@ -44,8 +44,7 @@ class Counts {
   }
   int64_t load(int expert) const { return before(ranks_, expert); }
   // (experts) for least_loaded
-  std::pmr::vector<int64_t> loads(
-      std::pmr::memory_resource* memory = std::pmr::get_default_resource()) const;
+  std::pmr::vector<int64_t> loads(std::pmr::memory_resource* memory = std::pmr::get_default_resource()) const;
 
  private:
   Counts() = default;
@@ -53,7 +52,8 @@ class Counts {
   void sum(std::span<const Count> values);
   int ranks_ = 0, experts_ = 0;
   bool uniform_ = false;
-  std::pmr::vector<int64_t> prefix_;  // (experts, ranks + 1) running sums over sources; uniform: (experts) the row
+  std::pmr::vector<int64_t>
+      prefix_;  // (experts, ranks + 1) running sums over sources; uniform: (experts) the row
 };
 
 // Rows [first, last) of what `source` holds for `expert`, in its local order, go to `destination`.
@@ -119,8 +119,8 @@ class RoundPlan {
   std::vector<Flow> received(int round, int destination) const;
 
   // The flows that `destination` receives in the order in which it computes: as in work(), then by source.
-  // f(item, flow, before): work()[item] is computed; `before` rows of what passes between the two in this round
-  // come first. scratch: (ranks).
+  // f(item, flow, before): work()[item] is computed; `before` rows of what passes between the two in this
+  // round come first. scratch: (ranks).
   template <class F>
   void for_each_computed(int round, int destination, std::span<int64_t> scratch, F&& f) const;
 
@@ -184,9 +184,10 @@ class RoundPlan {
   std::pmr::vector<WeightTransfer> transfers_;  // by pass
 };
 
-// Bytes that suffice for everything between the counts of a group and its rounds, whatever the counts: Counts,
-// loads, the least-loaded plan, the RoundPlan and its temporaries, from one memory resource that never reuses
-// any; the objects themselves; and where each expert starts in one rank's order (experts + 1 int64_t).
+// Bytes that suffice for everything between the counts of a group and its rounds, whatever the counts:
+// Counts, loads, the least-loaded plan, the RoundPlan and its temporaries, from one memory resource that
+// never reuses any; the objects themselves; and where each expert starts in one rank's order (experts + 1
+// int64_t).
 int64_t round_plan_bytes(int ranks, int experts, int spill_slots);
 
 // ---- visitors

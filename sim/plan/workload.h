@@ -7,6 +7,9 @@
 namespace mop::plan {
 
 enum class Precision : uint8_t { bf16, fp32 };  // of weights and activations; sums are fp32 or better
+constexpr const char* name(Precision precision) {
+  return precision == Precision::fp32 ? "fp32" : "bf16";
+}
 
 struct Workload {
   int64_t context = 4096;  // tokens of one sequence (S)

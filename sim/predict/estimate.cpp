@@ -76,12 +76,12 @@ double estimate_step_time(const Scenario& s) {
   const plan::Layout l = plan::layout(p, s.gpus());
   const model::Parameters parameters = model::count_parameters(s.model);
   const model::Flops f = model_flops(s);
-  const bool mop = p.family == plan::Family::mop;
+  const bool mop = p.family == plan::Family::mop, native = p.native();
   const double gpus = real(s.gpus()), micro = real(s.workload.accumulate);
   const double tokens = real(tokens_per_step(s)) / gpus;  // of one rank, in the step
 
   // Computation: forward is a third of the model FLOPs; what is run again comes on top.
-  const bool again = mop || p.recompute == plan::Recompute::full;
+  const bool again = native || p.recompute == plan::Recompute::full;
   const double linear = f.projections + f.router + f.shared + f.dense_mlp;
   const double matmul = c.table("matmul").at({8192, 8192, 8192}).value;
   const double rows =
@@ -99,13 +99,13 @@ double estimate_step_time(const Scenario& s) {
   };
   const bool attention_again = mop ? !p.save_attention : again;
   double compute =
-      tokens * (linear / 3 * (again ? 4 : 3) / matmul + f.head / 3 * (again && !mop ? 4 : 3) / matmul +
-                f.experts / 3 * (3 + (again ? (mop ? 2.0 / 3 : 1.0) : 0.0)) / grouped +
+      tokens * (linear / 3 * (again ? 4 : 3) / matmul + f.head / 3 * (again && !native ? 4 : 3) / matmul +
+                f.experts / 3 * (3 + (again ? (native ? 2.0 / 3 : 1.0) : 0.0)) / grouped +
                 f.attention / 3 *
                     ((attention_again ? 2 : 1) / attention("attention_forward") +
                      2.5 / attention("attention_backward")));
 
-  if (!mop) {
+  if (!native) {
     const double shards = real(l.dense.size);
     const Eager e = eager(s, tokens / micro, shards);
     compute += tokens * real(s.model.layers) * e.token + micro * real(parameters.total) / gpus * e.parameter;
@@ -122,7 +122,7 @@ double estimate_step_time(const Scenario& s) {
                                    moved * experts / real(mop || p.expert > 1 ? l.expert.size : p.tensor),
                                    "all_gather"));
   const double exchanged = real(s.model.top_k * s.model.hidden) * 2 * tokens * real(s.model.moe_layers());
-  const double routed = on_links(s, l.expert, (mop ? 5 : 6) * exchanged, "all_to_all");
+  const double routed = on_links(s, l.expert, (native ? 5 : 6) * exchanged, "all_to_all");
   links += routed;
   if (mop) {
     const double kv = s.model.attention == model::Attention::mla
@@ -138,22 +138,25 @@ double estimate_step_time(const Scenario& s) {
   const bool host =
       mop ? p.optimizer == plan::Optimizer::host || p.optimizer == plan::Optimizer::split : p.offloaded();
   const double hbm = c.table("memory_bound").at({1e15}).value;
-  double update = shard * (28 + (p.clip ? 12 : 0)) / hbm;
+  double update = shard * (28 + (!p.clip ? 0 : native ? 2 : 12)) / hbm;
   const double hosted = p.optimizer == plan::Optimizer::split
                             ? 1 - real(p.optimizer_hbm_layers) / real(s.model.layers)
                             : 1;  // part of the states on the host
-  if (mop && host)
+  if (native && host)
     update = hosted *
              std::max(shard * 28 * real(s.used_per_node()) / c["dram_bw"], shard / c["host_adam_rate_alone"]);
   if (mop && p.optimizer == plan::Optimizer::stream)
     update = shard * 24 * real(s.used_per_node()) / c["root_both_bw"];
   if (!mop && host) {
-    update = shard / c["torch_adam_rate"] +
-             (p.clip ? shard * 4 / c["torch_norm_bw"] + shard * 8 / c["torch_scale_bw"] : 0);
+    if (!native)
+      update = shard / c["torch_adam_rate"] +
+               (p.clip ? shard * 4 / c["torch_norm_bw"] + shard * 8 / c["torch_scale_bw"] : 0);
     links += micro * shard * 8 * real(s.used_per_node()) / c["root_up_bw"] +
              micro * shard * 4 * real(s.used_per_node()) / c["root_down_bw"];
   }
-  // Synchronous exchanges of FSDP2's expert parallelism do not overlap with computation.
+  // FSDP2's updates follow all else. PyTorch's synchronous exchanges of expert parallelism do not overlap with
+  // computation.
+  if (!mop && native) return std::max(compute, links) + update;
   if (!mop) return std::max(compute + routed, links) + update;
   return std::max({compute, links, update});
 }

@@ -269,6 +269,8 @@ void explain(const Scenario& s, const Details& d, Prediction& p) {
     p.warnings.push_back(fmt::format("{} {} ({} operations) is outside the calibrated range of {}",
                                      program::name(what.first), program::name(what.second), count,
                                      s.cluster.name));
+  if (s.workload.precision == plan::Precision::fp32)
+    p.warnings.push_back("precision fp32: memory and bytes are those of fp32, but matrix products have bf16's speed here");
   // Seen in measured runs: reports/fsdp2.md.
   if (!s.plan.native() &&
       static_cast<double>(p.hbm_peak) > 0.92 * static_cast<double>(p.hbm_capacity))

@@ -22,6 +22,9 @@ void validate(const Scenario& s) {
   if (s.workload.sequences > (int64_t{1} << 36) / s.workload.context)
     throw UserError(fmt::format("context {} x sequences {} is more than 2^36 tokens; lower one of them",
                                 s.workload.context, s.workload.sequences));
+  if (s.workload.precision == plan::Precision::fp32 && !s.plan.native())
+    throw UserError(
+        "precision is fp32, but PyTorch's FSDP2 is predicted in bf16 only; use bf16, or plan setting runtime=native");
   plan::validate(s.plan, s.model, s.gpus(), s.workload.context);
 }
 

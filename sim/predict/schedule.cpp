@@ -22,7 +22,7 @@ int64_t scaled(int64_t capacity, int64_t part, int64_t whole) {
 
 // What a price depends on.
 struct Key {
-  uint64_t what = 0;  // kind, phase, component, communicator, kernels
+  uint64_t what = 0;  // kind, phase, component, communicator, kernels, exchange
   uint32_t shape = 0;
   program::ExpertLoad rows;  // of one round
   bool operator==(const Key&) const = default;
@@ -48,7 +48,7 @@ Shape routed_shape(const program::StepProgram& program, const Op& op, const prog
     // the first or in the last round.
     if (round != (op.does.last_round ? load.rounds - 1 : 0)) return {};
     const int64_t slots = program.spill_slots;
-    const bool back = op.phase == program::Phase::backward;
+    const bool back = op.does.exchange == program::Exchange::spill_gradients;
     const int64_t out = back ? load.spilled_in : load.spilled_out,
                   in = back ? load.spilled_out : load.spilled_in;
     if (program::is_collective(op.kind)) {
@@ -118,7 +118,7 @@ Schedule make_schedule(const program::StepProgram& program, const std::vector<pr
     Key key{static_cast<uint64_t>(op.kind) | static_cast<uint64_t>(op.phase) << 8 |
                 static_cast<uint64_t>(op.component) << 12 | static_cast<uint64_t>(op.group) << 16 |
                 static_cast<uint64_t>(op.kernels) << 32 | static_cast<uint64_t>(op.routed) << 48 |
-                static_cast<uint64_t>(op.layer >= 0) << 56,
+                static_cast<uint64_t>(op.layer >= 0) << 56 | static_cast<uint64_t>(op.does.exchange) << 57,
             op.shape,
             {}};
     if (routed) {

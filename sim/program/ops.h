@@ -23,7 +23,7 @@
 // mla_keys_bwd: dk, dv -> dkv, dk_rope(t, c)+              sum over heads
 // attention_fwd: q(t, heads x qk), k(t, kv x qk), v(t, kv x vd), starts(1, t), [sinks(1, n)] -> o, lse(t, heads)
 //     t = batch x context rows; query i sees the keys max(starts[i], i - window + 1) .. i. Query head h uses
-//     key head h / (heads / kv). Scale: model/rope.h. sinks: logits that take part in the softmax only;
+//     key head h / (heads / kv). b: window, 0 = none. Scale: model/rope.h. sinks: logits that take part in the softmax only;
 //     of them this rank's are [index x heads, + heads). lse: natural logarithm, sinks included.
 // attention_bwd: q, k, v, o, do, lse, starts, [sinks] -> dq, dk+, dv+, [d_sinks(1, n)]
 //     d_sinks: zero for the other ranks' heads. acc: dk and dv only; a = 1: d_sinks is added to.
@@ -52,9 +52,9 @@
 // expert_bias_bwd: dY(R, n), rounds, [weights'(1, R)] -> db(e, 1, n)+, [spilled db+]   (always acc)
 // add: a, [b] -> c+                                     elementwise
 // cast, copy: a -> b                                    equal element counts, converted
-// clear: -> x                                           zeros
+// clear: [rounds] -> x                                  zeros; with rounds only where Does::first_round says
 // scale: x, factor(1, 1) -> x*                          times the factor
-// sum_replicas (add with a = replicas): x(t, heads x a x d) -> y(t, heads x d); b = d
+// sum_replicas: x(t, heads x a x d) -> y(t, heads x d); a: replicas, b: d
 // embedding: ids(1, t), table(V, c) -> x(t, c)
 // embedding_bwd: ids, dx(t, c) -> d_table(V, c)+        without acc cleared first
 // cross_entropy: logits(m, columns), targets(p, t) -> statistics(m, 3)+
@@ -69,12 +69,12 @@
 //     micro-batch a's part for this rank: t tokens of the T that its sequence group works on; starts: first
 //     visible row of each of T rows; valid: targets that are not -100 (acc: all micro-batches of the step).
 // square_sum: x -> sum(1, 1)+                           sum of squares / a (a: replicas)
-// clip_factor: sum of squares(1, 1), [pending] -> factor(1, 1)
+// clip_factor: sum of squares(1, 1) -> factor(1, 1)
 //     min(1, max_norm / (sqrt(sum) + 1e-6)), 1 without clipping; a norm that is not finite is an error.
 // adam, adam_host: [factor], states, gradient, ... -> states*, weights, ...
 //     gradient and weights come in pairs that follow one another in the states: blocks of `a` elements,
-//     [master,] m, v (Shard::states_bucket); b = 1: no master, the weights are it. c: the block to begin at.
-// permutations of bytes: copy_h2d, copy_d2h: a, ... -> b, ...   what is read, end to end, is what is written
+//     [master,] m, v (Shard::states_bucket); b = 1: no master, the weights are it.
+// copy_h2d, copy_d2h: a, ... -> b, ...   what is read, end to end, is what is written
 //
 // Collectives. Ranks of the group by index; sums in order of the index.
 // all_gather: x -> y                                    y = everyone's x, one after the other
@@ -83,8 +83,9 @@
 // send_recv: x -> y                                     y = x of rank index - 1 (a ring)
 // all_to_all, by Does::exchange. Several matrices travel together: x_1, ..., x_k -> y_1, ..., y_k.
 //   columns_to_rows: x(n, blocks x c) -> y(size x n, c)
-//     rank j gets column block j x blocks / size of everyone's rows (a block goes to several ranks if there
-//     are fewer blocks than ranks); the last block may be narrower than c, y's remaining columns are zero.
+//     rank j gets a column block of everyone's rows: block j x blocks / size where the number of blocks divides the
+//     group's size (a block goes to several ranks), else block j; the last block may be narrower than c, and ranks
+//     beyond it get none: y's remaining columns are zero.
 //   rows_to_columns: x(size x n, c) -> y(n, size x c)    the way back; y narrower than size x c: cut
 //   dispatch: rounds, x_1(R, .), ... -> y_1(R, .), ...   rows as permute left them -> by expert in order of work,
 //     then by source

@@ -1,5 +1,7 @@
 #include "sim/search/settings.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 
 #include "sim/base/error.h"
@@ -8,6 +10,22 @@
 namespace mop::search {
 
 using predict::Scenario;
+
+namespace {
+
+plan::Precision parse_precision(const std::string& text) {
+  for (const plan::Precision precision : {plan::Precision::bf16, plan::Precision::fp32})
+    if (text == plan::name(precision)) return precision;
+  throw UserError(fmt::format("precision is '{}': it takes bf16 or fp32", text));
+}
+
+bool parse_switch(const std::string& text, const char* name) {
+  if (text == "on" || text == "true") return true;
+  if (text == "off" || text == "false") return false;
+  throw UserError(fmt::format("{} is '{}': it takes on or off", name, text));
+}
+
+}  // namespace
 
 const std::vector<Setting>& settings() {
   static const std::vector<Setting> all{
@@ -31,6 +49,10 @@ const std::vector<Setting>& settings() {
        [](Scenario& s, const std::string& text) { s.workload.sequences = parse_count(text, "sequences"); }},
       {"accumulate", "1", "N", "micro-batches of an optimizer step",
        [](Scenario& s, const std::string& text) { s.workload.accumulate = parse_count(text, "accumulate"); }},
+      {"precision", "bf16", "TYPE", "of weights and activations while they are computed with: bf16 or fp32",
+       [](Scenario& s, const std::string& text) { s.workload.precision = parse_precision(text); }},
+      {"balance-loss", "off", "on|off", "add the router's load-balancing loss, with the model's coefficient",
+       [](Scenario& s, const std::string& text) { s.workload.balance_loss = parse_switch(text, "balance-loss"); }},
       {"calibration", "measured", "NAME", "where speeds come from: measured, or paper (a fit to one table)",
        [](Scenario& s, const std::string& text) { s.calibration = cost::parse_calibration(text); }},
       {"routing", "balanced", "FORM",

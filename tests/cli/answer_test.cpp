@@ -19,13 +19,14 @@ Json json_of(const Ended& ended) {
 }
 
 void expect_schema(const Json& j) {
-  for (const char* text : {"model", "cluster", "calibration", "bound_by", "routing"})
+  for (const char* text : {"model", "cluster", "calibration", "bound_by", "routing", "precision"})
     EXPECT_TRUE(j.at(text).is_string()) << text;
   for (const char* whole :
        {"nodes", "gpus", "context", "sequences", "accumulate", "hbm_allocated_bytes", "hbm_peak_bytes",
         "hbm_capacity_bytes", "host_peak_bytes", "host_capacity_bytes", "tokens_per_step", "ops_simulated"})
     EXPECT_TRUE(j.at(whole).is_number_integer()) << whole;
   EXPECT_TRUE(j.at("fits").is_boolean());
+  EXPECT_TRUE(j.at("balance_loss").is_boolean());
   EXPECT_TRUE(j.at("plan").is_object());
   EXPECT_TRUE(j.at("plan").at("family").is_string());
   EXPECT_TRUE(j.at("plan").at("clip").is_boolean());
@@ -40,6 +41,28 @@ void expect_schema(const Json& j) {
   int64_t memory = 0;
   for (const auto& [name, bytes] : j.at("memory_by_component").items()) memory += bytes.get<int64_t>();
   EXPECT_EQ(memory, j.at("hbm_peak_bytes").get<int64_t>());
+}
+
+TEST(Answer, PrecisionAndBalanceLossArePartOfTheQuestion) {
+  const Folder folder;
+  const auto ask = [&](const std::vector<std::string>& more, bool json) {
+    std::vector<std::string> args{"simulate", "--model", "tiny-qwen3-moe", "--cluster", "h200x4", "--plan",
+                                  "fsdp2:runtime=native"};
+    args.insert(args.end(), more.begin(), more.end());
+    if (json) args.insert(args.end(), {"--format", "json"});
+    return folder.mop(args);
+  };
+  const Json plain = json_of(ask({}, true)), wide = json_of(ask({"--precision", "fp32", "--balance-loss", "on"}, true));
+  EXPECT_EQ(plain.at("precision"), "bf16");
+  EXPECT_EQ(plain.at("balance_loss"), false);
+  EXPECT_EQ(wide.at("precision"), "fp32");
+  EXPECT_EQ(wide.at("balance_loss"), true);
+  EXPECT_GT(wide.at("hbm_allocated_bytes").get<int64_t>(), plain.at("hbm_allocated_bytes").get<int64_t>());
+  EXPECT_THAT(ask({}, false).out, HasSubstr("balanced routing, bf16\n"));
+  EXPECT_THAT(ask({"--precision", "fp32", "--balance-loss", "on"}, false).out,
+              HasSubstr("balanced routing, fp32, balance loss\n"));
+  // Two questions, each kept once.
+  EXPECT_EQ(store::Store(folder.path() / "results.db", store::Access::kRead).query().size(), 2u);
 }
 
 TEST(Answer, JsonHasWhatWasPromised) {

@@ -52,6 +52,10 @@ TEST(Error, NamesWhatIsWrong) {
       {simulate({"--calibration", "measred"}), "did you mean 'measured'?"},
       {simulate({"--routing", "zip:1.2"}), "unknown routing 'zip'; did you mean 'zipf'?"},
       {simulate({"--routing", "histogram:nowhere.csv"}), "no such file"},
+      {simulate({"--precision", "fp16"}), "precision is 'fp16': it takes bf16 or fp32"},
+      {simulate({"--balance-loss", "maybe"}), "balance-loss is 'maybe': it takes on or off"},
+      {simulate({"--plan", "fsdp2", "--precision", "fp32"}), "runtime=native"},
+      {simulate({"--plan", "fsdp2:runtime=native,tp=2"}), "runtime is native, which shares a sequence"},
       {simulate({"--format", "jsn"}), "unknown format 'jsn'; did you mean 'json'?"},
       // Sizes.
       {simulate({"--context", "0"}), "context is '0': it must be greater than zero"},

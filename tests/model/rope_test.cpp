@@ -19,8 +19,8 @@ struct Expected {
   std::array<double, 7> cos, sin;
 };
 
-// Class ...RotaryEmbedding of each model: cos and sin times attention_scaling; attention_scale: `scaling` of its
-// attention. kimi-k2: DeepSeek-V3's class.
+// Class ...RotaryEmbedding of each model: cos and sin times attention_scaling; attention_scale: `scaling` of
+// its attention. kimi-k2: DeepSeek-V3's class.
 const Expected kExpected[] = {
     {"gpt-oss-20b",
      64,
@@ -126,7 +126,7 @@ TEST(Rope, YarnBoundariesMayCoincide) {
   const Rope rope = make_rope(config, 50);
   for (const float value : rope.cos) EXPECT_TRUE(std::isfinite(value));
   const double factor = 0.1 * std::log(4.0) + 1;
-  EXPECT_NEAR(rope.cos[4 * 3], factor * std::cos(3.0), 1e-5);                       // fast: as it is
+  EXPECT_NEAR(rope.cos[4 * 3], factor * std::cos(3.0), 1e-5);                 // fast: as it is
   EXPECT_NEAR(rope.sin[4 * 49 + 3], factor * std::sin(49 * 1e-3 / 4), 1e-5);  // slow: stretched
 }
 

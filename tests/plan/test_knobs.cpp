@@ -32,7 +32,7 @@ const std::map<std::string, std::vector<std::string>>& values() {
       {"prefetch", {"on", "off"}},
       {"loss-chunk", {"4K", "0", "1000", "8K"}},
       {"offload", {"off", "on", "auto"}},
-      {"runtime", {"eager", "compiled"}},
+      {"runtime", {"eager", "compiled", "native"}},
       {"dense-shard", {"auto", "8", "96"}},
       {"ulysses", {"auto", "1", "32"}},
       {"expert-placement", {"inside", "across"}},

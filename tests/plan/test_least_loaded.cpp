@@ -198,8 +198,7 @@ TEST(LeastLoaded, HandMade) {
       least_loaded(Row{80, 10, 10, 0}, 2, {.alpha = 1.0, .min_rows = 8, .lambda = 1.3});
   EXPECT_TRUE(plan.spilling);
   EXPECT_EQ(plan.cap, 50);
-  EXPECT_EQ(plan.assignments,
-            (Assignments{{0, 0, 0, 40}, {0, 1, 40, 80}, {1, 0, 0, 10}, {2, 1, 0, 10}}));
+  EXPECT_EQ(plan.assignments, (Assignments{{0, 0, 0, 40}, {0, 1, 40, 80}, {1, 0, 0, 10}, {2, 1, 0, 10}}));
   EXPECT_EQ(plan.transfers, (Transfers{{0, 0, 1}}));
   EXPECT_EQ(plan.rows, (Rows{50, 50}));
 }
@@ -223,8 +222,7 @@ TEST(LeastLoaded, ForcedRestGoesToTheLeastLoadedHelper) {
   // alpha 0.5: cap 15. Rank 2 is filled, then nobody has room for 10 rows: rank 1 (10 rows, all pending)
   // takes the other 50. Its own expert then finds no room and goes to rank 0 (15 rows, as rank 2: lower id).
   const LeastLoadedPlan plan = least_loaded(Row{80, 10, 0}, 3, {.alpha = 0.5, .min_rows = 10, .lambda = 1});
-  EXPECT_EQ(plan.assignments,
-            (Assignments{{0, 0, 0, 15}, {0, 2, 15, 30}, {0, 1, 30, 80}, {1, 0, 0, 10}}));
+  EXPECT_EQ(plan.assignments, (Assignments{{0, 0, 0, 15}, {0, 2, 15, 30}, {0, 1, 30, 80}, {1, 0, 0, 10}}));
   EXPECT_EQ(plan.transfers, (Transfers{{0, 0, 2}, {0, 0, 1}, {1, 1, 0}}));
 }
 

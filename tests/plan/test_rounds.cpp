@@ -383,14 +383,16 @@ class Metered final : public std::pmr::memory_resource {
 double planned_in_bounds(int ranks, int experts, int slots, std::span<const int32_t> values,
                          const LeastLoadedOptions& options, int64_t capacity) {
   const int64_t bytes = round_plan_bytes(ranks, experts, slots);
-  const int64_t objects = static_cast<int64_t>(sizeof(RoundPlan) + sizeof(std::pmr::monotonic_buffer_resource)) +
-                          (experts + 1) * static_cast<int64_t>(sizeof(int64_t));
+  const int64_t objects =
+      static_cast<int64_t>(sizeof(RoundPlan) + sizeof(std::pmr::monotonic_buffer_resource)) +
+      (experts + 1) * static_cast<int64_t>(sizeof(int64_t));
   std::vector<std::byte> memory(static_cast<size_t>(bytes - objects));
   std::pmr::monotonic_buffer_resource buffer(memory.data(), memory.size(), std::pmr::null_memory_resource());
   Metered metered(&buffer);
   Counts counts(ranks, experts, values, &metered);
   const LeastLoadedPlan plan = least_loaded(counts.loads(&metered), ranks, options, &metered);
-  std::pmr::memory_resource* const standard = std::pmr::set_default_resource(std::pmr::null_memory_resource());
+  std::pmr::memory_resource* const standard =
+      std::pmr::set_default_resource(std::pmr::null_memory_resource());
   const RoundPlan rounds(std::move(counts), plan, capacity, slots, &metered);
   std::pmr::set_default_resource(standard);
   return static_cast<double>(metered.bytes + objects) / static_cast<double>(bytes);
@@ -417,12 +419,15 @@ TEST(Rounds, MemoryOfAnyCountsIsBounded) {
         values.push_back(static_cast<int32_t>(n));
       }
     const LeastLoadedOptions options{.alpha = std::array{1.0, 0.9, 0.5, 1.1}[pick(0, 3)],
-                                     .min_rows = int64_t{1} << pick(0, 5), .lambda = 1.0};
-    fullest = std::max(fullest, planned_in_bounds(ranks, experts, slots, values, options, ranks + pick(0, 400)));
+                                     .min_rows = int64_t{1} << pick(0, 5),
+                                     .lambda = 1.0};
+    fullest =
+        std::max(fullest, planned_in_bounds(ranks, experts, slots, values, options, ranks + pick(0, 400)));
   }
-  std::printf("at most %.0f %% of the bound were used; 96 ranks, 384 experts: %.0f KiB with 1 slot, %.0f with 4\n",
-              fullest * 100, static_cast<double>(round_plan_bytes(96, 384, 1)) / 1024,
-              static_cast<double>(round_plan_bytes(96, 384, 4)) / 1024);
+  std::printf(
+      "at most %.0f %% of the bound were used; 96 ranks, 384 experts: %.0f KiB with 1 slot, %.0f with 4\n",
+      fullest * 100, static_cast<double>(round_plan_bytes(96, 384, 1)) / 1024,
+      static_cast<double>(round_plan_bytes(96, 384, 4)) / 1024);
   EXPECT_GT(fullest, 0.5);
   EXPECT_LT(round_plan_bytes(96, 384, 1), 1 << 20);
 }

@@ -80,8 +80,8 @@ TEST(Lowering, TinyProgramsAreWellFormed) {
 TEST(Lowering, ShippedModelsAreWellFormed) {
   for (const std::string& name : model::shipped_models())
     for (const std::string& plan :
-         {std::string("fsdp2"), std::string("fsdp2:ep=8,offload=on"), mop_plan(8, 16, 2, 8),
-          mop_plan(4, 8, 1, 16, "optimizer=host,checkpoints=host")}) {
+         {std::string("fsdp2"), std::string("fsdp2:ep=8,offload=on"), std::string("fsdp2:ep=8,runtime=native"),
+          mop_plan(8, 16, 2, 8), mop_plan(4, 8, 1, 16, "optimizer=host,checkpoints=host")}) {
       if (name.starts_with("tiny") || (name == "mixtral-8x7b" && plan.find("ep=16") != std::string::npos))
         continue;
       SCOPED_TRACE(name + " " + plan);
@@ -91,7 +91,7 @@ TEST(Lowering, ShippedModelsAreWellFormed) {
 }
 
 TEST(Lowering, IsDeterministic) {
-  for (const Case& c : {tiny_cases()[0], tiny_cases()[9]}) {
+  for (const Case& c : {tiny_pytorch_cases("tiny-qwen3-moe")[0], tiny_native_cases("tiny-deepseek-v3")[0]}) {
     const Lowered a = c.lower(), b = c.lower();
     ASSERT_EQ(a.program.ops.size(), b.program.ops.size());
     ASSERT_EQ(a.program.dependencies.size(), b.program.dependencies.size());
@@ -123,6 +123,11 @@ TEST(Lowering, EveryWeightIsGatheredAndUpdated) {
     for (BufferId b = 0; b < p.buffers.size(); ++b) {
       const Buffer& buffer = p.buffers[b];
       if (!buffer.persistent || buffer.holds != Holds::weights || buffer.bytes == 0) continue;
+      if (std::string(buffer.label) == "correction_bias") {  // fixed, on every rank
+        EXPECT_GE(read[b], 1) << p.buffer_name(b);
+        EXPECT_EQ(written[b], 0) << p.buffer_name(b);
+        continue;
+      }
       EXPECT_GE(read[b], 1) << p.buffer_name(b) << " is never used";
       EXPECT_GE(written[b], 1) << p.buffer_name(b) << " is never updated";
       const bool layer = buffer.layer >= 0 && buffer.layer < l.model.layers;
@@ -144,16 +149,17 @@ double expected_flops(const Lowered& l) {
   // Forward is a third; attention's backward is 2.5 of its forwards where model FLOPs count 2.
   const double attention = f.attention / 3;
   double whole = 0;
-  if (l.plan.family == plan::Family::fsdp2) {
+  if (!l.plan.native()) {
     const bool again = l.plan.recompute == plan::Recompute::full;
     const double blocks = f.projections + f.router + f.experts + f.shared + f.dense_mlp;
     whole = blocks * (again ? 4.0 / 3 : 1) + attention * (again ? 4.5 : 3.5) +
             f.head * (l.plan.loss_chunk > 0 ? 4.0 / 3 : 1);
   } else {
-    const bool ring = l.plan.vocabulary_scheme == plan::VocabularyScheme::weights && l.plan.vocabulary > 1;
+    const bool mop = l.plan.family == plan::Family::mop, saved = mop && l.plan.save_attention,
+               ring = mop && l.plan.vocabulary_scheme == plan::VocabularyScheme::weights && l.plan.vocabulary > 1;
     whole = (f.projections + f.router) * 4 / 3 + (f.experts + f.shared + f.dense_mlp) * (1 + 2.0 / 9)  // gate and up again, down not
-            + attention * (l.plan.save_attention ? 3.5 : 4.5) + f.head * (ring ? 4.0 / 3 : 1);
-    if (!l.plan.save_attention) {
+            + attention * (saved ? 3.5 : 4.5) + f.head * (ring ? 4.0 / 3 : 1);
+    if (!saved) {
       // Queries, keys and values are projected once more for the attention that is run again.
       double projected = 0;
       const auto h = static_cast<double>(c.hidden), heads = static_cast<double>(c.heads);
@@ -192,9 +198,12 @@ TEST(Lowering, FlopsOfShippedModels) {
   for (const char* name : {"qwen3-30b-a3b", "deepseek-v3", "kimi-k2", "gpt-oss-120b", "glm-4.5-air",
                            "olmoe-1b-7b", "deepseek-v2-lite"})
     for (const std::string& plan :
-         {std::string("fsdp2"), std::string("fsdp2:recompute=none,loss-chunk=0"), mop_plan(8, 8, 4, 8),
+         {std::string("fsdp2"), std::string("fsdp2:recompute=none,loss-chunk=0"),
+          std::string("fsdp2:runtime=native"), mop_plan(8, 8, 4, 8),
           mop_plan(8, 8, 2, 8, "vp-scheme=weights,head-chunks=2,mla-exchange=latent")}) {
       SCOPED_TRACE(std::string(name) + " " + plan);
+      // The norm of OLMoE's queries spans all heads: they cannot be split.
+      if (std::string(name) == "olmoe-1b-7b" && plan.find("head-chunks") != std::string::npos) continue;
       const Lowered l = lower_model(name, plan, 8, 8192);
       EXPECT_NEAR(total_flops(l) / expected_flops(l), 1, 2e-3);
     }

@@ -39,7 +39,13 @@ TEST(Volumes, MopDenseGathersAndReduceScatters) {
                l.program.groups[op.group].axis == Axis::shard;
       };
       for (int64_t layer = 0; layer < l.model.layers; ++layer) {
-        const double weights = d(l.parameters.layers[static_cast<size_t>(layer)].dense());
+        const double weights = d(dense_elements(l, layer));
+        // The last layer brings the final norm along; the correction bias is on every rank.
+        const bool corrected = l.model.correction_bias && l.model.moe[static_cast<size_t>(layer)];
+        const int64_t counted = l.parameters.layers[static_cast<size_t>(layer)].dense() +
+                                (layer + 1 == l.model.layers ? l.model.hidden : 0) -
+                                (corrected ? l.model.experts : 0);
+        EXPECT_EQ(dense_elements(l, layer), padded(counted, 16)) << layer;
         const auto here = [&](const Op& op) { return dense(op) && op.layer == layer; };
         // Forward and backward; backward finds the last two layers still gathered.
         const double gathers = layer >= l.model.layers - 2 ? 1 : 2;
@@ -56,11 +62,11 @@ TEST(Volumes, MopDenseGathersAndReduceScatters) {
 TEST(Volumes, MopHybridShardsReduceOverReplicas) {
   const Lowered l = lower_model("qwen3-30b-a3b", mop_plan(8, 8, 2, 8), 16, 8192);
   for (int64_t layer = 0; layer < l.model.layers; ++layer) {
-    const double weights = d(l.parameters.layers[static_cast<size_t>(layer)].dense());
+    const double weights = d(dense_elements(l, layer));
     const double reduced = sum_of(l, OpKind::all_reduce, 0, [&](const Op& op) {
       return op.layer == layer && l.program.groups[op.group].axis == Axis::replicate;
     });
-    EXPECT_NEAR(reduced, 2 * weights / 8, 2 * 8);  // bf16 shard of a replica, rounded up
+    EXPECT_DOUBLE_EQ(reduced, 2 * weights / 8);  // bf16 shard of a replica
   }
 }
 
@@ -70,7 +76,10 @@ TEST(Volumes, MopExpertWeights) {
     const int64_t ep = 4, gpus = 16;
     const Lowered l = lower_model(name, mop_plan(ep, 16, 2, 8), gpus, 8192);
     for (int64_t layer = 0; layer < l.model.layers; ++layer) {
-      const double weights = d(l.parameters.layers[static_cast<size_t>(layer)].experts) / d(ep);
+      if (!l.model.moe[static_cast<size_t>(layer)]) continue;
+      const double weights = d(expert_elements(l, layer));
+      EXPECT_EQ(expert_elements(l, layer),
+                padded(l.parameters.layers[static_cast<size_t>(layer)].experts / ep, gpus / ep));
       const auto here = [&](const Op& op) {
         return op.layer == layer && op.component == Component::experts && op.group != kNoGroup &&
                l.program.groups[op.group].axis == Axis::expert_shard;
@@ -87,7 +96,7 @@ TEST(Volumes, MopExpertWeights) {
 }
 
 // Five one-ways of N k H 2 bytes a layer: dispatch, combine, dispatch again with the gradients (two), their
-// return.
+// return. Backward's dispatch brings the gate weights, its return their gradients: 4 bytes a row each.
 TEST(Volumes, MopDispatchAndCombine) {
   for (const char* name : big_models())
     for (const char* more : {"", "round-rows=4096", "least-loaded=off"}) {
@@ -95,7 +104,7 @@ TEST(Volumes, MopDispatchAndCombine) {
       const Lowered l = lower_model(name, mop_plan(8, 16, 2, 8, more), 16, 8192);
       const double one_way = 2 * d(l.copies()) * d(l.model.hidden);
       for (int64_t layer = 0; layer < l.model.layers; ++layer) {
-        const double expected = l.model.moe[static_cast<size_t>(layer)] ? 5 * one_way : 0;
+        const double expected = l.model.moe[static_cast<size_t>(layer)] ? 5 * one_way + 2 * 4 * d(l.copies()) : 0;
         const auto here = [&](const Op& op) {
           return op.layer == layer && op.component == Component::experts && op.routed != Routed::spill &&
                  (op.stream == Stream::dispatch || op.stream == Stream::combine);
@@ -107,7 +116,7 @@ TEST(Volumes, MopDispatchAndCombine) {
 }
 
 // Ulysses, each direction x (D - 1) / D on the wire: forward Q, K, V, O; backward Q, K, V again, dQ, dK, dV,
-// dO, and the attention output O once more (lower_mop.cpp says why).
+// dO, and the attention output O once more (native/attention.cpp says why).
 double ulysses_bytes(const Lowered& l, bool latent) {
   const model::ModelConfig& c = l.model;
   const double n = d(l.tokens()), heads = d(c.heads), qk = d(c.qk_dim()), v = d(c.v_dim());
@@ -181,11 +190,11 @@ TEST(Volumes, XGather) {
     const double bytes = received(sum_of(l, OpKind::all_gather, 0, tokens), p) +
                          received(sum_of(l, OpKind::reduce_scatter, 0, tokens), p);
     EXPECT_DOUBLE_EQ(bytes, 4 * d(p - 1) * n * h);
-    // 12 bytes a token and rank of statistics.
+    // 12 bytes a token and rank of statistics; everyone's targets once.
     const auto statistics = [&](const Op& op) {
       return op.component == Component::vocabulary && op.stream == Stream::sequence;
     };
-    EXPECT_DOUBLE_EQ(sum_of(l, OpKind::all_gather, 0, statistics), 12 * n * d(p) * d(p));
+    EXPECT_DOUBLE_EQ(sum_of(l, OpKind::all_gather, 0, statistics), 12 * n * d(p) * d(p) + 4 * n * d(p));
     double flops_of_head = 0;
     for (const Op& op : l.program.ops)
       if (op.component == Component::vocabulary) flops_of_head += flops(op.kind, l.program.shape(op));
@@ -219,13 +228,17 @@ TEST(Volumes, VRing) {
     }
 }
 
-// The table is never gathered: ids and rows move.
+// The table is never gathered: every rank's ids visit every rank's columns, whose rows return; their gradients go
+// the other way. Columns are rounded up.
 TEST(Volumes, MopEmbedding) {
-  const Lowered l = lower_model("kimi-k2", mop_plan(8, 16, 2, 8), 16, 8192);
-  const auto here = [&](const Op& op) { return op.component == Component::embedding; };
-  const double rows = 2 * d(l.tokens()) * d(l.model.hidden);
-  EXPECT_DOUBLE_EQ(sum_of(l, OpKind::all_to_all, 0, here), 8 * d(l.tokens()) + 2 * rows);
-  EXPECT_EQ(sum_of(l, OpKind::all_gather, 0, here), 0);
+  for (const int64_t gpus : {16, 48}) {
+    const Lowered l = lower_model("kimi-k2", mop_plan(8, gpus, 2, 8), gpus, 8192);
+    const auto here = [&](const Op& op) { return op.component == Component::embedding; };
+    const double tokens = d(l.tokens()) * d(gpus), columns = d(ceil_div(l.model.hidden, gpus));
+    EXPECT_DOUBLE_EQ(sum_of(l, OpKind::all_gather, 0, here), 4 * tokens);
+    EXPECT_DOUBLE_EQ(sum_of(l, OpKind::all_to_all, 0, here), 2 * 2 * tokens * columns);
+    EXPECT_DOUBLE_EQ(sum_of(l, OpKind::all_to_all, 1, here), 2 * 2 * tokens * columns);
+  }
 }
 
 // Spilled weights: slots of one expert, forward, recompute and their gradients.
@@ -255,6 +268,45 @@ TEST(Volumes, Fsdp2GathersTwiceAndReducesOnce) {
     const double reduced = sum_of(l, OpKind::all_reduce, 0, all);
     EXPECT_NEAR(reduced, l.plan.replicate > 1 ? unit * held / 8 : 0, 1e-3 * held);
   }
+}
+
+// The same sharding by our executor: flat groups, gathered in the compute type, twice but for the last two layers,
+// whose weights backward finds still there. The root group (both ends) is gathered once.
+TEST(Volumes, NativeFsdp2GathersTwiceAndReducesOnce) {
+  for (const char* plan : {"", ",reduce=fp32", ",ep=8", ",reshard=off", ",replicate=2", ",offload=on"}) {
+    SCOPED_TRACE(plan);
+    const Lowered l = lower_model("qwen3-30b-a3b", std::string("fsdp2:runtime=native") + plan, 16, 4096);
+    double gathered = 0, reduced = 0, shards = 0;
+    const double unit = l.plan.reduce == plan::Reduce::fp32 ? 4 : 2;
+    const auto add = [&](int64_t elements, int64_t ranks, int64_t gathers) {
+      const double held = d(padded(elements, ranks));
+      shards += held / d(ranks);
+      if (ranks == 1) return;
+      gathered += d(gathers) * 2 * held;
+      reduced += unit * held;
+    };
+    const ParameterLayout layout = l.parameter_layout();
+    for (int32_t layer = 0; layer < l.model.layers; ++layer) {
+      const int64_t gathers = l.plan.reshard && layer < l.model.layers - 2 ? 2 : 1;
+      add(layout.elements({FlatPart::dense, layer}), l.layout.dense.size, gathers);
+      add(layout.elements({FlatPart::experts, layer}) / l.plan.expert, l.layout.expert_shard.size, gathers);
+    }
+    add(layout.elements({FlatPart::root, static_cast<int32_t>(l.model.layers)}), l.layout.dense.size, 1);
+    const auto weights = [&](const Op& op) {
+      return op.stream == Stream::gather && op.component != Component::optimizer &&
+             l.program.groups[op.group].axis != Axis::world;
+    };
+    EXPECT_DOUBLE_EQ(sum_of(l, OpKind::all_gather, 0, weights), gathered);
+    EXPECT_DOUBLE_EQ(sum_of(l, OpKind::reduce_scatter, 0, weights), reduced);
+    EXPECT_DOUBLE_EQ(sum_of(l, OpKind::all_reduce, 0, weights), l.plan.replicate > 1 ? 4 * shards : 0);
+  }
+}
+
+TEST(Volumes, NativeFsdp2Dispatch) {
+  const Lowered l = lower_model("qwen3-30b-a3b", "fsdp2:ep=8,runtime=native", 16, 4096);
+  const double one_way = 2 * d(l.copies()) * d(l.model.hidden);
+  const auto here = [](const Op& op) { return op.component == Component::experts; };
+  EXPECT_DOUBLE_EQ(sum_of(l, OpKind::all_to_all, 0, here), d(l.model.layers) * (5 * one_way + 8 * d(l.copies())));
 }
 
 TEST(Volumes, Fsdp2Dispatch) {
@@ -306,10 +358,17 @@ TEST(Volumes, EachShardIsUpdatedOnce) {
     const Lowered l = c.lower();
     const auto all = [](const Op& op) { return op.component == Component::optimizer; };
     const double updated = sum_of(l, OpKind::adam, 0, all) + sum_of(l, OpKind::adam_host, 0, all);
+    if (l.plan.native()) {
+      double shard = 0;  // the padded shards of all groups
+      for (const Shard& s : l.program.shards)
+        if (s.gradient != kNoBuffer) shard += d(l.program.buffers[s.weights].bytes / size_of(s.weights_type));
+      EXPECT_DOUBLE_EQ(updated, shard);
+      EXPECT_DOUBLE_EQ(sum_of(l, OpKind::adam_host, 1, all), 28 * sum_of(l, OpKind::adam_host, 0, all));
+      continue;
+    }
     double shard = 0;
     for (const Buffer& b : l.program.buffers)
-      if (b.persistent && b.holds == Holds::weights)
-        shard += d(b.bytes) / (l.plan.family == plan::Family::mop ? 2 : 4);
+      if (b.persistent && b.holds == Holds::weights) shard += d(b.bytes) / 4;
     EXPECT_NEAR(updated, shard, 1e-4 * shard + 64);
     // CPU Adam reads and writes 28 bytes a parameter.
     EXPECT_NEAR(sum_of(l, OpKind::adam_host, 1, all), 28 * sum_of(l, OpKind::adam_host, 0, all),

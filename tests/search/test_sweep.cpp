@@ -68,6 +68,18 @@ TEST(Settings, SetWhatTheirNameSays) {
   EXPECT_EQ(s.workload.context, 8192);
   EXPECT_EQ(s.gpus(), 12);
   EXPECT_EQ(s.plan.recompute, plan::Recompute::none);
+  EXPECT_EQ(s.workload.precision, plan::Precision::bf16);
+  set(s, "precision", "fp32");
+  EXPECT_EQ(s.workload.precision, plan::Precision::fp32);
+  set(s, "precision", "bf16");
+  EXPECT_EQ(s.workload.precision, plan::Precision::bf16);
+  EXPECT_FALSE(s.workload.balance_loss);
+  for (const bool on : {true, false}) {
+    set(s, "balance-loss", on ? "on" : "off");
+    EXPECT_EQ(s.workload.balance_loss, on);
+  }
+  EXPECT_THAT(error_of([&] { set(s, "precision", "fp8"); }), HasSubstr("it takes bf16 or fp32"));
+  EXPECT_THAT(error_of([&] { set(s, "balance-loss", "maybe"); }), HasSubstr("it takes on or off"));
   EXPECT_THAT(error_of([&] { set(s, "recomput", "none"); }), HasSubstr("did you mean 'recompute'?"));
   EXPECT_THAT(error_of([&] { set(s, "ulysses", "2"); }), HasSubstr("belongs to mop"));
 }
@@ -106,6 +118,17 @@ TEST(Sweep, ValuesAreReadBeforeAnythingRuns) {
                 count_points({tiny(), {{"nodes", many}, {"sequences", many}}});
               }),
               HasSubstr("more than 1000000"));
+}
+
+TEST(Sweep, PrecisionAndBalanceLossAreAxesToo) {
+  predict::Scenario base = tiny();
+  base.plan = parse_plan("fsdp2:runtime=native");
+  const Sweep sweep{base, {{"precision", {"bf16", "fp32"}}, {"balance-loss", {"off", "on"}}}};
+  ASSERT_EQ(count_points(sweep), 4u);
+  for (size_t i = 0; i < 4; ++i) {
+    EXPECT_EQ(point(sweep, i).workload.precision == plan::Precision::fp32, i >= 2);
+    EXPECT_EQ(point(sweep, i).workload.balance_loss, i % 2 == 1);
+  }
 }
 
 TEST(Sweep, RunsEveryPointOnceAndSaysWhyNot) {

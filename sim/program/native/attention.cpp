@@ -198,7 +198,9 @@ void NativeLowering::attention_forward(int layer, const Latents& in, const Gathe
                             ? home
                             : matrix(transient("attention_output", o_bytes, Holds::attention_activations, layer), ct_,
                                      t_, chunks_.heads * vd);
-    b_.op(local(OpKind::attention_fwd, part, attention_shape(layer).shape(), {}, sequence_),
+    Does attend;
+    attend.b = attention_shape(layer).window;
+    b_.op(local(OpKind::attention_fwd, part, attention_shape(layer).shape(), attend, sequence_),
           {now.queries, own_keys(now.k, chunk, qd), own_keys(now.v, chunk, vd), starts(),
            bias(g, c_.sinks, Role::sinks, heads, chunk * heads)},
           {own, matrix(lse, Type::f32, t_, chunks_.heads, chunk * t_ * chunks_.heads)});
@@ -298,6 +300,7 @@ void NativeLowering::attention_backward(int layer, const Latents& in, const Gath
     Does attend;
     attend.accumulate = again(d_keys);
     attend.a = c_.sinks && again(d_sinks) ? 1 : 0;
+    attend.b = attention_shape(layer).window;
     b_.op(local(OpKind::attention_bwd, part, attention_shape(layer).shape(), attend, sequence_),
           {now.queries, own_keys(now.k, chunk, qd), own_keys(now.v, chunk, vd), o, d_o,
            matrix(lse, Type::f32, t_, chunks_.heads, chunk * t_ * chunks_.heads), starts(),

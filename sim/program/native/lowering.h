@@ -252,8 +252,8 @@ class NativeLowering {
   // Rings of what crosses between the compute stream and the copy streams.
   std::array<BufferId, 3> input_ring_{}, bucket_ring_{};
   std::array<BufferId, 2> attention_ring_{}, lse_ring_{}, fetched_input_{}, fetched_attention_{}, fetched_lse_{},
-      reduced_ring_{}, download_ring_{}, fresh_ring_{};
-  size_t next_bucket_ = 0, next_reduced_ = 0, next_update_ = 0;
+      reduced_ring_{}, download_ring_{}, fresh_ring_{}, uploaded_ring_{};
+  size_t next_bucket_ = 0, next_reduced_ = 0, next_update_ = 0, next_upload_ = 0;
 };
 
 }  // namespace mop::program

@@ -242,7 +242,7 @@ void NativeLowering::finish_step() {
   if (world_ != kNoGroup)
     b_.op(remote(OpKind::all_reduce, Stream::gather, Component::optimizer, world_, 32), {sums}, {sums});
   if (plan_.clip)
-    b_.op(local(OpKind::clip_factor, Component::optimizer, {{1, kFp32, kFp32}}), {sum(0), {}},
+    b_.op(local(OpKind::clip_factor, Component::optimizer, {{1, kFp32, kFp32}}), {sum(0)},
           {matrix(clip_, Type::f32, 1, 1)});
   if (!fsdp_) return;
   for (const Weights& w : layers_) update(w);

@@ -181,7 +181,10 @@ void NativeLowering::make_weights() {
   if (any_on_host && !fsdp_ && plan_.optimizer == Optimizer::stream) {
     make_ring(bucket_ring_, "state_bucket", state_bytes_ * std::min(most, kStreamBucket), Holds::staging);
   } else if (any_on_host) {
-    if (!fsdp_) make_ring(fresh_ring_, "updated_weights", es_ * most, Holds::staging, Space::host);
+    if (fsdp_)  // a ring: uploads wait for their turn rather than run ahead with the whole model
+      make_ring(uploaded_ring_, "uploaded_shard", kFp32 * most_part, Holds::gathered_weights);
+    else
+      make_ring(fresh_ring_, "updated_weights", es_ * most, Holds::staging, Space::host);
     if (held_in_hbm())
       make_ring(download_ring_, "gradient_download", size_of(ht_) * most, Holds::staging, Space::host);
     else
@@ -297,9 +300,7 @@ BufferId NativeLowering::gather_part(const Part& part, BufferId slot, const char
   const Operand full = matrix(whole, ct_, 1, part.parameters);
   if (fsdp_) {
     if (on_host(part.weights)) {
-      const Operand uploaded =
-          matrix(transient("uploaded_shard", kFp32 * part.shard, Holds::gathered_weights, part.flat.layer), Type::f32,
-                 1, part.shard);
+      const Operand uploaded = matrix(uploaded_ring_[next_upload_++ % 2], Type::f32, 1, part.shard);
       b_.op({OpKind::copy_h2d, Stream::h2d, Component::weights, {{kFp32 * part.shard}}}, {own}, {uploaded});
       own = uploaded;
     }

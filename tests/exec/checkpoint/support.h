@@ -119,7 +119,7 @@ inline State state_of(int64_t step) {
           .plan = "mop:ep=4",
           .ranks = 4,
           .model = "tiny",
-          .fingerprint = 0xdeadbeef};
+          .fingerprint = 0xdeadbeef01234567};
 }
 
 inline Filled filled(int64_t step, size_t ranks, const std::vector<Group>& groups = some_groups()) {

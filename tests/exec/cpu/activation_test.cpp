@@ -53,10 +53,9 @@ TEST(SwiGlu, ForwardAndBackward) {
           const int64_t r = i / (2 * width), col = i % (2 * width) % width;
           const bool of_gate = i % (2 * width) < width;
           const double gate = gate_up.at(2 * r * width + col), up = gate_up.at((2 * r + 1) * width + col);
-          const double slope =
-              numeric_gradient(
-                  [&](const Values& x) { return reference(clamped, of_gate ? x[0] : gate, of_gate ? up : x[0]); },
-                  {of_gate ? gate : up})[0];
+          const double slope = numeric_gradient(
+              [&](const Values& x) { return reference(clamped, of_gate ? x[0] : gate, of_gate ? up : x[0]); },
+              {of_gate ? gate : up})[0];
           want.push_back(slope * d_act.at(r * width + col));
         }
         run_op(backward(clamped), {}, {&gate_up, &d_act}, {&d_gate_up}, limits());
@@ -114,7 +113,8 @@ TEST(SwiGlu, RoutedBackwardAppliesTheGateWeights) {
              d_act = Tensor::random(capacity, width), weights = Tensor::random(1, capacity),
              dy = Tensor::random(capacity, h), bias = Tensor::random(1, h, Type::bf16, kExperts / kRanks),
              spilled_bias = Tensor::random(1, h, Type::bf16, kSlots), d_weights = Tensor::random(1, capacity);
-      const Values act_before = Values(static_cast<size_t>(act.size()), 7), weights_before = d_weights.values();
+      const Values act_before = Values(static_cast<size_t>(act.size()), 7),
+                   weights_before = d_weights.values();
       act.set(act_before);
       run_op(forward(clamped), {}, {&gate_up, &rounds}, {&act}, setting);
       Values want_act = reference(clamped, gate_up.values(), width);
@@ -127,13 +127,14 @@ TEST(SwiGlu, RoutedBackwardAppliesTheGateWeights) {
         double d = 0;
         for (int64_t i = 0; i < width; ++i) d += act.at(r * width + i) * d_act.at(r * width + i);
         Tensor& from = expert_of[rs].first ? bias : spilled_bias;
-        for (int64_t i = 0; biased && i < h; ++i) d += from.at(expert_of[rs].second * h + i) * dy.at(r * h + i);
+        for (int64_t i = 0; biased && i < h; ++i)
+          d += from.at(expert_of[rs].second * h + i) * dy.at(r * h + i);
         want_weights[rs] = d;
         for (int64_t i = 0; i < width; ++i) {
           want_act[static_cast<size_t>(r * width + i)] *= weights.at(r);
           const double gate = gate_up.at(2 * r * width + i), up = gate_up.at((2 * r + 1) * width + i);
-          const Values slope = numeric_gradient(
-              [&](const Values& x) { return reference(clamped, x[0], x[1]); }, {gate, up});
+          const Values slope =
+              numeric_gradient([&](const Values& x) { return reference(clamped, x[0], x[1]); }, {gate, up});
           want_gate_up[static_cast<size_t>(2 * r * width + i)] =
               slope[0] * weights.at(r) * d_act.at(r * width + i);
           want_gate_up[static_cast<size_t>((2 * r + 1) * width + i)] =

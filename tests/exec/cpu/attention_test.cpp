@@ -114,15 +114,20 @@ Problem any_problem(int64_t tokens) {
   return p;
 }
 
+Does windowed_by(const Problem& p) {
+  Does does;
+  does.b = p.window;
+  return does;
+}
+
 Setting setting_of(const Problem& p) {
   Setting setting;
-  setting.model.window = {123456, p.window};
-  setting.layer = 1;
   setting.rope.attention_scale = p.scale;
   setting.index = 1;  // of 3 ranks with as many heads each
   setting.size = 3;
-  setting.shape = program::AttentionShape{1, p.tokens, p.tokens, p.heads, p.kv_heads, p.qk_dim, p.v_dim, 1, p.window}
-                      .shape();
+  setting.shape =
+      program::AttentionShape{1, p.tokens, p.tokens, p.heads, p.kv_heads, p.qk_dim, p.v_dim, 1, p.window}
+          .shape();
   return setting;
 }
 
@@ -138,15 +143,16 @@ void check(const Problem& p, Type type) {
                                   << (p.sinks ? ", sinks" : ""));
   Tensor q = Tensor::random(p.tokens, p.heads * p.qk_dim, type),
          k = Tensor::random(p.tokens, p.kv_heads * p.qk_dim, type),
-         v = Tensor::random(p.tokens, p.kv_heads * p.v_dim, type), sinks = Tensor::random(1, 3 * p.heads, type),
+         v = Tensor::random(p.tokens, p.kv_heads * p.v_dim, type),
+         sinks = Tensor::random(1, 3 * p.heads, type),
          d_o = Tensor::random(p.tokens, p.heads * p.v_dim, type),
          starts = Tensor::contiguous(1, p.tokens, p.starts, Type::i32), o(p.tokens, p.heads * p.v_dim, type),
          lse(p.tokens, p.heads), dq(p.tokens, p.heads * p.qk_dim, type),
-         dk = Tensor::random(p.tokens, p.kv_heads * p.qk_dim), dv = Tensor::random(p.tokens, p.kv_heads * p.v_dim),
-         d_sinks = Tensor::random(1, 3 * p.heads);
+         dk = Tensor::random(p.tokens, p.kv_heads * p.qk_dim),
+         dv = Tensor::random(p.tokens, p.kv_heads * p.v_dim), d_sinks = Tensor::random(1, 3 * p.heads);
   const Setting setting = setting_of(p);
   const Values own_sinks = middle(sinks.values());
-  run_op(OpKind::attention_fwd, {}, {&q, &k, &v, &starts, p.sinks ? &sinks : nullptr}, {&o, &lse}, setting);
+  run_op(OpKind::attention_fwd, windowed_by(p), {&q, &k, &v, &starts, p.sinks ? &sinks : nullptr}, {&o, &lse}, setting);
   const Result want = forward(p, q.values(), k.values(), v.values(), own_sinks);
   expect_close(o, want.o);
   expect_close(lse, want.lse);
@@ -155,10 +161,10 @@ void check(const Problem& p, Type type) {
     Does does;
     does.accumulate = accumulate;
     does.a = accumulate ? 1 : 0;
+    does.b = p.window;
     const Values sinks_before = d_sinks.values();
     const Values dk_before = dk.values(), dv_before = dv.values();
-    run_op(OpKind::attention_bwd, does,
-           {&q, &k, &v, &o, &d_o, &lse, &starts, p.sinks ? &sinks : nullptr},
+    run_op(OpKind::attention_bwd, does, {&q, &k, &v, &o, &d_o, &lse, &starts, p.sinks ? &sinks : nullptr},
            {&dq, &dk, &dv, p.sinks ? &d_sinks : nullptr}, setting);
     Gradients g = backward(p, q.values(), k.values(), v.values(), own_sinks, o.values(), d_o.values());
     if (accumulate) g.dk = plus(g.dk, dk_before), g.dv = plus(g.dv, dv_before);
@@ -214,10 +220,13 @@ TEST(Attention, IsStableForLargeLogits) {
   p.window = 0;
   p.sinks = true;
   p.scale = 1;
-  Tensor q = Tensor::random(200, p.heads * 8, Type::f32, 1, 5), k = Tensor::random(200, p.kv_heads * 8, Type::f32, 1, 5),
-         v = Tensor::random(200, p.kv_heads * p.v_dim), sinks = Tensor::random(1, 3 * p.heads, Type::f32, 1, 100),
-         starts = Tensor::contiguous(1, 200, p.starts, Type::i32), o(200, p.heads * p.v_dim), lse(200, p.heads);
-  run_op(OpKind::attention_fwd, {}, {&q, &k, &v, &starts, &sinks}, {&o, &lse}, setting_of(p));
+  Tensor q = Tensor::random(200, p.heads * 8, Type::f32, 1, 5),
+         k = Tensor::random(200, p.kv_heads * 8, Type::f32, 1, 5),
+         v = Tensor::random(200, p.kv_heads * p.v_dim),
+         sinks = Tensor::random(1, 3 * p.heads, Type::f32, 1, 100),
+         starts = Tensor::contiguous(1, 200, p.starts, Type::i32), o(200, p.heads * p.v_dim),
+         lse(200, p.heads);
+  run_op(OpKind::attention_fwd, windowed_by(p), {&q, &k, &v, &starts, &sinks}, {&o, &lse}, setting_of(p));
   const Result want = forward(p, q.values(), k.values(), v.values(), middle(sinks.values()));
   ASSERT_TRUE(std::all_of(want.lse.begin(), want.lse.end(), [](double x) { return std::isfinite(x); }));
   EXPECT_GT(*std::max_element(want.lse.begin(), want.lse.end()), 150);
@@ -230,7 +239,7 @@ TEST(Attention, RefusesATokenThatDoesNotSeeItself) {
   p.starts = {0, 0, 3, 0};
   Tensor q(4, p.heads * p.qk_dim), k(4, p.kv_heads * p.qk_dim), v(4, p.kv_heads * p.v_dim),
       starts = Tensor::contiguous(1, 4, p.starts, Type::i32), o(4, p.heads * p.v_dim), lse(4, p.heads);
-  EXPECT_THROW(run_op(OpKind::attention_fwd, {}, {&q, &k, &v, &starts}, {&o, &lse}, setting_of(p)),
+  EXPECT_THROW(run_op(OpKind::attention_fwd, windowed_by(p), {&q, &k, &v, &starts}, {&o, &lse}, setting_of(p)),
                InternalError);
 }
 

@@ -126,7 +126,8 @@ TEST(Collectives, AllReduceIsTheSameEverywhere) {
       e.run(OpKind::all_reduce, {}, true);
       for (int rank = 0; rank < kRanks; ++rank) {
         for (int64_t i = 0; i < n; ++i) {
-          ASSERT_NEAR(e.x[rank][0].at(i), sums[i], type == Type::i32 ? 0 : tolerance(type) * std::abs(sums[i]) + 1e-15);
+          ASSERT_NEAR(e.x[rank][0].at(i), sums[i],
+                      type == Type::i32 ? 0 : tolerance(type) * std::abs(sums[i]) + 1e-15);
           ASSERT_EQ(e.x[rank][0].at(i), e.x[0][0].at(i));
         }
       }
@@ -153,12 +154,10 @@ struct Blocks {
 };
 
 const std::vector<Blocks> kBlocks = {
-    {24, 3, {0, 1, 2, 3, 4, 5, 6, 7}},
-    {23, 3, {0, 1, 2, 3, 4, 5, 6, 7}},            // the last is narrower
-    {10, 2, {0, 1, 2, 3, 4, -1, -1, -1}},         // padding: nothing is left for the last ranks
-    {12, 3, {0, 0, 1, 1, 2, 2, 3, 3}},            // replicated
-    {11, 3, {0, 0, 1, 1, 2, 2, 3, 3}},
-    {5, 5, {0, 0, 0, 0, 0, 0, 0, 0}},
+    {24, 3, {0, 1, 2, 3, 4, 5, 6, 7}},    {23, 3, {0, 1, 2, 3, 4, 5, 6, 7}},  // the last is narrower
+    {10, 2, {0, 1, 2, 3, 4, -1, -1, -1}},  // padding: nothing is left for the last ranks
+    {12, 3, {0, 0, 1, 1, 2, 2, 3, 3}},     // replicated
+    {11, 3, {0, 0, 1, 1, 2, 2, 3, 3}},    {5, 5, {0, 0, 0, 0, 0, 0, 0, 0}},
 };
 
 TEST(Collectives, ColumnsToRows) {
@@ -213,7 +212,8 @@ TEST(Collectives, RowsToColumns) {
 }
 
 TEST(Collectives, Errors) {
-  const auto run_alone = [](OpKind kind, program::Does does, std::vector<Operand> in, std::vector<Operand> out) {
+  const auto run_alone = [](OpKind kind, program::Does does, std::vector<Operand> in,
+                            std::vector<Operand> out) {
     Group group(1);
     Workspace workspace(1024);
     group.collective({kind, does, std::move(in), std::move(out)}, workspace);

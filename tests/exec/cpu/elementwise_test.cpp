@@ -13,7 +13,8 @@ TEST(Elementwise, Add) {
   for (int trial = 0; trial < 30; ++trial) {
     const int64_t rows = uniform(1, 9), cols = uniform(1, 700), count = uniform(1, 2);
     const bool two = uniform(0, 1) != 0, accumulate = uniform(0, 1) != 0;
-    Tensor a = Tensor::random(rows, cols, any_real(), count), b = Tensor::random(rows, cols, any_real(), count),
+    Tensor a = Tensor::random(rows, cols, any_real(), count),
+           b = Tensor::random(rows, cols, any_real(), count),
            c = Tensor::random(rows, cols, any_real(), count);
     Values want = a.values();
     if (two) want = plus(want, b.values());

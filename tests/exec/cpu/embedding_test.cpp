@@ -33,8 +33,9 @@ TEST(Embedding, NamesATokenBeyondTheVocabulary) {
   Tensor table = Tensor::random(kVocab + 2, kWidth), x(4, kWidth);  // rows of padding do not count
   for (const double bad : {-1.0, static_cast<double>(kVocab)}) {
     Tensor ids = Tensor::contiguous(1, 4, {0, 1, bad, 2}, Type::i32);
-    const std::string message =
-        error_of([&] { run_op(OpKind::embedding, {}, {&ids, &table}, {&x}, vocabulary()); });
+    const std::string message = error_of([&] {
+      run_op(OpKind::embedding, {}, {&ids, &table}, {&x}, vocabulary());
+    });
     EXPECT_NE(message.find("token " + std::to_string(static_cast<int>(bad)) + " at position 2"),
               std::string::npos)
         << message;

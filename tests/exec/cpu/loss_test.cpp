@@ -49,12 +49,11 @@ double losses(const Problem& problem, int64_t first, int64_t last) {
 Values gradient(const Problem& problem, int64_t b, double valid) {
   Values result;
   for (int64_t r = 0; r < problem.rows(); ++r) {
+    const double all = log_sum(problem, r);
     for (int64_t c = b * problem.columns; c < (b + 1) * problem.columns; ++c) {
       const bool counts = problem.target(r) != -100 && c < problem.vocab;
-      result.push_back(counts ? (std::exp(problem.logit(r, c) - log_sum(problem, r)) -
-                                 (c == problem.target(r) ? 1 : 0)) /
-                                    valid
-                              : 0);
+      const double one_hot = c == problem.target(r) ? 1 : 0;
+      result.push_back(counts ? (std::exp(problem.logit(r, c) - all) - one_hot) / valid : 0);
     }
   }
   return result;
@@ -78,7 +77,8 @@ TEST(CrossEntropy, OwnBlocks) {
       Values all_statistics;
       for (int64_t b = 0; b < blocks; ++b) {
         Tensor logits = block(problem, b, type), statistics(problem.rows(), 3);
-        run_op(OpKind::cross_entropy, {}, {&logits, &targets}, {&statistics}, at(problem, static_cast<int>(b)));
+        run_op(OpKind::cross_entropy, {}, {&logits, &targets}, {&statistics},
+               at(problem, static_cast<int>(b)));
         const Values own = statistics.values();
         all_statistics.insert(all_statistics.end(), own.begin(), own.end());
       }
@@ -102,7 +102,8 @@ TEST(CrossEntropy, OwnBlocks) {
   }
 }
 
-// Weights move: one rank sees block after block, a step later each time, and merges the statistics as they come.
+// Weights move: one rank sees block after block, a step later each time, and merges the statistics as they
+// come.
 TEST(CrossEntropy, VisitingBlocks) {
   const int64_t blocks = 3;
   const Problem problem = any_problem(1, 6, 40, blocks, Type::f32);
@@ -146,8 +147,10 @@ TEST(CrossEntropy, IsStable) {
     const Values own = statistics.values();
     all.insert(all.end(), own.begin(), own.end());
   }
-  Tensor gathered = Tensor::of(8, 3, all, Type::f32, 2), loss(1, 1, Type::f64), logits = block(problem, 0, Type::f32);
-  run_op(OpKind::cross_entropy_bwd, {}, {&logits, &gathered, &targets, &count}, {&logits, &loss}, at(problem, 0));
+  Tensor gathered = Tensor::of(8, 3, all, Type::f32, 2), loss(1, 1, Type::f64),
+         logits = block(problem, 0, Type::f32);
+  run_op(OpKind::cross_entropy_bwd, {}, {&logits, &gathered, &targets, &count}, {&logits, &loss},
+         at(problem, 0));
   EXPECT_NEAR(loss.at(0), losses(problem, 0, 8), 1e-3);
   expect_close(logits, gradient(problem, 0, 1), 1e-4);
 }
@@ -156,8 +159,8 @@ TEST(CrossEntropy, IsStable) {
 TEST(CrossEntropy, NothingToCount) {
   Problem problem = any_problem(1, 3, 4, 1, Type::f32);
   problem.targets = {-100, -100, -100};
-  Tensor logits = Tensor::random(3, 4), targets = Tensor::of(1, 3, problem.targets, Type::i32), statistics(3, 3),
-         count = Tensor::of(1, 1, {0}), loss(1, 1);
+  Tensor logits = Tensor::random(3, 4), targets = Tensor::of(1, 3, problem.targets, Type::i32),
+         statistics(3, 3), count = Tensor::of(1, 1, {0}), loss(1, 1);
   Setting beyond = at(problem, 1);
   beyond.size = 2;
   run_op(OpKind::cross_entropy, {}, {&logits, &targets}, {&statistics}, beyond);
@@ -177,8 +180,9 @@ TEST(CrossEntropy, NamesATargetBeyondTheVocabulary) {
   Tensor logits = Tensor::random(3, 4), statistics(3, 3);
   for (const double bad : {4.0, -1.0}) {
     Tensor targets = Tensor::of(1, 3, {0, bad, 1}, Type::i32);
-    const std::string message = error_of(
-        [&] { run_op(OpKind::cross_entropy, {}, {&logits, &targets}, {&statistics}, at(problem, 0)); });
+    const std::string message = error_of([&] {
+      run_op(OpKind::cross_entropy, {}, {&logits, &targets}, {&statistics}, at(problem, 0));
+    });
     EXPECT_NE(message.find("target " + std::to_string(static_cast<int>(bad)) + " at position 1"),
               std::string::npos)
         << message;

@@ -11,8 +11,7 @@ Values reference(const Values& x, const Values& w) {
   for (size_t at = 0; at < x.size(); at += d) {
     double squares = 0;
     for (size_t i = 0; i < d; ++i) squares += x[at + i] * x[at + i];
-    for (size_t i = 0; i < d; ++i)
-      y[at + i] *= w[i] / std::sqrt(squares / static_cast<double>(d) + kEps);
+    for (size_t i = 0; i < d; ++i) y[at + i] *= w[i] / std::sqrt(squares / static_cast<double>(d) + kEps);
   }
   return y;
 }

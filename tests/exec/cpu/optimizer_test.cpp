@@ -16,7 +16,8 @@ void reference(double& w, double& m, double& v, double g, const interpreter::Ada
   w -= a.learning_rate * a.weight_decay * w;
   m = a.beta1 * m + (1 - a.beta1) * g;
   v = a.beta2 * v + (1 - a.beta2) * g * g;
-  w -= a.learning_rate * (m / (1 - std::pow(a.beta1, t))) / (std::sqrt(v / (1 - std::pow(a.beta2, t))) + a.eps);
+  w -= a.learning_rate * (m / (1 - std::pow(a.beta1, t))) /
+       (std::sqrt(v / (1 - std::pow(a.beta2, t))) + a.eps);
 }
 
 // Two pairs, whose border lies inside a block, over several steps.
@@ -104,9 +105,11 @@ TEST(ClipFactor, ScalesDownToTheLargestNorm) {
 TEST(ClipFactor, SaysThatANormIsNotFinite) {
   Setting setting;
   setting.step.number = 41;
-  for (const double bad : {std::numeric_limits<double>::infinity(), std::numeric_limits<double>::quiet_NaN()}) {
+  for (const double bad :
+       {std::numeric_limits<double>::infinity(), std::numeric_limits<double>::quiet_NaN()}) {
     Tensor sum = Tensor::of(1, 1, {bad}, Type::f64), factor(1, 1);
-    const std::string message = error_of([&] { run_op(OpKind::clip_factor, {}, {&sum}, {&factor}, setting); });
+    const std::string message =
+        error_of([&] { run_op(OpKind::clip_factor, {}, {&sum}, {&factor}, setting); });
     EXPECT_NE(message.find("step 42"), std::string::npos) << message;
   }
 }

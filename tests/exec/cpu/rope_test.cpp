@@ -29,8 +29,7 @@ Values normalised(const Values& x, const Values& w) {
   for (size_t at = 0; at < x.size(); at += d) {
     double squares = 0;
     for (size_t i = 0; i < d; ++i) squares += x[at + i] * x[at + i];
-    for (size_t i = 0; i < d; ++i)
-      y[at + i] *= w[i] / std::sqrt(squares / static_cast<double>(d) + 1e-5);
+    for (size_t i = 0; i < d; ++i) y[at + i] *= w[i] / std::sqrt(squares / static_cast<double>(d) + 1e-5);
   }
   return y;
 }
@@ -41,13 +40,13 @@ Values reference(const Values& raw, const Values& w, const Values& positions, in
   Values x = w.empty() ? raw : normalised(raw, w);
   for (size_t t = 0; t < positions.size(); ++t) {
     for (int64_t head = 0; head < cols / rotation.head; ++head) {
-      const size_t at = t * static_cast<size_t>(cols) +
-                        static_cast<size_t>(head * rotation.head + rotation.first);
+      const size_t at =
+          t * static_cast<size_t>(cols) + static_cast<size_t>(head * rotation.head + rotation.first);
       for (int64_t j = 0; j < rotation.rotated / 2; ++j) {
         double& a = x[at + static_cast<size_t>(rotation.interleaved ? 2 * j : j)];
         double& b = x[at + static_cast<size_t>(rotation.interleaved ? 2 * j + 1 : j + rotation.rotated / 2)];
         const double angle = positions[t] * std::pow(10000.0, -2.0 * static_cast<double>(j) /
-                                                                   static_cast<double>(rotation.rotated));
+                                                                  static_cast<double>(rotation.rotated));
         const std::complex<double> turned = std::complex(a, b) * std::polar(1.0, angle);
         a = turned.real();
         b = turned.imag();
@@ -94,8 +93,8 @@ TEST(Rope, TurnsPairsByTheirPosition) {
         const int64_t t = 9, cols = 3 * c.rotation.head, d = norm == 1 ? c.rotation.head : cols;
         Tensor x = Tensor::random(t, cols, type), y(t, cols, type), w = Tensor::random(1, d, type);
         Tensor positions = Tensor::contiguous(1, t, any_positions(t), Type::i32);
-        const Values want = reference(x.values(), norm != 0 ? w.values() : Values{}, positions.values(), cols,
-                                      c.rotation);
+        const Values want =
+            reference(x.values(), norm != 0 ? w.values() : Values{}, positions.values(), cols, c.rotation);
         run_op(OpKind::rope, does_of(c.rotation), {&x, &positions, norm != 0 ? &w : nullptr}, {&y},
                setting_of(c));
         expect_close(y, want);
@@ -130,15 +129,15 @@ TEST(Rope, BackwardIsTheDerivative) {
         does.accumulate = accumulate;
         std::vector<Tensor*> out{&dx};
         if (norm != 0) out.push_back(&dw);
-        run_op(OpKind::rope_bwd, does,
-               {&dy, &positions, norm != 0 ? &x : nullptr, norm != 0 ? &w : nullptr}, out, setting_of(c));
+        run_op(OpKind::rope_bwd, does, {&dy, &positions, norm != 0 ? &x : nullptr, norm != 0 ? &w : nullptr},
+               out, setting_of(c));
         expect_close(dx, want_dx);
         if (norm != 0) expect_close(dw, want_dw);
         // In place.
         dw.set(first_dw);
         out[0] = &dy;
-        run_op(OpKind::rope_bwd, does,
-               {&dy, &positions, norm != 0 ? &x : nullptr, norm != 0 ? &w : nullptr}, out, setting_of(c));
+        run_op(OpKind::rope_bwd, does, {&dy, &positions, norm != 0 ? &x : nullptr, norm != 0 ? &w : nullptr},
+               out, setting_of(c));
         EXPECT_EQ(dy.values(), dx.values());
       }
     }
@@ -166,8 +165,9 @@ TEST(MlaKeys, EveryHeadEndsWithTheRotatedKey) {
     for (int64_t r = 0; r < t; ++r) {
       for (int64_t h = 0; h < heads; ++h) {
         for (int64_t i = 0; i < nope + rotary; ++i)
-          EXPECT_EQ(k.at((r * heads + h) * (nope + rotary) + i),
-                    i < nope ? kv.at((r * heads + h) * (nope + value) + i) : k_rope.at(r * rotary + i - nope));
+          EXPECT_EQ(
+              k.at((r * heads + h) * (nope + rotary) + i),
+              i < nope ? kv.at((r * heads + h) * (nope + value) + i) : k_rope.at(r * rotary + i - nope));
         for (int64_t i = 0; i < value; ++i)
           EXPECT_EQ(v.at((r * heads + h) * value + i), kv.at((r * heads + h) * (nope + value) + nope + i));
       }

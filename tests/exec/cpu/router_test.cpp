@@ -66,7 +66,8 @@ Vector scores_of(const ModelConfig& c, const Vector& logits) {
 
 // The chosen experts, as a set: those that fewer than k allowed experts come before.
 std::set<int> choose(const ModelConfig& c, const Vector& logits, const Vector& correction) {
-  const int experts = static_cast<int>(c.experts), groups = static_cast<int>(c.router_groups), each = experts / groups;
+  const int experts = static_cast<int>(c.experts), groups = static_cast<int>(c.router_groups),
+            each = experts / groups;
   Vector choice = scores_of(c, logits);
   for (int e = 0; e < experts; ++e) choice[e] += correction[e];
   const auto better_than = [](const Vector& values, int i) {
@@ -119,6 +120,18 @@ std::vector<int> ids_of(const Tensor& t, int64_t row, int64_t cols) {
   return v;
 }
 
+// Runs the call in a workspace of routed_bytes.
+void run(const TestCall& call, const Constants& constants) {
+  program::StepProgram program;
+  program.ops.push_back(*call.get().op);
+  for (const auto& operands : {call.get().in, call.get().out})
+    for (const Operand& o : operands)
+      if (o) program.uses.push_back({0, false, o.view});
+  program.ops[0].use_count = static_cast<uint32_t>(program.uses.size());
+  Workspace workspace(routed_bytes(program, program.ops[0]));
+  run_routed(call.get(), constants, workspace);
+}
+
 struct Routed {
   explicit Routed(const ModelConfig& c, int64_t tokens, Type type = Type::f32)
       : config(c),
@@ -134,21 +147,20 @@ struct Routed {
     std::vector<Operand> in{logits.operand(), config.correction_bias ? correction.operand() : Operand{}};
     const TestCall call(OpKind::topk, {.accumulate = accumulate}, in,
                         {ids.operand(), weights.operand(), load.operand()});
-    run_routed(call.get(), constants(), workspace);
+    run(call, constants());
   }
   Tensor bwd(const Tensor& d_weights, const Operand& all_load, program::Does does = {}) {
     Tensor d_logits(Type::f32, n, config.experts);
     const TestCall call(OpKind::topk_bwd, does,
                         {d_weights.operand(), ids.operand(), weights.operand(), logits.operand(), all_load},
                         {d_logits.operand()});
-    run_routed(call.get(), constants(), workspace);
+    run(call, constants());
     return d_logits;
   }
 
   ModelConfig config;
   int64_t n;
   Tensor logits, correction, ids, weights, load;
-  Workspace workspace{1 << 16};
 };
 
 TEST(Router, ChoosesAndWeighsAsTheFamiliesDo) {
@@ -248,14 +260,16 @@ TEST(Router, WeakSigmoidsAreNormalised) {  // scores that all but vanish: the gr
 double reference_loss(const ModelConfig& c, const std::vector<Vector>& all_logits,
                       const std::vector<std::vector<int>>& all_ids) {
   const double rows = static_cast<double>(all_logits.size());
-  Vector tokens_per_expert(static_cast<size_t>(c.experts)), router_prob_per_expert(static_cast<size_t>(c.experts));
+  Vector tokens_per_expert(static_cast<size_t>(c.experts)),
+      router_prob_per_expert(static_cast<size_t>(c.experts));
   for (size_t t = 0; t < all_logits.size(); ++t) {
     const Vector p = softmax_of(all_logits[t]);
     for (const int e : all_ids[t]) tokens_per_expert[e] += 1 / rows;
     for (size_t e = 0; e < p.size(); ++e) router_prob_per_expert[e] += p[e] / rows;
   }
   double sum = 0;
-  for (size_t e = 0; e < tokens_per_expert.size(); ++e) sum += tokens_per_expert[e] * router_prob_per_expert[e];
+  for (size_t e = 0; e < tokens_per_expert.size(); ++e)
+    sum += tokens_per_expert[e] * router_prob_per_expert[e];
   return c.aux_loss_coefficient * static_cast<double>(c.experts) * sum;
 }
 
@@ -285,7 +299,7 @@ TEST(Router, BalanceLossAndItsGradient) {
       Tensor sums(Type::f64, 1, 1);
       sums.fill(5);
       const TestCall call(OpKind::balance_loss, does, {load.operand()}, {sums.operand()}, index, 2);
-      run_routed(call.get(), all[0].constants(), all[0].workspace);
+      run(call, all[0].constants());
       EXPECT_NEAR(sums.at(0), index == 0 ? 5 + expected : 5, 1e-6);
     }
     Tensor d_weights(Type::f32, n, c.top_k);  // zero: only the balance loss pulls
@@ -310,7 +324,7 @@ TEST(Router, BalanceLossAndItsGradient) {
 
 TEST(Router, BothGradientsAddUp) {
   std::mt19937_64 random(4);
-  const ModelConfig& c = families()[4].config;
+  const ModelConfig c = families()[4].config;
   Routed r(c, 9);
   r.logits.randomise(random);
   r.topk();

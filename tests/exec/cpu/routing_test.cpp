@@ -41,7 +41,8 @@ struct Layer {
 
   int64_t own() const { return experts / ranks; }
 
-  void fill(std::mt19937_64& random, int64_t hot) {  // of 10 tokens, how many go to expert 0 and its neighbours
+  void fill(std::mt19937_64& random,
+            int64_t hot) {  // of 10 tokens, how many go to expert 0 and its neighbours
     for (int r = 0; r < ranks; ++r) {
       Rank& s = rank.emplace_back();
       s.x = Tensor(type, n, width, 1, 1), s.dy = Tensor(type, n, out);
@@ -140,7 +141,8 @@ class Worker {
     for (const Tensor* t : out) writes[written++] = t->operand();
     program::Op op{};
     op.kind = kind, op.does = does;
-    run(Call{0, &op, std::span(reads).first(read), std::span(writes).first(written), index_, l_.ranks, round_});
+    run(Call{0, &op, std::span(reads).first(read), std::span(writes).first(written), index_, l_.ranks,
+             round_});
   }
   void local(OpKind kind, Does does, Tensors in, Tensors out) {
     call(kind, does, in, out, [&](const Call& c) { run_routed(c, constants_, workspace_); });
@@ -170,9 +172,11 @@ class Worker {
       slots_db_.fill(0);
     });
     local(OpKind::permute, {}, {&r_.x, &order_, &rounds_, &r_.dy, &r_.gates},
-          {single() ? &here_x_ : &sent_x_, single() ? &here_dy_ : &sent_dy_, single() ? &here_gates_ : &sent_gates_});
+          {single() ? &here_x_ : &sent_x_, single() ? &here_dy_ : &sent_dy_,
+           single() ? &here_gates_ : &sent_gates_});
     if (!single())
-      exchange(Exchange::dispatch, {&rounds_, &sent_x_, &sent_dy_, &sent_gates_}, {&here_x_, &here_dy_, &here_gates_});
+      exchange(Exchange::dispatch, {&rounds_, &sent_x_, &sent_dy_, &sent_gates_},
+               {&here_x_, &here_dy_, &here_gates_});
     experts_forward();  // here_y = W x + b: its product with dy is the gradient of the gate
     local(OpKind::expert_bias_bwd, {}, {&here_dy_, &rounds_, &here_gates_}, {&r_.db, &slots_db_});
     const Call at{0, nullptr, {}, {}, index_, l_.ranks, round_};
@@ -180,7 +184,8 @@ class Worker {
       double d_gate = 0;
       for (int64_t o = 0; o < l_.out; ++o) {
         d_gate += here_y_.at(i, o) * here_dy_.at(i, o);
-        here_y_.set(i, o, here_gates_.at(i) * here_dy_.at(i, o));  // now the gradient of what the expert returned
+        here_y_.set(i, o,
+                    here_gates_.at(i) * here_dy_.at(i, o));  // now the gradient of what the expert returned
       }
       here_d_gates_.set(i, d_gate);
     }
@@ -202,8 +207,8 @@ class Worker {
     exchange(Exchange::spill_weights, {&rounds_, &r_.b}, {&slots_b_}, true);
   }
   void experts_forward() {
-    local(OpKind::grouped_gemm, {.transpose_b = true}, {&here_x_, &rounds_, &r_.w, &slots_w_, &r_.b, &slots_b_},
-          {&here_y_});
+    local(OpKind::grouped_gemm, {.transpose_b = true},
+          {&here_x_, &rounds_, &r_.w, &slots_w_, &r_.b, &slots_b_}, {&here_y_});
   }
   bool single() const { return l_.ranks == 1; }
 
@@ -260,7 +265,7 @@ Seen check(Layer& layer) {
 TEST(Routing, RandomLayersEqualTheirDefinition) {
   std::mt19937_64 random(1);
   int more_passes = 0, more_rounds = 0;
-  for (int trial = 0; trial < 200; ++trial) {
+  for (int trial = 0; trial < 120; ++trial) {
     SCOPED_TRACE(trial);
     Layer layer;
     layer.ranks = static_cast<int>(pick(random, 1, 8));
@@ -281,7 +286,7 @@ TEST(Routing, RandomLayersEqualTheirDefinition) {
     more_passes += seen.passes > 1;
     more_rounds += seen.rounds > 1;
   }
-  EXPECT_GT(more_passes, 20);
+  EXPECT_GT(more_passes, 20) << more_passes;
   EXPECT_GT(more_rounds, 60);
 }
 
@@ -322,12 +327,13 @@ TEST(Routing, RowsLieByExpertThenSourceThenToken) {
     const model::ModelConfig model;
     const Constants constants{model, {}, {.min_rows = 2, .lambda = 1}, capacity, 2};
     Tensor x(Type::f32, n, 2), order(Type::i32, 1, n * k), counts(Type::i32, 1, experts),
-        all(Type::i32, ranks, experts), rounds(Type::i32, 1, plan::round_plan_bytes(ranks, experts, 2) / 4 + 1),
-        sent(Type::f32, capacity, 2), here(Type::f32, capacity, 2), back(Type::f32, capacity, 2);
+        all(Type::i32, ranks, experts),
+        rounds(Type::i32, 1, plan::round_plan_bytes(ranks, experts, 2) / 4 + 1), sent(Type::f32, capacity, 2),
+        here(Type::f32, capacity, 2), back(Type::f32, capacity, 2);
     for (int64_t t = 0; t < n; ++t) x.set(t, 0, r), x.set(t, 1, static_cast<double>(t));
     const Tensor& ids = layer.rank[static_cast<size_t>(r)].ids;
-    run_routed(TestCall(OpKind::sort, {}, {ids.operand()}, {order.operand(), counts.operand()}).get(), constants,
-               workspace);
+    run_routed(TestCall(OpKind::sort, {}, {ids.operand()}, {order.operand(), counts.operand()}).get(),
+               constants, workspace);
     // order is the stable order of the ids.
     std::vector<int> expected(n * k);
     std::iota(expected.begin(), expected.end(), 0);
@@ -340,16 +346,21 @@ TEST(Routing, RowsLieByExpertThenSourceThenToken) {
     }
 
     group.collective({OpKind::all_gather, {}, {counts.operand()}, {all.operand()}, r, ranks}, workspace);
-    run_routed(TestCall(OpKind::plan_routing, {}, {all.operand()}, {rounds.operand()}, r, ranks).get(), constants,
-               workspace);
+    run_routed(TestCall(OpKind::plan_routing, {}, {all.operand()}, {rounds.operand()}, r, ranks).get(),
+               constants, workspace);
     const plan::RoundPlan& plan = round_plan(rounds.operand());
     for (int round = 0; round < plan.rounds(); ++round) {
-      run_routed(TestCall(OpKind::permute, {}, {x.operand(), order.operand(), rounds.operand()}, {sent.operand()}, r,
-                          ranks, round)
+      run_routed(TestCall(OpKind::permute, {}, {x.operand(), order.operand(), rounds.operand()},
+                          {sent.operand()}, r, ranks, round)
                      .get(),
                  constants, workspace);
-      group.collective({OpKind::all_to_all, {.exchange = Exchange::dispatch}, {rounds.operand(), sent.operand()},
-                        {here.operand()}, r, ranks, round},
+      group.collective({OpKind::all_to_all,
+                        {.exchange = Exchange::dispatch},
+                        {rounds.operand(), sent.operand()},
+                        {here.operand()},
+                        r,
+                        ranks,
+                        round},
                        workspace);
       const TestCall at(OpKind::swiglu, {}, {}, {}, r, ranks, round);
       int64_t next = 0;
@@ -380,8 +391,13 @@ TEST(Routing, RowsLieByExpertThenSourceThenToken) {
       });
       ASSERT_EQ(next, rows_of_round(at.get(), rounds.operand()));
       // The way back gives each row to whom it came from, at its place.
-      group.collective({OpKind::all_to_all, {.exchange = Exchange::combine}, {rounds.operand(), here.operand()},
-                        {back.operand()}, r, ranks, round},
+      group.collective({OpKind::all_to_all,
+                        {.exchange = Exchange::combine},
+                        {rounds.operand(), here.operand()},
+                        {back.operand()},
+                        r,
+                        ranks,
+                        round},
                        workspace);
       int64_t sends = 0;
       for (int d = 0; d < ranks; ++d) sends += plan.rows_between(round, r, d);
@@ -397,10 +413,10 @@ TEST(Routing, NothingRoutedDoesNothing) {  // a repeat region runs once all the 
   Workspace workspace(1 << 14);
   const model::ModelConfig model;
   const Constants constants{model, {}, {}, 8, 1};
-  run_routed(TestCall(OpKind::plan_routing, {}, {counts.operand()}, {rounds.operand()}, 1, 2).get(), constants,
-             workspace);
-  const TestCall call(OpKind::permute, {.first_round = true}, {x.operand(), order.operand(), rounds.operand()},
-                      {x.operand()}, 1, 2);
+  run_routed(TestCall(OpKind::plan_routing, {}, {counts.operand()}, {rounds.operand()}, 1, 2).get(),
+             constants, workspace);
+  const TestCall call(OpKind::permute, {.first_round = true},
+                      {x.operand(), order.operand(), rounds.operand()}, {x.operand()}, 1, 2);
   EXPECT_EQ(rows_of_round(call.get(), rounds.operand()), 0);
   EXPECT_FALSE(acts(call.get(), round_plan(rounds.operand())));
   for_each_expert(call.get(), rounds.operand(), [](int64_t, int64_t, int, int) { FAIL(); });
@@ -415,8 +431,8 @@ TEST(Routing, ActsAtTheEndsOfAPass) {
   Workspace workspace(1 << 14);
   const model::ModelConfig model;
   const Constants constants{model, {}, {.alpha = 0.4, .min_rows = 1, .lambda = 1}, 8, 1};
-  run_routed(TestCall(OpKind::plan_routing, {}, {counts.operand()}, {rounds.operand()}, 0, 2).get(), constants,
-             workspace);
+  run_routed(TestCall(OpKind::plan_routing, {}, {counts.operand()}, {rounds.operand()}, 0, 2).get(),
+             constants, workspace);
   const plan::RoundPlan& plan = round_plan(rounds.operand());
   ASSERT_EQ(plan.passes(), 2);
   int firsts = 0, lasts = 0;
@@ -439,11 +455,12 @@ TEST(Routing, Errors) {
   const auto plan_with = [&](int64_t ranks, int64_t elements, int64_t capacity) {
     Tensor counts(Type::i32, ranks, ranks), rounds(Type::i32, 1, elements);
     const Constants constants{model, {}, {}, capacity, 1};
-    run_routed(TestCall(OpKind::plan_routing, {}, {counts.operand()}, {rounds.operand()}).get(), constants, workspace);
+    run_routed(TestCall(OpKind::plan_routing, {}, {counts.operand()}, {rounds.operand()}).get(), constants,
+               workspace);
   };
   EXPECT_NO_THROW(plan_with(4, plan::round_plan_bytes(4, 4, 1) / 4 + 1, 4));
   EXPECT_THROW(plan_with(4, plan::round_plan_bytes(4, 4, 1) / 4 - 1, 4), InternalError);  // too little memory
-  EXPECT_THROW(plan_with(4, plan::round_plan_bytes(4, 4, 1) / 4 + 1, 3), UserError);      // fewer rows than ranks
+  EXPECT_THROW(plan_with(4, plan::round_plan_bytes(4, 4, 1) / 4 + 1, 3), UserError);  // fewer rows than ranks
   EXPECT_THROW(plan_with(kMostExpertRanks + 1, 1, 1 << 20), UserError);
   Tensor ids(Type::i32, 2, 1), order(Type::i32, 1, 2), counts(Type::i32, 1, 3);
   for (const int bad : {3, -1}) {

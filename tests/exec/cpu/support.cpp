@@ -25,7 +25,9 @@ void write(std::byte* to, double value, Type type) {
       std::memcpy(to, &single, 4);
       break;
     }
-    case Type::f64: std::memcpy(to, &rounded, 8); break;
+    case Type::f64:
+      std::memcpy(to, &rounded, 8);
+      break;
     case Type::i32: {
       const auto whole = static_cast<int32_t>(value);
       std::memcpy(to, &whole, 4);
@@ -99,7 +101,8 @@ Tensor Tensor::contiguous(int64_t rows, int64_t cols, const Values& values, Type
 }
 
 int64_t Tensor::position(int64_t i) const {
-  const int64_t col = i % view_.cols, row = i / view_.cols % view_.rows, matrix = i / (view_.cols * view_.rows);
+  const int64_t col = i % view_.cols, row = i / view_.cols % view_.rows,
+                matrix = i / (view_.cols * view_.rows);
   return view_.offset + (matrix * view_.stride + row * view_.ld + col) * program::size_of(view_.type);
 }
 

@@ -39,8 +39,10 @@ class Tensor {
  public:
   Tensor() = default;  // missing
   Tensor(int64_t rows, int64_t cols, Type type = Type::f32, int64_t count = 1);
-  static Tensor of(int64_t rows, int64_t cols, const Values& values, Type type = Type::f32, int64_t count = 1);
-  static Tensor random(int64_t rows, int64_t cols, Type type = Type::f32, int64_t count = 1, double scale = 1) {
+  static Tensor of(int64_t rows, int64_t cols, const Values& values, Type type = Type::f32,
+                   int64_t count = 1);
+  static Tensor random(int64_t rows, int64_t cols, Type type = Type::f32, int64_t count = 1,
+                       double scale = 1) {
     return of(rows, cols, normal(rows * cols * count, scale), type, count);
   }
   static Tensor contiguous(int64_t rows, int64_t cols, const Values& values, Type type = Type::f32);
@@ -75,8 +77,8 @@ struct Setting {
   Setting() { model.norm_eps = 1e-5; }
 };
 
-// Runs the operation in a Workspace of workspace_bytes; checks that reads keep their values (unless they share
-// memory with an output) and that gaps are intact.
+// Runs the operation in a Workspace of workspace_bytes; checks that reads keep their values (unless they
+// share memory with an output) and that gaps are intact.
 void run_op(OpKind kind, const Does& does, std::vector<Tensor*> in, std::vector<Tensor*> out,
             const Setting& setting = {});
 // How many allocations the last run_op's kernel made.

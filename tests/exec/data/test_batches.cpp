@@ -3,6 +3,7 @@
 #include <random>
 
 #include "exec/data/batches.h"
+#include "exec/data/dataset.h"
 #include "sim/base/error.h"
 #include "tests/exec/data/write_megatron.h"
 #include "tests/exec/support/allocations.h"

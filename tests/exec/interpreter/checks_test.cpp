@@ -91,6 +91,28 @@ TEST(Guards, NameWhoBreaksThem) {
   EXPECT_GT(broken, 20);
 }
 
+// Where the operation that opens a buffer is left out, nobody wrote its guards in this step.
+TEST(Guards, OfABufferThatWasNotOpenedAreNotChecked) {
+  Builder b;
+  const View view{0, 0, 1, 16, 16, 1, 0, Type::i32};
+  const BufferId x = b.buffer("x", 64, Holds::staging);
+  OpSpec opener{OpKind::add};
+  opener.does.deferred = true;
+  b.op(opener, {}, {{x, view}});
+  b.op({OpKind::add}, {}, {{x, view}});
+  StepProgram program = b.finish();
+  program.runnable = true;
+  Machine::Options options;
+  options.guard = 512;
+  Machine machine(program, 1, options);
+  machine.step(0);
+  machine.step(1);
+  machine.kernels.interrupt = [&](int, const Launch& launch) {
+    if (launch.call.id == 1) launch.call.out[0].data[64] ^= std::byte{1};
+  };
+  EXPECT_NE(message_of([&] { machine.step(2); }).find("behind buffer 'x'"), std::string::npos);
+}
+
 // compute: 0 -> 1 -> 2, floats.
 StepProgram chain(Type type) {
   Builder b;

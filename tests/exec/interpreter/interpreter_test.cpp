@@ -162,6 +162,7 @@ TEST(Interpreter, DeferredOperationsActFromTheSecondStepAndInAFlush) {
   step.number = 9;
   run.interpreter.flush(step);
   lines = run.log.take();
+  ASSERT_GE(lines.size(), 2u);
   EXPECT_EQ(lines[0], "<1/1");
   EXPECT_EQ(lines[1], "0/2");
   EXPECT_EQ(std::count(lines.begin(), lines.end(), "1/2"), 0);

@@ -182,6 +182,30 @@ TEST(World, AFailingBodyFreesTheOthers) {
   EXPECT_LT(seconds_since(start), 2);
 }
 
+TEST(World, TheFirstOfSeveralFailuresIsThrown) {
+  const StepProgram program = collective_chain(3);
+  Machine machine(program, 3, {});
+  std::atomic<int> arrived = 0, failed = 0;
+  machine.kernels.interrupt = [&](int rank, const interpreter::Launch& launch) {
+    if (launch.call.id != 1) return;
+    ++arrived;
+    while (arrived < 3) std::this_thread::yield();
+    if (rank != 1) {
+      while (failed == 0) std::this_thread::yield();
+      std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    }
+    ++failed;
+    throw UserError("failure");
+  };
+  try {
+    machine.step(0);
+    FAIL();
+  } catch (const UserError& error) {
+    EXPECT_EQ(std::string(error.what()), "rank 1, " + program.op_name(1) + ": failure");
+    EXPECT_EQ(failed, 3) << "nothing runs any more";
+  }
+}
+
 TEST(World, AFailureAfterTheRunIsThrownByTheNext) {
   const StepProgram program = collective_chain(2);
   Machine machine(program, 2, {});

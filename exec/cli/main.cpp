@@ -1,5 +1,8 @@
 #include <malloc.h>
 
+#include <array>
+
+#include "exec/cli/run.h"
 #include "sim/cli/app.h"
 
 int main(int argc, char** argv) {
@@ -7,5 +10,6 @@ int main(int argc, char** argv) {
   // tenth of the time.
   mallopt(M_TRIM_THRESHOLD, 256 << 20);
   mallopt(M_MMAP_THRESHOLD, 256 << 20);
-  return mop::cli::run(argc, argv);
+  constexpr std::array<mop::cli::AddCommand, 1> executor{mop::cli::add_run};
+  return mop::cli::run(argc, argv, executor);
 }

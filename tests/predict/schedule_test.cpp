@@ -1,0 +1,59 @@
+// From a program and the rows at hand to tasks: what is borrowed and given back moves once, in its own direction.
+#include "sim/predict/schedule.h"
+
+#include <gtest/gtest.h>
+
+#include "sim/cost/cost.h"
+#include "sim/program/lower.h"
+#include "tests/predict/support.h"
+
+namespace mop::predict::testing {
+namespace {
+
+using program::Exchange;
+using program::Op;
+using program::OpKind;
+
+TEST(Schedule, SpilledExpertsMoveOnceEachWay) {
+  const Scenario s = make("qwen3-30b-a3b", "h200", 1, mop_plan(8, 8, 1, 8, "spill-slots=4,round-rows=4096"), 4096);
+  const plan::Layout layout = plan::layout(s.plan, s.gpus());
+  const model::Parameters parameters = model::count_parameters(s.model);
+  program::ExpertLoad load;
+  load.rounds = 3;
+  load.computed = load.sent = 12000;
+  load.experts = 17;
+  load.spilled_in = 1;
+  load.spilled_out = 3;
+  const std::vector<program::ExpertLoad> loads(static_cast<size_t>(s.model.layers), load);
+  const program::StepProgram p = program::lower({s.model, parameters, s.plan, layout, s.workload, 0, loads});
+  const auto cost = cost::make_cost_model(s.calibration, s.cluster, s.plan, s.gpus());
+  const Schedule schedule = make_schedule(p, loads, *cost);
+
+  const int64_t expert = 2 * parameters.layers[0].expert;
+  std::vector<int64_t> round(p.ops.size(), 0);
+  int borrowed = 0, returned = 0;
+  for (size_t t = 0; t < schedule.graph.tasks.size(); ++t) {
+    const program::OpId id = schedule.op_of_task[t];
+    const Op& op = p.ops[id];
+    const int64_t now = round[id]++;
+    if (op.routed != program::Routed::spill) continue;
+    const auto duration = schedule.graph.demands[schedule.graph.tasks[t].demand].duration;
+    const program::Shape shape = routed_shape(p, op, load, now);
+    if (op.kind == OpKind::clear) {
+      EXPECT_EQ(shape.v[2], now == 0 ? expert : 0);  // slots that it borrows
+      continue;
+    }
+    ASSERT_EQ(op.kind, OpKind::all_to_all);
+    const bool back = op.does.exchange == Exchange::spill_gradients;
+    const bool moves = now == (back ? 2 : 0);
+    EXPECT_EQ(duration > 0, moves) << p.op_name(id) << " in round " << now;
+    EXPECT_EQ(shape.v[0], !moves ? 0 : back ? expert : 3 * expert);
+    EXPECT_EQ(shape.v[1], !moves ? 0 : back ? 3 * expert : expert);
+    if (moves) ++(back ? returned : borrowed);
+  }
+  EXPECT_EQ(borrowed, 2 * s.model.layers);  // forward and backward
+  EXPECT_EQ(returned, s.model.layers);
+}
+
+}  // namespace
+}  // namespace mop::predict::testing
