@@ -129,6 +129,8 @@ struct Run {
     if (s.plan.family == plan::Family::fsdp2 && s.plan.runtime != plan::Runtime::native) {
       s.plan.runtime = plan::Runtime::native;
       note("fsdp2 runs with our own kernels: runtime=native (mop simulate predicts PyTorch's)");
+      if (s.plan.tensor != 1 || s.plan.context != 1)
+        note("tp and cp: our kernels share the sequence over as many ranks by Ulysses, and split no weight");
     }
     return s;
   }
@@ -208,6 +210,7 @@ struct Run {
     r.created = store::now_utc();
     char host[256] = "unknown";
     ::gethostname(host, sizeof host - 1);
+    r.cluster = "cpu";
     r.machine = fmt::format("{}: CPU backend, {} ranks on {} hardware threads", host, s.gpus(),
                             std::thread::hardware_concurrency());
     r.fits = true;

@@ -60,7 +60,7 @@ void adam(const Call& call, const interpreter::Step& step) {
 
   const Update update(does.deferred ? step.deferred : step.adam, factor ? scalar(factor) : 1.0);
   auto* const states = reinterpret_cast<float*>(states_operand.data);
-  int64_t element = does.c * bucket;  // of the states
+  int64_t element = 0;  // of the states
   Piece gradients, weights;
   for (size_t pair = 0; pair + 1 < call.out.size(); ++pair) {
     const Operand &gradient = required(call.in, 2 + pair), &weight = required(call.out, 1 + pair);

@@ -86,7 +86,7 @@ struct Results {
       for (const store::Column& column : store::columns())
         if (format == "json" || column.name != "detail") columns.push_back(column.name);
     } else if (columns.empty()) {
-      columns = {"model", "cluster",        "gpus",        "context",         "plan",
+      columns = {"kind",  "model", "cluster",        "gpus",        "context",         "plan",
                  "fits",  "hbm_peak_bytes", "step_time_s", "tokens_per_step", "tokens_per_s_per_gpu",
                  "mfu",   "bound_by"};
     }

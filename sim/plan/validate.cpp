@@ -69,15 +69,14 @@ void validate(const Plan& plan, const model::ModelConfig& model, int64_t gpus, i
           t * c * r, gpus));
     require("ep", plan.expert, gpus,
             {divides(model.experts, "experts"), divides(gpus / r, "GPUs of a replica")});
-    if (plan.runtime == Runtime::native && (t > 1 || c > 1))
+    // Our kernels share a sequence over tp x cp ranks by Ulysses: every rank attends for its own heads.
+    const int64_t shared = t * c;
+    const bool keys = !gqa || model.kv_heads % shared == 0 || shared % model.kv_heads == 0;
+    if (plan.runtime == Runtime::native && (model.heads % shared != 0 || !keys))
       throw UserError(fmt::format(
-          "plan setting runtime is native, which shares a sequence over ranks by Ulysses only, and {} is {}; use the "
-          "mop family with ulysses, or runtime eager to predict PyTorch",
-          t > 1 ? "tp" : "cp", t > 1 ? t : c));
-    if (plan.runtime == Runtime::native && plan.recompute == Recompute::none)
-      throw UserError(
-          "plan setting recompute is none, but runtime native recomputes whole blocks; set recompute=full, or runtime "
-          "eager to predict PyTorch");
+          "tp {} x cp {} is {}, and runtime native divides the {} attention heads ({} KV heads) over as many ranks: it must "
+          "divide them; lower one of the two",
+          t, c, shared, model.heads, model.kv_heads));
     return;
   }
   require("ep", plan.expert, gpus, {divides(model.experts, "experts"), divides(gpus, "GPUs")});
@@ -119,7 +118,9 @@ Layout layout(const Plan& plan, int64_t gpus) {
     const int64_t replica = gpus / plan.replicate;
     l.tensor = {plan.tensor, 1};
     l.context = {plan.context, plan.tensor};
-    l.dense = {replica / plan.tensor, plan.tensor};
+    // Our kernels split no weight over tp.
+    const int64_t split = plan.native() ? 1 : plan.tensor;
+    l.dense = {replica / split, split};
     l.dense_replicas = {plan.replicate, replica};
     // Without expert parallelism the experts are sharded like the rest: by tp, then FSDP.
     l.expert = {plan.expert, 1};

@@ -154,8 +154,8 @@ double estimate_step_time(const Scenario& s) {
     links += micro * shard * 8 * real(s.used_per_node()) / c["root_up_bw"] +
              micro * shard * 4 * real(s.used_per_node()) / c["root_down_bw"];
   }
-  // FSDP2's updates follow all else. PyTorch's synchronous exchanges of expert parallelism do not overlap with
-  // computation.
+  // FSDP2's updates follow all else. PyTorch's synchronous exchanges of expert parallelism do not overlap
+  // with computation.
   if (!mop && native) return std::max(compute, links) + update;
   if (!mop) return std::max(compute + routed, links) + update;
   return std::max({compute, links, update});

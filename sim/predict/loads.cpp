@@ -43,9 +43,8 @@ std::vector<std::vector<ExpertLoad>> expert_loads(const Scenario& s, const plan:
         plan::draw(s.workload.routing, tokens, static_cast<int>(s.model.top_k), experts, index, group);
     std::vector<int64_t> whole(row);
     for (int64_t& rows : whole) rows *= ranks;
-    plan::LeastLoadedOptions options{
-        s.plan.capacity_factor, s.plan.spill_min_rows,
-        mop && s.plan.least_loaded ? s.plan.spill_gate : plan::kNeverSpill};
+    plan::LeastLoadedOptions options{s.plan.capacity_factor, s.plan.spill_min_rows,
+                                     mop && s.plan.least_loaded ? s.plan.spill_gate : plan::kNeverSpill};
     const plan::LeastLoadedPlan assigned = plan::least_loaded(whole, ranks, options);
     if (imbalance != nullptr) {
       std::vector<int64_t> owned(static_cast<size_t>(ranks), 0);

@@ -107,8 +107,8 @@ std::string shortfall(const char* what, int64_t need, int64_t have, const progra
 
 void memory(const Scenario& s, const Kinds& kinds, Details& d, Prediction& p) {
   const bool torch = !s.plan.native();
-  // PyTorch's peak is its live bytes: only the worst rank's arena is packed. One program of ours serves all kinds
-  // of rank.
+  // PyTorch's peak is its live bytes: only the worst rank's arena is packed. One program of ours serves all
+  // kinds of rank.
   std::vector<program::Arena> hosts;
   for (size_t k = 0; k < d.programs.size(); ++k) {
     auto [hbm, host] = program::plan_arenas(d.programs[k], !torch || d.programs.size() == 1);
@@ -270,10 +270,10 @@ void explain(const Scenario& s, const Details& d, Prediction& p) {
                                      program::name(what.first), program::name(what.second), count,
                                      s.cluster.name));
   if (s.workload.precision == plan::Precision::fp32)
-    p.warnings.push_back("precision fp32: memory and bytes are those of fp32, but matrix products have bf16's speed here");
+    p.warnings.push_back(
+        "precision fp32: memory and bytes are those of fp32, but matrix products have bf16's speed here");
   // Seen in measured runs: reports/fsdp2.md.
-  if (!s.plan.native() &&
-      static_cast<double>(p.hbm_peak) > 0.92 * static_cast<double>(p.hbm_capacity))
+  if (!s.plan.native() && static_cast<double>(p.hbm_peak) > 0.92 * static_cast<double>(p.hbm_capacity))
     p.warnings.push_back(
         "HBM is nearly full: PyTorch's allocator reserves 4-20 % more than it allocates, so this plan may "
         "still fail");
@@ -309,8 +309,8 @@ Prediction predict(const Scenario& s, const PredictOptions& options, Details* de
     loads.push_back(found->second[static_cast<size_t>(kind.expert)]);
     // Programs of our executor do not depend on the loads: one serves all kinds.
     if (!s.plan.native() || d.programs.empty())
-      d.programs.push_back(program::lower(
-          {s.model, parameters, s.plan, layout, s.workload, kind.context, loads.back()}));
+      d.programs.push_back(
+          program::lower({s.model, parameters, s.plan, layout, s.workload, kind.context, loads.back()}));
   }
   p.program_operations = d.programs.front().ops.size();
   memory(s, kinds, d, p);

@@ -24,7 +24,8 @@ void validate(const Scenario& s) {
                                 s.workload.context, s.workload.sequences));
   if (s.workload.precision == plan::Precision::fp32 && !s.plan.native())
     throw UserError(
-        "precision is fp32, but PyTorch's FSDP2 is predicted in bf16 only; use bf16, or plan setting runtime=native");
+        "precision is fp32, but PyTorch's FSDP2 is predicted in bf16 only; use bf16, or plan setting "
+        "runtime=native");
   plan::validate(s.plan, s.model, s.gpus(), s.workload.context);
 }
 

@@ -30,8 +30,8 @@ struct Key {
 struct Hash {
   size_t operator()(const Key& k) const {
     uint64_t h = k.what * 0x9e3779b97f4a7c15ULL + k.shape;
-    for (const int64_t v :
-         {k.rows.computed, k.rows.sent, k.rows.experts, k.rows.rounds, k.rows.spilled_in * 1024 + k.rows.spilled_out})
+    for (const int64_t v : {k.rows.computed, k.rows.sent, k.rows.experts, k.rows.rounds,
+                            k.rows.spilled_in * 1024 + k.rows.spilled_out})
       h = (h ^ static_cast<uint64_t>(v)) * 0xff51afd7ed558ccdULL, h ^= h >> 29;
     return static_cast<size_t>(h);
   }
@@ -44,8 +44,8 @@ Shape routed_shape(const program::StepProgram& program, const Op& op, const prog
   Shape shape = program.shape(op);
   if (op.routed == Routed::no) return shape;
   if (op.routed == Routed::spill) {
-    // The shape is that of one expert's slot times the slots; what moves is what was borrowed and lent, once: in
-    // the first or in the last round.
+    // The shape is that of one expert's slot times the slots; what moves is what was borrowed and lent, once:
+    // in the first or in the last round.
     if (round != (op.does.last_round ? load.rounds - 1 : 0)) return {};
     const int64_t slots = program.spill_slots;
     const bool back = op.does.exchange == program::Exchange::spill_gradients;

@@ -43,7 +43,7 @@ ParameterLayout::ParameterLayout(const model::ModelConfig& model, const plan::Pl
   const bool mop = family_ == plan::Family::mop;
   shards_ = mop ? layout.dense.size : 1;
   columns_ = ceil_div(model.hidden, shards_);
-  const int64_t ranks = mop ? layout.sequence.size : 1;
+  const int64_t ranks = layout.sequence.size;
   chunks_ = head_chunks(model, ranks, mop ? plan.head_chunks : 1);
   heads_ = chunked_order(model.heads, ranks, chunks_.chunks);
   const int64_t kv_heads = model.attention == model::Attention::mla ? model.heads : model.kv_heads;

@@ -52,7 +52,9 @@ const std::vector<Setting>& settings() {
       {"precision", "bf16", "TYPE", "of weights and activations while they are computed with: bf16 or fp32",
        [](Scenario& s, const std::string& text) { s.workload.precision = parse_precision(text); }},
       {"balance-loss", "off", "on|off", "add the router's load-balancing loss, with the model's coefficient",
-       [](Scenario& s, const std::string& text) { s.workload.balance_loss = parse_switch(text, "balance-loss"); }},
+       [](Scenario& s, const std::string& text) {
+         s.workload.balance_loss = parse_switch(text, "balance-loss");
+       }},
       {"calibration", "measured", "NAME", "where speeds come from: measured, or paper (a fit to one table)",
        [](Scenario& s, const std::string& text) { s.calibration = cost::parse_calibration(text); }},
       {"routing", "balanced", "FORM",

@@ -46,13 +46,14 @@ void expect_schema(const Json& j) {
 TEST(Answer, PrecisionAndBalanceLossArePartOfTheQuestion) {
   const Folder folder;
   const auto ask = [&](const std::vector<std::string>& more, bool json) {
-    std::vector<std::string> args{"simulate", "--model", "tiny-qwen3-moe", "--cluster", "h200x4", "--plan",
-                                  "fsdp2:runtime=native"};
+    std::vector<std::string> args{"simulate", "--model", "tiny-qwen3-moe", "--cluster", "h200x4",
+                                  "--plan",   "fsdp2",   "--runtime",      "native"};
     args.insert(args.end(), more.begin(), more.end());
     if (json) args.insert(args.end(), {"--format", "json"});
     return folder.mop(args);
   };
-  const Json plain = json_of(ask({}, true)), wide = json_of(ask({"--precision", "fp32", "--balance-loss", "on"}, true));
+  const Json plain = json_of(ask({}, true)),
+             wide = json_of(ask({"--precision", "fp32", "--balance-loss", "on"}, true));
   EXPECT_EQ(plain.at("precision"), "bf16");
   EXPECT_EQ(plain.at("balance_loss"), false);
   EXPECT_EQ(wide.at("precision"), "fp32");

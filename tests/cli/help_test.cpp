@@ -28,11 +28,13 @@ TEST(Help, EveryCommandHasAnExample) {
 
 TEST(Help, EveryPredictionTakesTheWorkload) {
   const Folder folder;
-  const std::vector<std::vector<std::string>> commands{{"simulate"}, {"compare"}, {"sweep"}, {"show", "program"}};
+  const std::vector<std::vector<std::string>> commands{
+      {"simulate"}, {"compare"}, {"sweep"}, {"show", "program"}};
   for (std::vector<std::string> command : commands) {
     command.emplace_back("--help");
     const std::string help = folder.mop(command).out;
-    for (const char* flag : {"--context TOKENS", "--sequences N", "--precision TYPE", "--balance-loss on|off"})
+    for (const char* flag :
+         {"--context TOKENS", "--sequences N", "--precision TYPE", "--balance-loss on|off"})
       EXPECT_THAT(help, HasSubstr(flag)) << command[0];
   }
 }

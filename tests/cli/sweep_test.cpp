@@ -99,7 +99,8 @@ TEST(Sweep, RowsAreInTheOrderOfTheCombinations) {
   EXPECT_TRUE(csv.starts_with(
       "model,cluster,nodes,gpus,context,sequences,accumulate,calibration,plan_family,routing,precision,"
       "balance_loss,cp,plan,fits,"));
-  EXPECT_THAT(csv, HasSubstr("\nolmoe-1b-7b,h200,1,8,4096,1,1,measured,fsdp2,\"zipf:1.2,seed=7\",bf16,false,1,"));
+  EXPECT_THAT(csv,
+              HasSubstr("\nolmoe-1b-7b,h200,1,8,4096,1,1,measured,fsdp2,\"zipf:1.2,seed=7\",bf16,false,1,"));
 
   std::vector<std::string> parallel = args;
   parallel.insert(parallel.end(), {"--jobs", "3"});

@@ -96,21 +96,26 @@ TEST(Validate, HeadChunksAreOfWholeGroupsOfHeads) {
   model::ModelConfig model = small_model();  // 12 heads, 4 KV heads: groups of 3
   EXPECT_EQ(accepted(parse_plan("mop:ulysses=1"), "head-chunks", model, 24, 4096, 12),
             (std::vector<int64_t>{1, 2, 4, 12}));  // 3 and 6 would cut groups unevenly
-  EXPECT_EQ(accepted(parse_plan("mop:ulysses=4"), "head-chunks", model, 24, 4096, 12), (std::vector<int64_t>{1, 3}));
-  EXPECT_EQ(error_of(parse_plan("mop:ulysses=1,head-chunks=3"), model, 24, 4096),
-            "plan setting head-chunks is 3, which makes chunks that are neither whole groups of 3 query heads nor "
-            "parts of one; values that do: 1, 2, 4, 12");
+  EXPECT_EQ(accepted(parse_plan("mop:ulysses=4"), "head-chunks", model, 24, 4096, 12),
+            (std::vector<int64_t>{1, 3}));
+  EXPECT_EQ(
+      error_of(parse_plan("mop:ulysses=1,head-chunks=3"), model, 24, 4096),
+      "plan setting head-chunks is 3, which makes chunks that are neither whole groups of 3 query heads nor "
+      "parts of one; values that do: 1, 2, 4, 12");
   model.qk_norm = model::QkNorm::full;
-  EXPECT_EQ(accepted(parse_plan("mop:ulysses=1"), "head-chunks", model, 24, 4096, 12), (std::vector<int64_t>{1}));
+  EXPECT_EQ(accepted(parse_plan("mop:ulysses=1"), "head-chunks", model, 24, 4096, 12),
+            (std::vector<int64_t>{1}));
 }
 
 TEST(Validate, NativeFsdp2SharesNoSequenceAndRecomputes) {
   const model::ModelConfig model = small_model();
   EXPECT_FALSE(error_of(parse_plan("fsdp2:runtime=native,ep=4,replicate=2,offload=on"), model, 8, 4096));
   for (const char* degree : {"tp", "cp"}) {
-    const auto error = error_of(parse_plan(std::string("fsdp2:runtime=native,") + degree + "=2"), model, 8, 4096);
+    const auto error =
+        error_of(parse_plan(std::string("fsdp2:runtime=native,") + degree + "=2"), model, 8, 4096);
     ASSERT_TRUE(error);
-    EXPECT_NE(error->find(std::string("and ") + degree + " is 2; use the mop family"), std::string::npos) << *error;
+    EXPECT_NE(error->find(std::string("and ") + degree + " is 2; use the mop family"), std::string::npos)
+        << *error;
   }
   const auto error = error_of(parse_plan("fsdp2:runtime=native,recompute=none"), model, 8, 4096);
   ASSERT_TRUE(error);

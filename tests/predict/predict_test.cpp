@@ -104,8 +104,8 @@ TEST(Predict, MoreSequencesAndMicroBatches) {
     EXPECT_GT(*two.step_time, *one.step_time);
     EXPECT_LT(*two.step_time, 2 * *one.step_time);  // weights are gathered once for both
     EXPECT_GT(*twice.step_time, *one.step_time);
-    // Micro-batches take no activations of their own, but ours hold the ids of all: the loss is divided by the
-    // number of targets of the whole step. Ids, targets, positions and document starts, 4 bytes each.
+    // Micro-batches take no activations of their own, but ours hold the ids of all: the loss is divided by
+    // the number of targets of the whole step. Ids, targets, positions and document starts, 4 bytes each.
     const Scenario s = make("olmoe-1b-7b", "h200", 2, plan, 8192);
     const int64_t tokens = program::tokens_per_rank(plan::layout(s.plan, 16), s.workload),
                   batch = ceil_div(4 * (3 * tokens + 8192), program::kAlignment) * program::kAlignment;
@@ -223,14 +223,14 @@ TEST(Predict, RefusesWhatIsOutOfRange) {
   EXPECT_EQ(error_of(s), "accumulate is 5000: it must be 1 to 4096");
 }
 
-// FSDP2's sharding by our executor: the same shards as PyTorch's (but the gradients' are never freed) and faster
-// kernels; skew costs time, never memory.
+// FSDP2's sharding by our executor: the same shards as PyTorch's (but the gradients' are never freed) and
+// faster kernels; skew costs time, never memory.
 TEST(Predict, NativeFsdp2) {
   for (const char* settings : {"", "ep=8,"}) {
     SCOPED_TRACE(settings);
     const auto of = [&](const char* runtime, const char* routing, int64_t context) {
-      return predict(make("qwen3-30b-a3b", "h200", 2, std::string("fsdp2:") + settings + "runtime=" + runtime, context,
-                          1, 1, routing));
+      return predict(make("qwen3-30b-a3b", "h200", 2, std::string("fsdp2:") + settings + "runtime=" + runtime,
+                          context, 1, 1, routing));
     };
     const Prediction eager = of("eager", "balanced", 8192), native = of("native", "balanced", 8192),
                      skewed = of("native", "zipf:1.0", 8192);
@@ -247,8 +247,10 @@ TEST(Predict, NativeFsdp2) {
   }
   // Offloading brings weights, gradients and states to the host: two layers' worth stays.
   const Prediction held = predict(make("qwen3-30b-a3b", "h200", 2, "fsdp2:runtime=native", 8192)),
-                   offloaded = predict(make("qwen3-30b-a3b", "h200", 2, "fsdp2:runtime=native,offload=on", 8192));
-  const double shard = static_cast<double>(model::count_parameters(model::read_config("qwen3-30b-a3b")).total) / 16;
+                   offloaded =
+                       predict(make("qwen3-30b-a3b", "h200", 2, "fsdp2:runtime=native,offload=on", 8192));
+  const double shard =
+      static_cast<double>(model::count_parameters(model::read_config("qwen3-30b-a3b")).total) / 16;
   EXPECT_LT(static_cast<double>(offloaded.hbm_peak), static_cast<double>(held.hbm_peak) - 14 * shard);
   EXPECT_NEAR(static_cast<double>(offloaded.host_peak) / (8 * 16 * shard), 1, 0.01);
   EXPECT_GT(*offloaded.step_time, *held.step_time);

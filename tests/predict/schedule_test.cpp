@@ -1,4 +1,5 @@
-// From a program and the rows at hand to tasks: what is borrowed and given back moves once, in its own direction.
+// From a program and the rows at hand to tasks: what is borrowed and given back moves once, in its own
+// direction.
 #include "sim/predict/schedule.h"
 
 #include <gtest/gtest.h>
@@ -15,7 +16,8 @@ using program::Op;
 using program::OpKind;
 
 TEST(Schedule, SpilledExpertsMoveOnceEachWay) {
-  const Scenario s = make("qwen3-30b-a3b", "h200", 1, mop_plan(8, 8, 1, 8, "spill-slots=4,round-rows=4096"), 4096);
+  const Scenario s =
+      make("qwen3-30b-a3b", "h200", 1, mop_plan(8, 8, 1, 8, "spill-slots=4,round-rows=4096"), 4096);
   const plan::Layout layout = plan::layout(s.plan, s.gpus());
   const model::Parameters parameters = model::count_parameters(s.model);
   program::ExpertLoad load;

@@ -10,7 +10,8 @@ namespace {
 class Shipped : public ::testing::TestWithParam<std::string> {};
 
 TEST_P(Shipped, PredictsUnderBothFamilies) {
-  for (const char* plan : {"fsdp2:ep=auto,offload=auto", "fsdp2:ep=auto,offload=auto,runtime=native", "mop"}) {
+  for (const char* plan :
+       {"fsdp2:ep=auto,offload=auto", "fsdp2:ep=auto,offload=auto,runtime=native", "mop"}) {
     SCOPED_TRACE(plan);
     Scenario s = make(GetParam(), "h200", 2, plan, 8192);
     s.plan = search::choose(s);

@@ -1,6 +1,6 @@
-// Programs that run, walked byte by byte on the tiny models: nothing is read, or added to, that the step has not
-// written before, and no contribution to a gradient is overwritten before it is read. State that lives on from step
-// to step is weights, optimizer states and, for what is deferred, the gradients.
+// Programs that run, walked byte by byte on the tiny models: nothing is read, or added to, that the step has
+// not written before, and no contribution to a gradient is overwritten before it is read. State that lives on
+// from step to step is weights, optimizer states and, for what is deferred, the gradients.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -60,14 +60,16 @@ class Walk {
       const Region& region = p_.regions[op.region];
       for (int round = 0; round < 2; ++round)
         for (id = region.first; id < region.last; ++id)
-          if ((round == 0 || !p_.ops[id].does.first_round) && (round == 1 || !p_.ops[id].does.last_round)) run(id);
+          if ((round == 0 || !p_.ops[id].does.first_round) && (round == 1 || !p_.ops[id].does.last_round))
+            run(id);
     }
     for (BufferId b = 0; b < p_.buffers.size(); ++b)
       if (!p_.buffers[b].persistent) std::memset(bytes_[b].data(), 0, bytes_[b].size());
     for (OpId id = 0; id < p_.ops.size() && faults_.empty(); ++id)
       if (p_.ops[id].does.deferred) run(id);
     for (const Shard& s : p_.shards)
-      if (s.gradient != kNoBuffer && !all(s.gradient, kRead)) fault(0, "no update has read all of", s.gradient);
+      if (s.gradient != kNoBuffer && !all(s.gradient, kRead))
+        fault(0, "no update has read all of", s.gradient);
     return std::move(faults_);
   }
 
@@ -106,7 +108,8 @@ class Walk {
     if (adds) read(id, op, use, "adds to what nothing has written in");
     const Holds holds = p_.buffers[use.buffer].holds;
     // Zeros are no contribution; a sum that was added to still has to be read.
-    const bool contributes = op.kind != OpKind::clear && (holds == Holds::gradients || holds == Holds::unsharded_gradients);
+    const bool contributes =
+        op.kind != OpKind::clear && (holds == Holds::gradients || holds == Holds::unsharded_gradients);
     bool lost = false;
     rows(op, use, [&](uint8_t* row, size_t count) {
       for (size_t i = 0; i < count; ++i) {
@@ -187,11 +190,12 @@ TEST(Dataflow, FaultsAreFound) {
   EXPECT_THAT(broken(OpKind::gemm, writes("dense_gradient_whole"),
                      [](StepProgram&, Op& op) { op.does.accumulate = true; }),
               Contains(HasSubstr("adds to what nothing has written in dense_gradient_whole")));
-  EXPECT_THAT(broken(OpKind::gemm,
-                     [](const StepProgram&, const Op& op) {
-                       return op.does.accumulate && op.component == Component::vocabulary;
-                     },
-                     [](StepProgram&, Op& op) { op.does.accumulate = false; }),
+  EXPECT_THAT(broken(
+                  OpKind::gemm,
+                  [](const StepProgram&, const Op& op) {
+                    return op.does.accumulate && op.component == Component::vocabulary;
+                  },
+                  [](StepProgram&, Op& op) { op.does.accumulate = false; }),
               Contains(HasSubstr("overwrites what nobody has read of dense_gradient")));
   // A gap in what is gathered.
   EXPECT_THAT(broken(OpKind::all_gather, writes("gathered_dense"),

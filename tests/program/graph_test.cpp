@@ -33,8 +33,7 @@ TEST(Graph, ClocksAgreeWithReachability) {
   boost::transitive_closure(to_graph(p), closure);
   std::vector<std::vector<OpId>> users(p.buffers.size());
   for (OpId id = 0; id < p.ops.size(); ++id)
-    for (const Use& use : p.uses_of(p.ops[id]))
-      users[use.buffer].push_back(id);
+    for (const Use& use : p.uses_of(p.ops[id])) users[use.buffer].push_back(id);
   int compared = 0;
   for (BufferId a = 0; a < p.buffers.size(); a += 7)
     for (BufferId b = 0; b < p.buffers.size(); b += 11) {

@@ -79,9 +79,9 @@ TEST(Lowering, TinyProgramsAreWellFormed) {
 
 TEST(Lowering, ShippedModelsAreWellFormed) {
   for (const std::string& name : model::shipped_models())
-    for (const std::string& plan :
-         {std::string("fsdp2"), std::string("fsdp2:ep=8,offload=on"), std::string("fsdp2:ep=8,runtime=native"),
-          mop_plan(8, 16, 2, 8), mop_plan(4, 8, 1, 16, "optimizer=host,checkpoints=host")}) {
+    for (const std::string& plan : {std::string("fsdp2"), std::string("fsdp2:ep=8,offload=on"),
+                                    std::string("fsdp2:ep=8,runtime=native"), mop_plan(8, 16, 2, 8),
+                                    mop_plan(4, 8, 1, 16, "optimizer=host,checkpoints=host")}) {
       if (name.starts_with("tiny") || (name == "mixtral-8x7b" && plan.find("ep=16") != std::string::npos))
         continue;
       SCOPED_TRACE(name + " " + plan);
@@ -156,8 +156,10 @@ double expected_flops(const Lowered& l) {
             f.head * (l.plan.loss_chunk > 0 ? 4.0 / 3 : 1);
   } else {
     const bool mop = l.plan.family == plan::Family::mop, saved = mop && l.plan.save_attention,
-               ring = mop && l.plan.vocabulary_scheme == plan::VocabularyScheme::weights && l.plan.vocabulary > 1;
-    whole = (f.projections + f.router) * 4 / 3 + (f.experts + f.shared + f.dense_mlp) * (1 + 2.0 / 9)  // gate and up again, down not
+               ring = mop && l.plan.vocabulary_scheme == plan::VocabularyScheme::weights &&
+                      l.plan.vocabulary > 1;
+    whole = (f.projections + f.router) * 4 / 3 +
+            (f.experts + f.shared + f.dense_mlp) * (1 + 2.0 / 9)  // gate and up again, down not
             + attention * (saved ? 3.5 : 4.5) + f.head * (ring ? 4.0 / 3 : 1);
     if (!saved) {
       // Queries, keys and values are projected once more for the attention that is run again.

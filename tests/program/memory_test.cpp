@@ -105,14 +105,15 @@ TEST(Memory, MopGathersTwoLayersAtMost) {
                    2 * largest + 2 * 2 * d(l.parameters.layers.back().experts) / 4);
 }
 
-// Bytes of the experts do not depend on the context: rounds of a fixed capacity. But for the order of the routed
-// copies, 4 bytes each, and the sum over a token's experts.
+// Bytes of the experts do not depend on the context: rounds of a fixed capacity. But for the order of the
+// routed copies, 4 bytes each, and the sum over a token's experts.
 TEST(Memory, MopExpertBuffersAreOfARound) {
   const std::string plan = mop_plan(8, 16, 2, 8, "round-rows=8192");
   const auto expert_bytes = [](const Lowered& l) {
     double bytes = 0;
     for (const Buffer& b : l.program.buffers) {
-      if ((b.holds != Holds::expert_activations && b.holds != Holds::expert_exchange) || b.layer != 30) continue;
+      if ((b.holds != Holds::expert_activations && b.holds != Holds::expert_exchange) || b.layer != 30)
+        continue;
       const std::string label = b.label;
       if (label == "routed_order") {
         EXPECT_EQ(b.bytes, 4 * l.copies());
@@ -128,8 +129,9 @@ TEST(Memory, MopExpertBuffersAreOfARound) {
   EXPECT_DOUBLE_EQ(expert_bytes(l), expert_bytes(lower_model("deepseek-v3", plan, 16, 131072)));
   const model::ModelConfig& c = l.model;
   const double r = 8192, h = d(c.hidden), i = d(c.expert_intermediate), e = d(c.experts);
-  // Forward: two slots of 4 exchanges of R rows; one gate/up and activation. Far below N k H. Backward: inputs and
-  // output gradients with the gate weights, input gradients with the gates', each sent and received.
+  // Forward: two slots of 4 exchanges of R rows; one gate/up and activation. Far below N k H. Backward:
+  // inputs and output gradients with the gate weights, input gradients with the gates', each sent and
+  // received.
   const double forward = 2 * 4 * 2 * r * h + 2 * r * 3 * i,
                backward = 2 * 2 * r * (4 * h + 4) + 2 * 2 * r * (2 * h + 4) + 2 * r * 4 * i,
                plans = 2 * (4 * e + 4 * 8 * e + d(plan::round_plan_bytes(8, static_cast<int>(c.experts), 2)));

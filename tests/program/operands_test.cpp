@@ -1,5 +1,5 @@
-// Programs that run: every operation has the operands that ops.h gives for its kind, their sizes fit one another and
-// its shape, and each lies inside its buffer whatever this rank's position in the group.
+// Programs that run: every operation has the operands that ops.h gives for its kind, their sizes fit one
+// another and its shape, and each lies inside its buffer whatever this rank's position in the group.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -57,7 +57,8 @@ class Checker {
     }
     for (id_ = 0; id_ < p_.ops.size(); ++id_) {
       const Op& op = p_.ops[id_];
-      const bool inside = op.region != 0 && id_ >= p_.regions[op.region].first && id_ < p_.regions[op.region].last;
+      const bool inside =
+          op.region != 0 && id_ >= p_.regions[op.region].first && id_ < p_.regions[op.region].last;
       require((op.routed != Routed::no) == inside, "routed work is inside of a region");
       require(inside || (!op.does.first_round && !op.does.last_round), "rounds are of regions");
     }
@@ -117,10 +118,9 @@ class Checker {
   }
   int64_t capacity() const { return p_.round_rows; }
   bool rounds(const View* r) const {
-    return typed(r, Type::i32) &&
-           bytes(*r) == plan::round_plan_bytes(static_cast<int>(l_.layout.expert.size),
-                                               static_cast<int>(l_.model.experts),
-                                               static_cast<int>(l_.plan.spill_slots));
+    return typed(r, Type::i32) && bytes(*r) == plan::round_plan_bytes(static_cast<int>(l_.layout.expert.size),
+                                                                      static_cast<int>(l_.model.experts),
+                                                                      static_cast<int>(l_.plan.spill_slots));
   }
   // A matrix of each own expert, and of each slot where experts may be borrowed.
   void of_experts(const View* own, const View* spilled, int64_t rows, int64_t cols) {
@@ -132,7 +132,8 @@ class Checker {
   void kind() {
     const model::ModelConfig& c = l_.model;
     const Does& does = op_->does;
-    const int64_t n = tokens(), k = c.top_k, e = c.experts, h = c.hidden, i = c.expert_intermediate, r = capacity();
+    const int64_t n = tokens(), k = c.top_k, e = c.experts, h = c.hidden, i = c.expert_intermediate,
+                  r = capacity();
     switch (op_->kind) {
       case OpKind::gemm:
         operands(3, 1);
@@ -149,14 +150,16 @@ class Checker {
         break;
       case OpKind::rms_norm:
         operands(3, 2);
-        require(same(in(0), out(0)) && in(1)->rows == 1 && in(0)->cols % in(1)->cols == 0, "y is x's, w divides it");
+        require(same(in(0), out(0)) && in(1)->rows == 1 && in(0)->cols % in(1)->cols == 0,
+                "y is x's, w divides it");
         require((in(2) == nullptr) == (out(1) == nullptr), "a residual makes a sum");
         require(in(2) == nullptr || (same(in(2), in(0)) && same(out(1), in(0))), "the sum is x's");
         require(v(0) == in(0)->elements(), "elements");
         break;
       case OpKind::rms_norm_bwd:
         operands(4, 2);
-        require(same(in(0), in(1)) && same(out(0), in(1)) && same(out(1), in(2)), "gradients are as what they are of");
+        require(same(in(0), in(1)) && same(out(0), in(1)) && same(out(1), in(2)),
+                "gradients are as what they are of");
         require(in(3) == nullptr || same(in(3), in(1)), "d_sum is x's");
         require(v(0) == in(0)->elements() && in(1)->cols % in(2)->cols == 0, "elements");
         break;
@@ -170,17 +173,19 @@ class Checker {
         require(same(in(0), out(0)) && is(in(1), 1, in(0)->rows), "a position a row");
         require((in(2) == nullptr) == (in(3) == nullptr) && (in(3) == nullptr) == (out(1) == nullptr),
                 "with a norm: its input, weight and gradient");
-        require(in(2) == nullptr || (same(in(2), in(0)) && same(in(3), out(1))), "gradients are as what they are of");
+        require(in(2) == nullptr || (same(in(2), in(0)) && same(in(3), out(1))),
+                "gradients are as what they are of");
         head_widths(in(0), in(3));
         break;
       case OpKind::mla_keys:
       case OpKind::mla_keys_bwd: {
         operands(2, 2);
         const bool forward = op_->kind == OpKind::mla_keys;
-        const View *kv = forward ? in(0) : out(0), *rope = forward ? in(1) : out(1), *key = forward ? out(0) : in(0),
-                   *value = forward ? out(1) : in(1);
+        const View *kv = forward ? in(0) : out(0), *rope = forward ? in(1) : out(1),
+                   *key = forward ? out(0) : in(0), *value = forward ? out(1) : in(1);
         const int64_t heads = kv->cols / (does.a + does.b);
-        require(does.a == c.qk_nope_dim && does.b == c.v_head_dim && does.c == c.qk_rope_dim, "the model's widths");
+        require(does.a == c.qk_nope_dim && does.b == c.v_head_dim && does.c == c.qk_rope_dim,
+                "the model's widths");
         require(is(kv, kv->rows, heads * (does.a + does.b)) && is(rope, kv->rows, does.c) &&
                     is(key, kv->rows, heads * (does.a + does.c)) && is(value, kv->rows, heads * does.b),
                 "keys and values of every head");
@@ -195,7 +200,8 @@ class Checker {
       case OpKind::clamped_swiglu:
         operands(2, 1);
         require(is(in(0), out(0)->rows, 2 * out(0)->cols) && v(0) == out(0)->elements(), "gate and up");
-        require(op_->region == 0 ? in(1) == nullptr : rounds(in(1)) && is(out(0), r, i), "rounds of routed rows");
+        require(op_->region == 0 ? in(1) == nullptr : rounds(in(1)) && is(out(0), r, i),
+                "rounds of routed rows");
         break;
       case OpKind::swiglu_bwd:
       case OpKind::clamped_swiglu_bwd:
@@ -216,9 +222,11 @@ class Checker {
       case OpKind::topk:
         operands(2, 3);
         require(is(in(0), n, e) && typed(in(0), Type::f32), "a logit a token and expert");
-        require(c.correction_bias ? is(in(1), 1, e) && typed(in(1), Type::f32) : in(1) == nullptr, "correction bias");
+        require(c.correction_bias ? is(in(1), 1, e) && typed(in(1), Type::f32) : in(1) == nullptr,
+                "correction bias");
         gates(out(0), out(1));
-        require(l_.work.balance_loss ? is(out(2), 1, 2 * e) && typed(out(2), Type::f32) : out(2) == nullptr, "load");
+        require(l_.work.balance_loss ? is(out(2), 1, 2 * e) && typed(out(2), Type::f32) : out(2) == nullptr,
+                "load");
         require(v(0) == n * e, "elements");
         break;
       case OpKind::topk_bwd:
@@ -231,7 +239,8 @@ class Checker {
         break;
       case OpKind::balance_loss:
         operands(1, 1);
-        require(is(in(0), 1, 2 * e) && is(out(0), 1, 1) && typed(out(0), Type::f64) && does.accumulate, "one sum");
+        require(is(in(0), 1, 2 * e) && is(out(0), 1, 1) && typed(out(0), Type::f64) && does.accumulate,
+                "one sum");
         break;
       case OpKind::sort:
         operands(1, 2);
@@ -248,7 +257,8 @@ class Checker {
         apart();
         require(is(in(0), n, h) && rounds(in(2)) && is(out(0), r, h), "rows of a round");
         order(in(1));
-        require((in(3) == nullptr) == (out(1) == nullptr) && (in(4) == nullptr) == (out(2) == nullptr), "pairs");
+        require((in(3) == nullptr) == (out(1) == nullptr) && (in(4) == nullptr) == (out(2) == nullptr),
+                "pairs");
         require(in(3) == nullptr || (is(in(3), n, h) && is(out(1), r, h)), "rows of gradients");
         require(in(4) == nullptr || (is(in(4), n, k) && is(out(2), 1, r)), "a weight a row");
         break;
@@ -269,7 +279,8 @@ class Checker {
         require(v(0) == r && v(3) == own_experts(), "rows of a round over the own experts");
         if (does.transpose_a) {
           operands(3, 2);
-          require(is(in(0), r, v(1)) && is(in(1), r, v(2)) && rounds(in(2)) && does.accumulate, "rows of a round");
+          require(is(in(0), r, v(1)) && is(in(1), r, v(2)) && rounds(in(2)) && does.accumulate,
+                  "rows of a round");
           of_experts(out(0), out(1), v(1), v(2));
           break;
         }
@@ -283,7 +294,8 @@ class Checker {
         break;
       case OpKind::expert_bias_bwd:
         operands(3, 2);
-        require(in(0)->rows == r && rounds(in(1)) && absent_or(in(2), 1, r) && does.accumulate, "rows of a round");
+        require(in(0)->rows == r && rounds(in(1)) && absent_or(in(2), 1, r) && does.accumulate,
+                "rows of a round");
         of_experts(out(0), out(1), 1, in(0)->cols);
         break;
       case OpKind::add:
@@ -310,12 +322,14 @@ class Checker {
         break;
       case OpKind::embedding:
         operands(2, 1);
-        require(in(1)->rows == c.vocab && is(out(0), in(0)->cols, in(1)->cols) && in(0)->rows == 1, "a row an id");
+        require(in(1)->rows == c.vocab && is(out(0), in(0)->cols, in(1)->cols) && in(0)->rows == 1,
+                "a row an id");
         require(typed(in(0), Type::i32) && v(0) == out(0)->elements(), "elements");
         break;
       case OpKind::embedding_bwd:
         operands(2, 1);
-        require(out(0)->rows == c.vocab && is(in(1), in(0)->cols, out(0)->cols) && in(0)->rows == 1, "a row an id");
+        require(out(0)->rows == c.vocab && is(in(1), in(0)->cols, out(0)->cols) && in(0)->rows == 1,
+                "a row an id");
         require(typed(in(0), Type::i32) && v(0) == in(1)->elements(), "elements");
         break;
       case OpKind::cross_entropy:
@@ -326,17 +340,20 @@ class Checker {
         break;
       case OpKind::cross_entropy_bwd:
         operands(4, 2);
-        require(same(in(0), out(0)) && reads_[0].buffer == writes_[0].buffer && in(0)->offset == out(0)->offset,
-                "logits become their gradient");
+        require(
+            same(in(0), out(0)) && reads_[0].buffer == writes_[0].buffer && in(0)->offset == out(0)->offset,
+            "logits become their gradient");
         require(in(0)->rows == in(2)->rows * in(2)->cols && in(1)->cols == 3 && in(1)->rows == in(0)->rows,
                 "statistics and a target a row");
         require(is(in(3), 1, 1) && typed(in(3), Type::f64) && absent_or(out(1), 1, 1), "sums");
-        require(does.c == 0 || (in(1)->count == ranks() && does.b * ranks() == in(0)->rows), "everyone's rows");
+        require(does.c == 0 || (in(1)->count == ranks() && does.b * ranks() == in(0)->rows),
+                "everyone's rows");
         break;
       case OpKind::next_batch: {
         operands(0, 5);
         const int64_t t = l_.work.sequences * l_.work.context;
-        require(is(out(0), 1, n) && is(out(1), 1, n) && is(out(2), 1, n) && is(out(3), 1, t), "tokens of the rank");
+        require(is(out(0), 1, n) && is(out(1), 1, n) && is(out(2), 1, n) && is(out(3), 1, t),
+                "tokens of the rank");
         require(is(out(4), 1, 1) && typed(out(4), Type::f64) && does.a < l_.work.accumulate, "their targets");
         break;
       }
@@ -346,7 +363,7 @@ class Checker {
         require(does.a >= 1 && l_.layout.ranks % does.a == 0 && does.accumulate, "of so many replicas");
         break;
       case OpKind::clip_factor:
-        operands(2, 1);
+        operands(1, 1);
         require(is(in(0), 1, 1) && is(out(0), 1, 1) && typed(out(0), Type::f32), "one factor");
         break;
       case OpKind::adam:
@@ -355,13 +372,15 @@ class Checker {
         break;
       case OpKind::copy_h2d:
       case OpKind::copy_d2h:
-        require(bytes_of(reads_) == bytes_of(writes_) && v(0) == bytes_of(reads_), "as many bytes as are read");
+        require(bytes_of(reads_) == bytes_of(writes_) && v(0) == bytes_of(reads_),
+                "as many bytes as are read");
         spaces();
         break;
       case OpKind::all_gather:
         operands(1, 1);
         apart();
-        require(in(0)->type == out(0)->type && ranks() * in(0)->elements() == out(0)->elements(), "everyone's part");
+        require(in(0)->type == out(0)->type && ranks() * in(0)->elements() == out(0)->elements(),
+                "everyone's part");
         require(v(0) == bytes(*out(0)), "bytes of the whole");
         break;
       case OpKind::reduce_scatter:
@@ -372,8 +391,9 @@ class Checker {
         break;
       case OpKind::all_reduce:
         operands(1, 1);
-        require(same(in(0), out(0)) && reads_[0].buffer == writes_[0].buffer && in(0)->offset == out(0)->offset,
-                "in place");
+        require(
+            same(in(0), out(0)) && reads_[0].buffer == writes_[0].buffer && in(0)->offset == out(0)->offset,
+            "in place");
         require(v(0) == bytes(*in(0)), "bytes of the whole");
         break;
       case OpKind::send_recv:
@@ -403,18 +423,21 @@ class Checker {
   void head_widths(const View* x, const View* norm) {
     const Does& does = op_->does;
     require(does.a > 0 && x->cols % does.a == 0, "whole heads");
-    require(does.b >= 0 && does.c > 0 && does.b + does.c <= does.a && does.c % 2 == 0, "rotated part of a head");
+    require(does.b >= 0 && does.c > 0 && does.b + does.c <= does.a && does.c % 2 == 0,
+            "rotated part of a head");
     require(norm == nullptr || (norm->rows == 1 && x->cols % norm->cols == 0), "whole groups are normalised");
     require(v(0) == x->elements(), "elements");
   }
 
   void attention() {
     const auto a = AttentionShape::of(p_.shape(*op_));
-    const int64_t t = a.batch * a.q_len, q = a.heads * a.qk_dim, k = a.kv_heads * a.qk_dim, vals = a.kv_heads * a.v_dim,
-                  o = a.heads * a.v_dim;
+    const int64_t t = a.batch * a.q_len, q = a.heads * a.qk_dim, k = a.kv_heads * a.qk_dim,
+                  vals = a.kv_heads * a.v_dim, o = a.heads * a.v_dim;
     const bool sinks = l_.model.sinks;
     const int64_t all_sinks = a.heads * ranks();
-    require(t == l_.work.sequences * l_.work.context && a.kv_len == a.q_len && a.causal == 1, "whole sequences");
+    require(t == l_.work.sequences * l_.work.context && a.kv_len == a.q_len && a.causal == 1,
+            "whole sequences");
+    require(op_->does.b == a.window, "the window is the layer's");
     require(a.heads % a.kv_heads == 0, "a key head has whole query heads");
     require(is(in(0), t, q) && is(in(1), t, k) && is(in(2), t, vals), "queries, keys and values");
     if (op_->kind == OpKind::attention_fwd) {
@@ -425,7 +448,8 @@ class Checker {
       return;
     }
     operands(8, 4);
-    require(is(in(3), t, o) && is(in(4), t, o) && is(in(5), t, a.heads) && typed(in(5), Type::f32), "outputs");
+    require(is(in(3), t, o) && is(in(4), t, o) && is(in(5), t, a.heads) && typed(in(5), Type::f32),
+            "outputs");
     require(is(in(6), 1, t) && typed(in(6), Type::i32), "starts");
     require(sinks ? is(in(7), 1, all_sinks) && same(in(7), out(3)) : in(7) == nullptr && out(3) == nullptr,
             "sinks of the group's heads");
@@ -445,7 +469,8 @@ class Checker {
       updated += out(i)->elements();
     }
     require(does.b == (l_.plan.family == plan::Family::fsdp2 ? 1 : 0), "fsdp2's weights are the master");
-    require(typed(in(1), Type::f32) && in(1)->elements() == (does.b == 1 ? 2 : 3) * does.a, "a block of states");
+    require(typed(in(1), Type::f32) && in(1)->elements() == (does.b == 1 ? 2 : 3) * does.a,
+            "a block of states");
     require(v(0) == updated && updated <= does.a, "elements");
     for (const Use& use : p_.uses_of(*op_))
       if (in(0) == nullptr || use.buffer != reads_[0].buffer)
@@ -466,17 +491,18 @@ class Checker {
     const auto x = reads_.subspan(rounds_first);
     switch (does.exchange) {
       case Exchange::columns_to_rows:
-        require(x.size() == writes_.size() && v(0) == bytes_of(writes_) && v(1) == bytes_of(writes_), "bytes");
+        require(x.size() == writes_.size() && v(0) == bytes_of(writes_) && v(1) == bytes_of(writes_),
+                "bytes");
         for (size_t j = 0; j < x.size() && j < writes_.size(); ++j) {
           const View &from = x[j].view, &to = writes_[j].view;
           require(to.rows == ranks() * from.rows && from.type == to.type, "everyone's rows");
-          // Heads: whole blocks, each for one rank or several. Columns of the embedding: rounded up, so that the last
-          // ranks may have fewer of them, or none.
+          // Heads: whole blocks, each for one rank or several. Columns of the embedding: rounded up, so that
+          // the last ranks may have fewer of them, or none.
           const int64_t blocks = ceil_div(from.cols, to.cols);
           const bool heads = from.cols % to.cols == 0 && ranks() % blocks == 0;
-          require(op_->component == Component::embedding
-                      ? to.cols == ceil_div(from.cols, ranks()) && (blocks == ranks() || ranks() % blocks != 0)
-                      : heads,
+          require(op_->component == Component::embedding ? to.cols == ceil_div(from.cols, ranks()) &&
+                                                               (blocks == ranks() || ranks() % blocks != 0)
+                                                         : heads,
                   "a block a rank");
         }
         break;
@@ -492,7 +518,8 @@ class Checker {
         break;
       case Exchange::dispatch:
       case Exchange::combine:
-        require(op_->routed == (does.exchange == Exchange::dispatch ? Routed::dispatch : Routed::combine), "routed");
+        require(op_->routed == (does.exchange == Exchange::dispatch ? Routed::dispatch : Routed::combine),
+                "routed");
         require(x.size() == writes_.size() && v(0) == bytes_of(x) && v(1) == bytes_of(writes_), "bytes");
         for (size_t j = 0; j < x.size() && j < writes_.size(); ++j) {
           require(same(&x[j].view, &writes_[j].view) && x[j].view.type == writes_[j].view.type, "alike");
@@ -503,7 +530,8 @@ class Checker {
         operands(2, 1);
         const int64_t each = l_.parameter_layout().expert_elements();
         of_experts(in(1), out(0), 1, each);
-        require(v(0) == bytes(*out(0)) && v(1) == v(0) && does.first_round && !does.accumulate, "once a pass");
+        require(v(0) == bytes(*out(0)) && v(1) == v(0) && does.first_round && !does.accumulate,
+                "once a pass");
         break;
       }
       case Exchange::spill_gradients: {
@@ -546,7 +574,8 @@ TEST(Operands, OfShippedModels) {
     for (const std::string& plan :
          {mop_plan(8, 16, 2, 8, chunked ? "head-chunks=2,reduce=fp32" : "reduce=fp32"),
           mop_plan(4, 8, 4, 16, "vp-scheme=weights,optimizer=stream,mla-exchange=latent,checkpoints=host"),
-          mop_plan(2, 16, 1, 2, "save-attention=off,optimizer=host,clip=off"), std::string("fsdp2:runtime=native,ep=8"),
+          mop_plan(2, 16, 1, 2, "save-attention=off,optimizer=host,clip=off"),
+          std::string("fsdp2:runtime=native,ep=8"),
           std::string("fsdp2:runtime=native,replicate=2,offload=on")}) {
       SCOPED_TRACE(name + " " + plan);
       ASSERT_THAT(faults(lower_model(name, plan, 16, 8192)), ::testing::IsEmpty());
@@ -557,8 +586,9 @@ TEST(Operands, OfShippedModels) {
 // GPUs that divide nothing evenly: padded shards, columns and vocabularies.
 TEST(Operands, OfOddGroups) {
   for (const char* name : kTinyModels)
-    for (const std::string& plan : {mop_plan(4, 12, 2, 12), mop_plan(2, 6, 1, 6, "vp-scheme=weights,reduce=fp32"),
-                                    std::string("fsdp2:runtime=native,ep=4")}) {
+    for (const std::string& plan :
+         {mop_plan(4, 12, 2, 12), mop_plan(2, 6, 1, 6, "vp-scheme=weights,reduce=fp32"),
+          std::string("fsdp2:runtime=native,ep=4")}) {
       SCOPED_TRACE(std::string(name) + " " + plan);
       ASSERT_THAT(faults(lower_model(name, plan, 12, 192)), ::testing::IsEmpty());
     }
@@ -592,8 +622,9 @@ TEST(Operands, FaultsAreFound) {
               Contains(HasSubstr("inside its buffer's slot")));
   EXPECT_THAT(broken(OpKind::gemm, [&](StepProgram& p, Op& op) { ++use(p, op, 0).view.cols; }),
               Contains(HasSubstr("A is (m, k)")));
-  EXPECT_THAT(broken(OpKind::gemm, [&](StepProgram& p, Op& op) { use(p, op, 3).buffer = use(p, op, 0).buffer; }),
-              Contains(HasSubstr("does not write over")));
+  EXPECT_THAT(
+      broken(OpKind::gemm, [&](StepProgram& p, Op& op) { use(p, op, 3).buffer = use(p, op, 0).buffer; }),
+      Contains(HasSubstr("does not write over")));
   EXPECT_THAT(broken(OpKind::all_gather, [&](StepProgram& p, Op& op) { --use(p, op, 0).view.cols; }),
               Contains(HasSubstr("everyone's part")));
   EXPECT_THAT(broken(OpKind::adam, [&](StepProgram& p, Op& op) { --use(p, op, 2).view.cols; }),

@@ -1,4 +1,5 @@
-// Flat groups hold every parameter once, and the shards of all ranks hold every group as often as there are replicas.
+// Flat groups hold every parameter once, and the shards of all ranks hold every group as often as there are
+// replicas.
 #include "sim/program/parameters.h"
 
 #include <gmock/gmock.h>
@@ -119,8 +120,9 @@ TEST(Parameters, OffsetsAreOfTheFirstPiece) {
         }
       }
       const FlatGroup experts{FlatPart::experts, static_cast<int32_t>(c.layers - 1)};
-      EXPECT_EQ(layout.offset(experts, model::Role::expert_up) - layout.offset(experts, model::Role::expert_gate),
-                c.expert_intermediate * c.hidden);
+      EXPECT_EQ(
+          layout.offset(experts, model::Role::expert_up) - layout.offset(experts, model::Role::expert_gate),
+          c.expert_intermediate * c.hidden);
       EXPECT_EQ(layout.elements(experts), c.experts * layout.expert_elements());
     }
   }
@@ -142,7 +144,8 @@ TEST(Shards, OfAllRanksHoldEveryGroupOnceAReplica) {
     const Lowered l = c.lower();
     const ParameterLayout layout = l.parameter_layout();
     std::map<FlatGroup, std::vector<int64_t>> held;
-    for (const FlatGroup group : layout.groups()) held[group].resize(static_cast<size_t>(layout.elements(group)));
+    for (const FlatGroup group : layout.groups())
+      held[group].resize(static_cast<size_t>(layout.elements(group)));
     for (const Shard& s : l.program.shards) {
       ASSERT_TRUE(held.contains(s.flat));
       std::vector<int64_t>& times = held[s.flat];
@@ -151,7 +154,8 @@ TEST(Shards, OfAllRanksHoldEveryGroupOnceAReplica) {
         const int64_t outer = index_in(rank, s.outer) * s.outer_elements;
         const int64_t end = s.outer_elements > 0 ? outer + s.outer_elements : total;
         const int64_t first = outer + index_in(rank, s.inner) * s.elements;
-        for (int64_t e = first; e < std::min(first + s.elements, end); ++e) ++times.at(static_cast<size_t>(e));
+        for (int64_t e = first; e < std::min(first + s.elements, end); ++e)
+          ++times.at(static_cast<size_t>(e));
       }
       // Where they are.
       const auto room = [&](BufferId buffer, int64_t offset, int64_t bytes) {

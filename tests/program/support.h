@@ -38,12 +38,13 @@ inline int64_t padded(int64_t elements, int64_t ranks) {
 
 // Elements of a layer's dense weights and of a rank's experts as they are gathered and reduced: padded.
 inline int64_t dense_elements(const Lowered& l, int64_t layer) {
-  return padded(l.parameter_layout().elements({FlatPart::dense, static_cast<int32_t>(layer)}), l.layout.dense.size);
+  return padded(l.parameter_layout().elements({FlatPart::dense, static_cast<int32_t>(layer)}),
+                l.layout.dense.size);
 }
 inline int64_t expert_elements(const Lowered& l, int64_t layer) {
-  return padded(l.parameter_layout().elements({FlatPart::experts, static_cast<int32_t>(layer)}) /
-                    l.layout.expert.size,
-                l.layout.expert_shard.size);
+  return padded(
+      l.parameter_layout().elements({FlatPart::experts, static_cast<int32_t>(layer)}) / l.layout.expert.size,
+      l.layout.expert_shard.size);
 }
 
 inline Lowered lower_model(const std::string& name, const std::string& plan_text, int64_t gpus,
@@ -131,9 +132,10 @@ struct Case {
 // fsdp2 as PyTorch runs it.
 inline std::vector<Case> tiny_pytorch_cases(const char* model) {
   std::vector<Case> cases;
-  for (const char* plan : {"fsdp2", "fsdp2:offload=on", "fsdp2:reshard=off,prefetch=off", "fsdp2:recompute=none",
-                           "fsdp2:ep=4,cp=2", "fsdp2:tp=2,ep=2", "fsdp2:replicate=2,reduce=fp32,loss-chunk=0",
-                           "fsdp2:cp=4,cp-balance=off,runtime=compiled,clip=off"})
+  for (const char* plan :
+       {"fsdp2", "fsdp2:offload=on", "fsdp2:reshard=off,prefetch=off", "fsdp2:recompute=none",
+        "fsdp2:ep=4,cp=2", "fsdp2:tp=2,ep=2", "fsdp2:replicate=2,reduce=fp32,loss-chunk=0",
+        "fsdp2:cp=4,cp-balance=off,runtime=compiled,clip=off"})
     cases.push_back({model, plan, 4, 256, 2, 1});
   cases.push_back({model, "fsdp2", 4, 128, 1, 3});
   return cases;
@@ -148,7 +150,8 @@ inline std::vector<Case> tiny_native_cases(const char* model) {
   std::vector<Case> cases;
   for (const std::string& plan :
        {mop_plan(4, 8, 2, 4), mop_plan(8, 8, 1, 8, "vp-scheme=weights"), mop_plan(1, 4, 1, 1),
-        mop_plan(2, 8, 2, 2, "checkpoints=host,optimizer=host"), mop_plan(4, 4, 2, 2, "optimizer=stream,reduce=fp32"),
+        mop_plan(2, 8, 2, 2, "checkpoints=host,optimizer=host"),
+        mop_plan(4, 4, 2, 2, "optimizer=stream,reduce=fp32"),
         mop_plan(2, 8, 2, 4, chunks + ",save-attention=off,mla-exchange=latent,clip=off"),
         mop_plan(4, 8, 2, 8, "optimizer=split,optimizer-hbm-layers=2,round-rows=64,vp-tile=32"),
         mop_plan(2, 8, 1, 4, "expert-placement=across,least-loaded=off,optimizer=host,clip=off"),
@@ -159,8 +162,9 @@ inline std::vector<Case> tiny_native_cases(const char* model) {
   cases.push_back({model, mop_plan(4, 8, 2, 4, "vp-scheme=weights"), 8, 128, 1, 2, fp32, true});
   cases.push_back({model, mop_plan(2, 4, 2, 2, "optimizer=stream,clip=off," + chunks), 8, 128, 2, 1, fp32});
   for (const char* plan :
-       {"fsdp2:runtime=native", "fsdp2:runtime=native,offload=on", "fsdp2:runtime=native,ep=4,offload=on,clip=off",
-        "fsdp2:runtime=native,ep=2,replicate=2", "fsdp2:runtime=native,reshard=off,prefetch=off",
+       {"fsdp2:runtime=native", "fsdp2:runtime=native,offload=on",
+        "fsdp2:runtime=native,ep=4,offload=on,clip=off", "fsdp2:runtime=native,ep=2,replicate=2",
+        "fsdp2:runtime=native,reshard=off,prefetch=off",
         "fsdp2:runtime=native,replicate=2,reduce=fp32,loss-chunk=64,ep=2",
         "fsdp2:runtime=native,loss-chunk=0,clip=off,prefetch=off"})
     cases.push_back({model, plan, 4, 128, 2, 1});

@@ -104,7 +104,8 @@ TEST(Volumes, MopDispatchAndCombine) {
       const Lowered l = lower_model(name, mop_plan(8, 16, 2, 8, more), 16, 8192);
       const double one_way = 2 * d(l.copies()) * d(l.model.hidden);
       for (int64_t layer = 0; layer < l.model.layers; ++layer) {
-        const double expected = l.model.moe[static_cast<size_t>(layer)] ? 5 * one_way + 2 * 4 * d(l.copies()) : 0;
+        const double expected =
+            l.model.moe[static_cast<size_t>(layer)] ? 5 * one_way + 2 * 4 * d(l.copies()) : 0;
         const auto here = [&](const Op& op) {
           return op.layer == layer && op.component == Component::experts && op.routed != Routed::spill &&
                  (op.stream == Stream::dispatch || op.stream == Stream::combine);
@@ -228,8 +229,8 @@ TEST(Volumes, VRing) {
     }
 }
 
-// The table is never gathered: every rank's ids visit every rank's columns, whose rows return; their gradients go
-// the other way. Columns are rounded up.
+// The table is never gathered: every rank's ids visit every rank's columns, whose rows return; their
+// gradients go the other way. Columns are rounded up.
 TEST(Volumes, MopEmbedding) {
   for (const int64_t gpus : {16, 48}) {
     const Lowered l = lower_model("kimi-k2", mop_plan(8, gpus, 2, 8), gpus, 8192);
@@ -270,8 +271,8 @@ TEST(Volumes, Fsdp2GathersTwiceAndReducesOnce) {
   }
 }
 
-// The same sharding by our executor: flat groups, gathered in the compute type, twice but for the last two layers,
-// whose weights backward finds still there. The root group (both ends) is gathered once.
+// The same sharding by our executor: flat groups, gathered in the compute type, twice but for the last two
+// layers, whose weights backward finds still there. The root group (both ends) is gathered once.
 TEST(Volumes, NativeFsdp2GathersTwiceAndReducesOnce) {
   for (const char* plan : {"", ",reduce=fp32", ",ep=8", ",reshard=off", ",replicate=2", ",offload=on"}) {
     SCOPED_TRACE(plan);
@@ -306,7 +307,8 @@ TEST(Volumes, NativeFsdp2Dispatch) {
   const Lowered l = lower_model("qwen3-30b-a3b", "fsdp2:ep=8,runtime=native", 16, 4096);
   const double one_way = 2 * d(l.copies()) * d(l.model.hidden);
   const auto here = [](const Op& op) { return op.component == Component::experts; };
-  EXPECT_DOUBLE_EQ(sum_of(l, OpKind::all_to_all, 0, here), d(l.model.layers) * (5 * one_way + 8 * d(l.copies())));
+  EXPECT_DOUBLE_EQ(sum_of(l, OpKind::all_to_all, 0, here),
+                   d(l.model.layers) * (5 * one_way + 8 * d(l.copies())));
 }
 
 TEST(Volumes, Fsdp2Dispatch) {

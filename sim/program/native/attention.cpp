@@ -76,7 +76,7 @@ NativeLowering::HeadChunk NativeLowering::project_chunk(int layer, int64_t chunk
          weight(g, q_lora ? Role::q_b : Role::q, heads * qd, width, chunk * heads * qd * width), out.q_raw,
          bias(g, c_.qkv_bias && !mla(), Role::q_bias, heads * qd, chunk * heads * qd));
   // Backward of a norm needs what entered it.
-  const bool keep = kept_raw() && b_.phase() == Phase::recompute;
+  const bool keep = kept_raw() && (keep_all_ || b_.phase() == Phase::recompute);
   out.q = keep ? own("queries_rotated", n_, heads * qd) : out.q_raw;
   Does rotate;
   rotate.a = qd;
@@ -185,7 +185,8 @@ Operand NativeLowering::own_keys(Operand keys, int64_t chunk, int64_t width) con
 
 // out: (N, heads x v), all heads; lse: (S, heads / D) fp32, a chunk after the other. Chunk c + 1 is projected and
 // exchanged while chunk c computes.
-void NativeLowering::attention_forward(int layer, const Latents& in, const Gathered& g, BufferId out, BufferId lse) {
+NativeLowering::HeadChunk NativeLowering::attention_forward(int layer, const Latents& in, const Gathered& g,
+                                                            BufferId out, BufferId lse) {
   const Component part = Component::attention;
   const int64_t qd = c_.qk_dim(), vd = c_.v_dim(), heads = chunks_.heads * layout_.sequence.size;
   const int64_t o_bytes = es_ * n_ * heads * vd;
@@ -209,13 +210,15 @@ void NativeLowering::attention_forward(int layer, const Latents& in, const Gathe
                    exchanging(Exchange::rows_to_columns)),
             {own}, {home});
   }
+  return next;
 }
 
 // d_out: (N, H) gradient of the block's attention output; writes d_normed (N, H) and the layer's gradients. The output
 // is exchanged once more beside its gradient: keeping both layouts of it would cost N x heads x v more a layer.
-void NativeLowering::attention_backward(int layer, const Latents& in, const Gathered& g, BufferId out, BufferId lse,
+void NativeLowering::attention_backward(int layer, const Checkpoint& saved, const Latents& in, const Gathered& g,
                                         BufferId d_out, BufferId d_normed, BufferId dw) {
   const Component part = Component::attention;
+  const BufferId out = saved.attention, lse = saved.lse;
   const int64_t h = c_.hidden, qd = c_.qk_dim(), vd = c_.v_dim(), d = layout_.sequence.size;
   const int64_t heads = chunks_.heads * d, all_heads = c_.heads * vd;
   const double es = static_cast<double>(es_);
@@ -278,7 +281,7 @@ void NativeLowering::attention_backward(int layer, const Latents& in, const Gath
       d_o = d_o_rows;
     }
     b_.at(Phase::recompute, layer);
-    now = project_chunk(layer, chunk, in, g, now);
+    now = keep_all_ ? saved.heads : project_chunk(layer, chunk, in, g, now);
     b_.at(Phase::backward, layer);
 
     const bool fresh = chunk < chunks_.kv_chunks;  // this chunk brought keys and values

@@ -21,10 +21,11 @@ BufferId NativeLowering::router_logits(int layer, BufferId x, const Gathered& g)
 }
 
 // fp32 router: top-k ids and gate weights (N, k), kept for backward.
-BufferId NativeLowering::route(int layer, BufferId x, const Gathered& g) {
+void NativeLowering::route(int layer, BufferId x, const Gathered& g, Checkpoint& saved) {
   const BufferId logits = router_logits(layer, x, g);
-  const BufferId saved = transient("gates", (kIdBytes + kFp32) * n_ * c_.top_k, Holds::checkpoints, layer);
-  const Gates out = gates(saved);
+  saved.logits = keep_all_ ? logits : kNoBuffer;
+  saved.gates = transient("gates", (kIdBytes + kFp32) * n_ * c_.top_k, Holds::checkpoints, layer);
+  const Gates out = gates(saved.gates);
   Does does;
   Operand load;
   if (load_ != kNoBuffer) {
@@ -37,19 +38,18 @@ BufferId NativeLowering::route(int layer, BufferId x, const Gathered& g) {
         {matrix(logits, Type::f32, n_, c_.experts),
          g.correction == kNoBuffer ? Operand{} : matrix(g.correction, Type::f32, 1, c_.experts)},
         {out.ids, out.weights, load});
-  return saved;
 }
 
-void NativeLowering::router_backward(int layer, BufferId x, const Gathered& g, BufferId saved, BufferId d_gates,
-                                     BufferId d_x, BufferId dw) {
+void NativeLowering::router_backward(int layer, BufferId x, const Gathered& g, const Checkpoint& saved,
+                                     BufferId d_gates, BufferId d_x, BufferId dw) {
   const Component part = Component::router;
   b_.at(Phase::recompute, layer);
-  const BufferId logits = router_logits(layer, x, g);
+  const BufferId logits = keep_all_ ? saved.logits : router_logits(layer, x, g);
   b_.at(Phase::backward, layer);
   const int64_t h = c_.hidden, e = c_.experts;
   const Operand d_logits =
       matrix(transient("router_logits_gradient", es_ * n_ * e, Holds::other_activations, layer), ct_, n_, e);
-  const Gates kept = gates(saved);
+  const Gates kept = gates(saved.gates);
   Does does;
   does.a = c_.moe_layers();
   does.b = n_ * layout_.ranks;
@@ -125,9 +125,9 @@ int64_t NativeLowering::round_rows() const {
 }
 
 // y (N, H) fp32 += routed experts of x (N, H).
-void NativeLowering::experts_forward(int layer, BufferId x, const Gathered& g, BufferId saved, BufferId y) {
+void NativeLowering::experts_forward(int layer, BufferId x, const Gathered& g, BufferId y, Checkpoint& saved) {
   const Component part = Component::experts;
-  const RoundsPlan plan = plan_rounds(layer, saved);
+  const RoundsPlan plan = plan_rounds(layer, saved.gates);
   const BufferId slots = spill_slots(layer);
   const int64_t r = round_rows(), h = c_.hidden, i = c_.expert_intermediate, e = c_.experts / layout_.expert.size;
   const double es = static_cast<double>(es_);
@@ -143,6 +143,9 @@ void NativeLowering::experts_forward(int layer, BufferId x, const Gathered& g, B
   const auto compute = [&](OpKind kind, Shape shape, Does does = {}) {
     return routed(local(kind, part, shape, does, expert_), Routed::compute);
   };
+  if (keep_experts())
+    saved.experts = {rows(transient("expert_gate_up", es_ * r * 2 * i, activations, layer), 2 * i),
+                     rows(transient("expert_swiglu", es_ * r * i, activations, layer), i)};
   b_.begin_repeat(layer, plan.op);
   borrow(slots, plan, g);
   const Operand arrived = rows(b_.buffer("dispatched", es_ * r * h, exchange, layer), h);
@@ -155,8 +158,11 @@ void NativeLowering::experts_forward(int layer, BufferId x, const Gathered& g, B
                         exchanging(Exchange::dispatch)),
                  Routed::dispatch),
           {plan.rounds, sent}, {arrived});
-  const Operand hidden = rows(b_.scratch("expert_gate_up", es_ * r * 2 * i, activations, layer), 2 * i),
-                act = rows(b_.scratch("expert_swiglu", es_ * r * i, activations, layer), i),
+  const Operand hidden = keep_experts()
+                             ? saved.experts.hidden
+                             : rows(b_.scratch("expert_gate_up", es_ * r * 2 * i, activations, layer), 2 * i),
+                act = keep_experts() ? saved.experts.act
+                                     : rows(b_.scratch("expert_swiglu", es_ * r * i, activations, layer), i),
                 out = rows(b_.buffer("expert_output", es_ * r * h, exchange, layer), h);
   Does transposed;
   transposed.transpose_b = true;
@@ -176,18 +182,18 @@ void NativeLowering::experts_forward(int layer, BufferId x, const Gathered& g, B
   Does add;
   add.accumulate = true;
   b_.op(routed(local(OpKind::unpermute, part, traffic(r * h, es + kFp32, kFp32), add, expert_), Routed::source),
-        {home, plan.order, plan.rounds, gates(saved).weights}, {matrix(y, Type::f32, n_, h)});
+        {home, plan.order, plan.rounds, gates(saved.gates).weights}, {matrix(y, Type::f32, n_, h)});
   b_.end_repeat();
 }
 
 // d_y (N, H) in, d_x (N, H) fp32 += , gradients of gate weights and of the local experts. The gate's gradient is found
 // on the expert's side as a row-wise product of swiglu and its gradient, so that nothing has to be combined again: the
 // gate weights travel along.
-void NativeLowering::experts_backward(int layer, BufferId x, const Gathered& g, BufferId saved, BufferId d_y,
+void NativeLowering::experts_backward(int layer, BufferId x, const Gathered& g, const Checkpoint& saved, BufferId d_y,
                                       BufferId d_x, BufferId d_gates, BufferId dw) {
   const Component part = Component::experts;
   b_.at(Phase::recompute, layer);
-  const RoundsPlan plan = plan_rounds(layer, saved);
+  const RoundsPlan plan = plan_rounds(layer, saved.gates);
   const BufferId slots = spill_slots(layer);
   b_.at(Phase::backward, layer);
   const int64_t each = params_.expert_elements(), own_experts = c_.experts / layout_.expert.size;
@@ -254,7 +260,7 @@ void NativeLowering::experts_backward(int layer, BufferId x, const Gathered& g, 
   }
   const Travelling arrived = travelling("dispatched");
   const Travelling sent = expert_ == kNoGroup ? arrived : travelling("dispatch_send");
-  const Gates kept = gates(saved);
+  const Gates kept = gates(saved.gates);
   b_.op(routed(local(OpKind::permute, part, traffic(2 * r * h, es, es), {}, expert_), Routed::source),
         {matrix(x, ct_, n_, h), plan.order, plan.rounds, matrix(d_y, ct_, n_, h), kept.weights},
         {sent.x, sent.d_y, sent.weights});
@@ -266,19 +272,22 @@ void NativeLowering::experts_backward(int layer, BufferId x, const Gathered& g, 
   const auto scratch = [&](const char* label, int64_t cols) {
     return matrix(b_.scratch(label, es_ * r * cols, activations, layer), ct_, r, cols);
   };
-  const Operand hidden = scratch("expert_gate_up", 2 * i), act = scratch("expert_swiglu", i),
+  const Operand hidden = keep_experts() ? saved.experts.hidden : scratch("expert_gate_up", 2 * i),
+                act = keep_experts() ? saved.experts.act : scratch("expert_swiglu", i),
                 d_act = scratch("expert_swiglu_gradient", i);
   const Returning out = returning("expert_input_gradient");
   const auto grouped = [&](int64_t n, int64_t k, Does does) {
     return compute(OpKind::grouped_gemm, {{r, n, k, own_experts}}, does);
   };
-  b_.at(Phase::recompute, layer);
-  Does transposed;
-  transposed.transpose_b = true;
-  b_.op(grouped(2 * i, h, transposed),
-        {arrived.x, plan.rounds, gate_up.own, gate_up.spilled, gate_up_bias.own, gate_up_bias.spilled}, {hidden});
-  b_.op(compute(swiglu_, traffic(r * i, 2 * es, es)), {hidden, plan.rounds}, {act});
-  b_.at(Phase::backward, layer);
+  if (!keep_experts()) {
+    b_.at(Phase::recompute, layer);
+    Does transposed;
+    transposed.transpose_b = true;
+    b_.op(grouped(2 * i, h, transposed),
+          {arrived.x, plan.rounds, gate_up.own, gate_up.spilled, gate_up_bias.own, gate_up_bias.spilled}, {hidden});
+    b_.op(compute(swiglu_, traffic(r * i, 2 * es, es)), {hidden, plan.rounds}, {act});
+    b_.at(Phase::backward, layer);
+  }
   b_.op(grouped(i, h, {}), {arrived.d_y, plan.rounds, down.own, down.spilled, {}, {}}, {d_act});
   b_.op(compute(swiglu_bwd_, traffic(r * i, 4 * es, 3 * es)),
         {hidden, d_act, plan.rounds, arrived.weights, act, arrived.d_y, down_bias.own, down_bias.spilled},

@@ -10,7 +10,7 @@ constexpr int64_t kTile = 8192;  // tokens
 }
 
 void NativeLowering::feed_forward(int layer, Component part, GatedRoles roles, int64_t width, BufferId x,
-                                  const Gathered& g, const Operand& out) {
+                                  const Gathered& g, const Operand& out, Checkpoint& saved) {
   const int64_t h = c_.hidden;
   const double es = static_cast<double>(es_);
   for (int64_t done = 0; done < n_; done += kTile) {
@@ -21,11 +21,13 @@ void NativeLowering::feed_forward(int layer, Component part, GatedRoles roles, i
     linear(part, matrix(x, ct_, t, h, done * h), weight(g, roles.gate, 2 * width, h), hidden);
     b_.op(local(OpKind::swiglu, part, traffic(t * width, 2 * es, es)), {hidden, {}}, {act});
     linear(part, act, weight(g, roles.down, h, width), row_range(out, done, t));
+    if (keep_all_) saved.tiles.push_back({hidden, act});
   }
 }
 
 void NativeLowering::feed_forward_backward(int layer, Component part, GatedRoles roles, int64_t width, BufferId x,
-                                           const Gathered& g, BufferId d_out, const Operand& d_x, BufferId dw) {
+                                           const Gathered& g, BufferId d_out, const Operand& d_x, BufferId dw,
+                                           const Checkpoint& saved) {
   const int64_t h = c_.hidden;
   const double es = static_cast<double>(es_);
   const Operand up = weight(g, roles.gate, 2 * width, h), down = weight(g, roles.down, h, width),
@@ -36,12 +38,20 @@ void NativeLowering::feed_forward_backward(int layer, Component part, GatedRoles
     const auto own = [&](const char* label, int64_t cols) {
       return matrix(transient(label, es_ * t * cols, Holds::other_activations, layer), ct_, t, cols);
     };
-    const Operand hidden = own("gate_up", 2 * width), act = own("swiglu", width), d_act = own("swiglu_gradient", width);
     const Operand rows = matrix(x, ct_, t, h, done * h), d_rows = matrix(d_out, ct_, t, h, done * h);
-    b_.at(Phase::recompute, layer);
-    linear(part, rows, up, hidden);
-    b_.op(local(OpKind::swiglu, part, traffic(t * width, 2 * es, es)), {hidden, {}}, {act});
-    b_.at(Phase::backward, layer);
+    Operand hidden, act;
+    if (keep_all_) {
+      hidden = saved.tiles[static_cast<size_t>(done / kTile)].hidden;
+      act = saved.tiles[static_cast<size_t>(done / kTile)].act;
+    } else {
+      hidden = own("gate_up", 2 * width);
+      act = own("swiglu", width);
+      b_.at(Phase::recompute, layer);
+      linear(part, rows, up, hidden);
+      b_.op(local(OpKind::swiglu, part, traffic(t * width, 2 * es, es)), {hidden, {}}, {act});
+      b_.at(Phase::backward, layer);
+    }
+    const Operand d_act = own("swiglu_gradient", width);
     gemm(part, d_rows, false, down, false, d_act);
     gemm(part, d_rows, true, act, false, d_down, again(d_down));
     b_.op(local(OpKind::swiglu_bwd, part, traffic(t * width, 3 * es, 2 * es)), {hidden, d_act}, {hidden});

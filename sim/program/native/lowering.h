@@ -48,10 +48,6 @@ class NativeLowering {
     int64_t bucket = 0, buckets = 1;  // states: blocks of this many elements
     int64_t elements() const { return dense.shard + experts.shard; }
   };
-  struct Checkpoint {
-    BufferId input = kNoBuffer, attention = kNoBuffer, lse = kNoBuffer, gates = kNoBuffer;  // live in HBM
-    BufferId host = kNoBuffer;
-  };
   struct Gathered {
     int layer = -1;
     BufferId dense = kNoBuffer, experts = kNoBuffer, correction = kNoBuffer;
@@ -139,7 +135,6 @@ class NativeLowering {
   void tokens_move(BufferId x, BufferId d_x, const Operand& w, const Operand& dw, int64_t micro);
   void weights_move(BufferId x, BufferId d_x, const Operand& w, const Operand& dw, int64_t micro);
 
-  // ---- attention.cpp
   struct Latents {
     BufferId normed = kNoBuffer;
     BufferId q_raw = kNoBuffer, q = kNoBuffer;    // (N, q_lora) before and after its norm
@@ -151,13 +146,31 @@ class NativeLowering {
     Operand k_raw;           // likewise
     Operand queries, k, v;   // what attention reads: (S, heads x qk), (S, kv heads x qk), (S, kv heads x v)
   };
+  // A tile of a gated feed-forward, before and after the activation.
+  struct GatedTile {
+    Operand hidden, act;
+  };
+  // What is kept of a block between its forward and its backward: its input, the attention output and the gates; all
+  // that backward reads when nothing is recomputed (keep_all_).
+  struct Checkpoint {
+    BufferId input = kNoBuffer, attention = kNoBuffer, lse = kNoBuffer, gates = kNoBuffer;  // live in HBM
+    BufferId host = kNoBuffer;
+    BufferId middle = kNoBuffer, normed = kNoBuffer, logits = kNoBuffer;
+    Latents latents{};
+    HeadChunk heads{};
+    std::vector<GatedTile> tiles{};
+    GatedTile experts{};
+  };
+
+  // ---- attention.cpp
   Latents attention_inputs(int layer, BufferId x, const Gathered& g);
   HeadChunk project_chunk(int layer, int64_t chunk, const Latents& in, const Gathered& g, const HeadChunk& earlier);
   void project_keys_values(int layer, int64_t chunk, const Latents& in, const Gathered& g, HeadChunk& out, Operand& k,
                            Operand& v);
-  void attention_forward(int layer, const Latents& in, const Gathered& g, BufferId out, BufferId lse);
-  void attention_backward(int layer, const Latents& in, const Gathered& g, BufferId out, BufferId lse,
-                          BufferId d_out, BufferId d_normed, BufferId dw);
+  // Returns the last chunk.
+  HeadChunk attention_forward(int layer, const Latents& in, const Gathered& g, BufferId out, BufferId lse);
+  void attention_backward(int layer, const Checkpoint& saved, const Latents& in, const Gathered& g, BufferId d_out,
+                          BufferId d_normed, BufferId dw);
   void latent_backward(int layer, const Latents& in, const Gathered& g, BufferId d_q_latent, BufferId d_kv_latent,
                        BufferId d_normed, BufferId dw);
   AttentionShape attention_shape(int layer) const;
@@ -172,16 +185,16 @@ class NativeLowering {
     model::Role gate, down;
   };
   void feed_forward(int layer, Component part, GatedRoles roles, int64_t width, BufferId x, const Gathered& g,
-                    const Operand& out);
+                    const Operand& out, Checkpoint& saved);
   void feed_forward_backward(int layer, Component part, GatedRoles roles, int64_t width, BufferId x, const Gathered& g,
-                             BufferId d_out, const Operand& d_x, BufferId dw);
+                             BufferId d_out, const Operand& d_x, BufferId dw, const Checkpoint& saved);
   struct Gates {
     Operand ids, weights;
   };
   Gates gates(BufferId saved) const;
   BufferId router_logits(int layer, BufferId x, const Gathered& g);
-  BufferId route(int layer, BufferId x, const Gathered& g);
-  void router_backward(int layer, BufferId x, const Gathered& g, BufferId saved, BufferId d_gates, BufferId d_x,
+  void route(int layer, BufferId x, const Gathered& g, Checkpoint& saved);
+  void router_backward(int layer, BufferId x, const Gathered& g, const Checkpoint& saved, BufferId d_gates, BufferId d_x,
                        BufferId dw);
   struct RoundsPlan {
     Operand order, rounds;
@@ -196,8 +209,10 @@ class NativeLowering {
   BufferId spill_slots(int layer);
   void borrow(BufferId slots, const RoundsPlan& plan, const Gathered& g);
   int64_t round_rows() const;
-  void experts_forward(int layer, BufferId x, const Gathered& g, BufferId saved, BufferId y);
-  void experts_backward(int layer, BufferId x, const Gathered& g, BufferId saved, BufferId d_y, BufferId d_x,
+  // Without expert parallelism all rows of a rank are one round, which can be kept.
+  bool keep_experts() const { return keep_all_ && expert_ == kNoGroup && round_rows() == n_ * c_.top_k; }
+  void experts_forward(int layer, BufferId x, const Gathered& g, BufferId y, Checkpoint& saved);
+  void experts_backward(int layer, BufferId x, const Gathered& g, const Checkpoint& saved, BufferId d_y, BufferId d_x,
                         BufferId d_gates, BufferId dw);
 
   // ---- step.cpp
@@ -233,6 +248,7 @@ class NativeLowering {
   int64_t n_ = 0;  // tokens a rank (N)
   int64_t t_ = 0;  // tokens of its sequences (D x N)
   bool save_attention_ = true;
+  bool keep_all_ = false;  // recompute=none
   OpKind swiglu_ = OpKind::swiglu, swiglu_bwd_ = OpKind::swiglu_bwd;
   uint16_t dense_group_ = kNoGroup, replicas_ = kNoGroup, sequence_ = kNoGroup, expert_ = kNoGroup,
            combine_ = kNoGroup, spill_group_ = kNoGroup, expert_shards_ = kNoGroup, vocabulary_ = kNoGroup,

@@ -25,7 +25,8 @@ NativeLowering::NativeLowering(const LoweringInput& input)
   es_ = size_of(ct_);
   gs_ = size_of(gt_);
   state_bytes_ = fsdp_ ? 2 * kFp32 : 3 * kFp32;
-  save_attention_ = !fsdp_ && plan_.save_attention;
+  keep_all_ = fsdp_ && plan_.recompute == plan::Recompute::none;
+  save_attention_ = keep_all_ || (!fsdp_ && plan_.save_attention);
   if (c_.activation == model::Activation::clamped_swiglu)
     swiglu_ = OpKind::clamped_swiglu, swiglu_bwd_ = OpKind::clamped_swiglu_bwd;
 }
@@ -92,7 +93,7 @@ void NativeLowering::forward_layer(int layer) {
   Checkpoint& saved = checkpoints_[l];
   saved.input = x_;
   const Latents in = attention_inputs(layer, x_, g);
-  if (save_attention_ && plan_.checkpoints == Place::host) {
+  if (!fsdp_ && save_attention_ && plan_.checkpoints == Place::host) {
     saved.attention = attention_ring_[l % 2];
     saved.lse = lse_ring_[l % 2];
   } else {
@@ -100,7 +101,7 @@ void NativeLowering::forward_layer(int layer) {
     saved.attention = transient("attention_saved", es_ * n_ * attention, holds, layer);
     saved.lse = transient("attention_lse", kFp32 * n_ * c_.heads, holds, layer);
   }
-  attention_forward(layer, in, g, saved.attention, saved.lse);
+  const HeadChunk heads = attention_forward(layer, in, g, saved.attention, saved.lse);
   const Operand mid = matrix(transient("block_middle", es_ * n_ * h, Holds::other_activations, layer), ct_, n_, h),
                 x = matrix(x_, ct_, n_, h);
   linear(Component::attention, matrix(saved.attention, ct_, n_, attention), weight(g, Role::o, h, attention), mid,
@@ -108,25 +109,32 @@ void NativeLowering::forward_layer(int layer) {
   const BufferId normed = transient("feed_forward_normed", es_ * n_ * h, Holds::other_activations, layer);
   b_.op(local(OpKind::rms_norm, Component::dense, traffic(n_ * h, 2 * es, 2 * es)),
         {mid, weight(g, Role::feed_forward_norm, 1, h), x}, {matrix(normed, ct_, n_, h), mid});
+  if (keep_all_) {
+    saved.latents = in;
+    saved.heads = heads;
+    saved.middle = mid.buffer;
+    saved.normed = normed;
+  }
 
   const BufferId next = block_buffer(layer + 1);
   BufferId y = kNoBuffer;
   if (moe) {
-    saved.gates = route(layer, normed, g);
+    route(layer, normed, g, saved);
     y = transient("expert_sum", kFp32 * n_ * h, Holds::expert_activations, layer);
     const Operand out = matrix(y, Type::f32, n_, h);
     if (c_.shared_intermediate > 0)
       feed_forward(layer, Component::shared_experts, {Role::shared_gate, Role::shared_down}, c_.shared_intermediate,
-                   normed, g, out);
+                   normed, g, out, saved);
     else
       clear(Component::experts, out);
-    experts_forward(layer, normed, g, saved.gates, y);
+    experts_forward(layer, normed, g, y, saved);
     b_.op(local(OpKind::add, Component::dense, traffic(n_ * h, es + kFp32, es)), {mid, out},
           {matrix(next, ct_, n_, h)});
   } else {
     y = transient("feed_forward_output", es_ * n_ * h, Holds::other_activations, layer);
     const Operand out = matrix(y, ct_, n_, h);
-    feed_forward(layer, Component::dense, {Role::dense_gate, Role::dense_down}, c_.dense_intermediate, normed, g, out);
+    feed_forward(layer, Component::dense, {Role::dense_gate, Role::dense_down}, c_.dense_intermediate, normed, g, out,
+                 saved);
     b_.op(local(OpKind::add, Component::dense, traffic(n_ * h, 2 * es, es)), {mid, out}, {matrix(next, ct_, n_, h)});
   }
   x_ = next;
@@ -176,19 +184,21 @@ void NativeLowering::backward_layer(int layer, bool last) {
   const auto rows = [&](BufferId b) { return matrix(b, ct_, n_, h); };
 
   b_.at(Phase::recompute, layer);
-  const Latents in = attention_inputs(layer, saved.input, g);
+  const Latents in = keep_all_ ? saved.latents : attention_inputs(layer, saved.input, g);
   if (!save_attention_) {
     saved.attention = transient("attention_again", es_ * n_ * attention, Holds::attention_activations, layer);
     saved.lse = transient("attention_lse_again", kFp32 * n_ * c_.heads, Holds::attention_activations, layer);
     attention_forward(layer, in, g, saved.attention, saved.lse);
   }
-  const BufferId mid = transient("block_middle", es_ * n_ * h, Holds::other_activations, layer),
-                 normed = transient("feed_forward_normed", es_ * n_ * h, Holds::other_activations, layer);
-  linear(Component::attention, matrix(saved.attention, ct_, n_, attention), weight(g, Role::o, h, attention),
-         rows(mid), bias(g, c_.out_bias, Role::o_bias, h));
-  const Operand w_norm = weight(g, Role::feed_forward_norm, 1, h);
-  b_.op(local(OpKind::rms_norm, Component::dense, traffic(n_ * h, 2 * es, 2 * es)),
-        {rows(mid), w_norm, rows(saved.input)}, {rows(normed), rows(mid)});
+  BufferId mid = saved.middle, normed = saved.normed;
+  if (!keep_all_) {
+    mid = transient("block_middle", es_ * n_ * h, Holds::other_activations, layer);
+    normed = transient("feed_forward_normed", es_ * n_ * h, Holds::other_activations, layer);
+    linear(Component::attention, matrix(saved.attention, ct_, n_, attention), weight(g, Role::o, h, attention),
+           rows(mid), bias(g, c_.out_bias, Role::o_bias, h));
+    b_.op(local(OpKind::rms_norm, Component::dense, traffic(n_ * h, 2 * es, 2 * es)),
+          {rows(mid), weight(g, Role::feed_forward_norm, 1, h), rows(saved.input)}, {rows(normed), rows(mid)});
+  }
 
   b_.at(Phase::backward, layer);
   const BufferId dw = !fsdp_ && layer + 1 == c_.layers ? last_dense_gradient_
@@ -202,15 +212,15 @@ void NativeLowering::backward_layer(int layer, bool last) {
         transient("gates_gradient", kFp32 * n_ * c_.top_k, Holds::other_activations, layer);
     if (c_.shared_intermediate > 0)
       feed_forward_backward(layer, Component::shared_experts, {Role::shared_gate, Role::shared_down},
-                            c_.shared_intermediate, normed, g, dx_, d_rows, dw);
+                            c_.shared_intermediate, normed, g, dx_, d_rows, dw, saved);
     else
       clear(Component::experts, d_rows);
-    experts_backward(layer, normed, g, saved.gates, dx_, d_normed, d_gates, d_experts);
+    experts_backward(layer, normed, g, saved, dx_, d_normed, d_gates, d_experts);
     settle(w.experts, d_experts, last);
-    router_backward(layer, normed, g, saved.gates, d_gates, d_normed, dw);
+    router_backward(layer, normed, g, saved, d_gates, d_normed, dw);
   } else {
     feed_forward_backward(layer, Component::dense, {Role::dense_gate, Role::dense_down}, c_.dense_intermediate,
-                          normed, g, dx_, d_rows, dw);
+                          normed, g, dx_, d_rows, dw, saved);
   }
   const auto norm_back = [&](Component part, const Operand& dy, BufferId from, Role role, BufferId residual,
                              BufferId to) {
@@ -227,7 +237,7 @@ void NativeLowering::backward_layer(int layer, bool last) {
   norm_back(Component::dense, d_rows, mid, Role::feed_forward_norm, dx_, d_mid);
   const BufferId d_attention =
       transient("attention_normed_gradient", es_ * n_ * h, Holds::other_activations, layer);
-  attention_backward(layer, in, g, saved.attention, saved.lse, d_mid, d_attention, dw);
+  attention_backward(layer, saved, in, g, d_mid, d_attention, dw);
   const BufferId d_input = transient("block_input_gradient", es_ * n_ * h, Holds::other_activations, layer);
   norm_back(Component::attention, rows(d_attention), saved.input, Role::attention_norm, d_mid, d_input);
   dx_ = d_input;

@@ -31,8 +31,8 @@ void NativeLowering::make_groups() {
   combine_ = group(Axis::expert, layout_.expert);  // its own communicator: runs beside dispatch
   expert_shards_ = group(Axis::expert_shard, layout_.expert_shard);
   world_ = group(Axis::world, {layout_.ranks, 1});
-  if (fsdp_) return;
   sequence_ = group(Axis::context, layout_.sequence);
+  if (fsdp_) return;
   spill_group_ = group(Axis::expert, layout_.expert);
   vocabulary_ = group(Axis::vocabulary, layout_.vocabulary);
   vocabulary_replicas_ = group(Axis::vocabulary_replicas, layout_.vocabulary_replicas);

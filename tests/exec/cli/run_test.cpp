@@ -165,7 +165,7 @@ TEST_F(Run, SaysWhatIsWrong) {
            {args({"--save", "ckpt", "--resume"}), "no complete checkpoint"},
            {args({"--weights", "nowhere"}), "nowhere"},
            {args({"--save", "text.txt"}), "text.txt"},
-           {args({"--plan", "fsdp2:tp=2", "--ranks", "2"}), "ulysses"},
+           {args({"--plan", "fsdp2:tp=8", "--ranks", "8"}), "attention heads"},
            {args({"--order", "sorted"}), "--order is 'sorted'"}}) {
     std::vector<std::string> all = wrong.args;
     all.push_back("--no-store");
