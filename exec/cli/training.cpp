@@ -5,8 +5,6 @@
 #include <algorithm>
 #include <atomic>
 #include <csignal>
-#include <cstring>
-#include <numeric>
 
 #include "exec/checkpoint/folder.h"
 #include "exec/checkpoint/writer.h"
@@ -50,18 +48,7 @@ class Saver {
   void save(train::Trainer& trainer, uint64_t seed) {
     writer_.wait();  // the copy is free again
     trainer.flush();
-    checkpoint::Snapshot snapshot{trainer.state(seed), trainer.shards().parts()};
-    size_t bytes = 0;
-    for (const auto& rank : snapshot.ranks)
-      for (const checkpoint::Part& part : rank) bytes += part.data.size();
-    copy_.resize(bytes);
-    std::byte* to = copy_.data();
-    for (auto& rank : snapshot.ranks)
-      for (checkpoint::Part& part : rank) {
-        std::memcpy(to, part.data.data(), part.data.size());
-        part.data = {to, part.data.size()};
-        to += part.data.size();
-      }
+    checkpoint::Snapshot snapshot{trainer.state(seed), trainer.shards().copy_state(copy_)};
     writer_.begin(std::move(snapshot));
   }
   void wait() { writer_.wait(); }

@@ -35,4 +35,10 @@ Prepared::Prepared(Job given, int64_t guard)
       program(lowered(job, layout)),
       memory(interpreter::plan_memory(program, guard)) {}
 
+plan::LeastLoadedOptions Prepared::least_loaded() const {
+  const plan::Plan& p = job.plan;
+  const bool spills = p.family == plan::Family::mop && p.least_loaded;
+  return {p.capacity_factor, p.spill_min_rows, spills ? p.spill_gate : plan::kNeverSpill};
+}
+
 }  // namespace mop::train

@@ -4,6 +4,7 @@
 
 #include "exec/interpreter/memory.h"
 #include "sim/model/counts.h"
+#include "sim/plan/least_loaded.h"
 #include "sim/program/lower.h"
 #include "sim/program/parameters.h"
 
@@ -31,6 +32,7 @@ struct Prepared {
   const interpreter::MemoryPlan memory;
 
   int64_t tokens() const { return program::tokens_per_rank(layout, job.workload); }  // of a rank and micro-batch
+  plan::LeastLoadedOptions least_loaded() const;
   int64_t micro_sequences() const { return layout.sequence_groups * job.workload.sequences; }
 };
 

@@ -33,11 +33,8 @@ weights::Type stored_as(Type type) {
 
 }  // namespace
 
-Shards::Shards(const Prepared& prepared, std::span<const interpreter::Memory> ranks)
-    : prepared_(prepared), ranks_(ranks) {}
-
-Shards::Range Shards::range(size_t rank, const Shard& shard) const {
-  const auto index = [&](const plan::Span& span) { return static_cast<int64_t>(rank) / span.stride % span.size; };
+Shards::Range Shards::range(int rank, const Shard& shard) const {
+  const auto index = [&](const plan::Span& span) { return rank / span.stride % span.size; };
   const int64_t outer = index(shard.outer) * shard.outer_elements;
   const int64_t end =
       shard.outer_elements > 0 ? outer + shard.outer_elements : prepared_.parameters.elements(shard.flat);
@@ -45,8 +42,8 @@ Shards::Range Shards::range(size_t rank, const Shard& shard) const {
   return {first, std::min(shard.elements, end - first)};
 }
 
-std::vector<Shards::Stretch> Shards::stretches(size_t rank, const Shard& shard, What what) const {
-  const interpreter::Memory& memory = ranks_[rank];
+std::vector<Shards::Stretch> Shards::stretches(int rank, const Shard& shard, What what) const {
+  const interpreter::Memory& memory = machine_.memory(rank);
   const Range all = range(rank, shard);
   const auto whole = [&](program::BufferId buffer, Type type) {
     return std::vector<Stretch>{{all, memory.at(buffer, 0), type}};
@@ -70,7 +67,7 @@ std::vector<Shards::Stretch> Shards::stretches(size_t rank, const Shard& shard, 
   return parts;
 }
 
-void Shards::fill_shard(size_t rank, const Shard& shard, What what, const Read& read) {
+void Shards::fill_shard(int rank, const Shard& shard, What what, const Read& read) {
   const std::vector<program::Piece> pieces = prepared_.parameters.pieces(shard.flat);
   for (const Stretch& stretch : stretches(rank, shard, what)) {
     const int64_t first = stretch.range.first, last = first + stretch.range.count;
@@ -87,12 +84,14 @@ void Shards::fill_shard(size_t rank, const Shard& shard, What what, const Read& 
              count);
       });
     }
-    weights::from_float(stored_as(stretch.type), values.data(), stretch.range.count, stretch.data);
+    std::vector<std::byte> stored(static_cast<size_t>(stretch.range.count * program::size_of(stretch.type)));
+    weights::from_float(stored_as(stretch.type), values.data(), stretch.range.count, stored.data());
+    machine_.write(rank, stretch.data, stored.data(), static_cast<int64_t>(stored.size()));
   }
 }
 
 void Shards::fill_weights(const Read& read) {
-  for (size_t rank = 0; rank < ranks_.size(); ++rank)
+  for (int rank = 0; rank < prepared_.job.ranks; ++rank)
     for (const Shard& shard : prepared_.program.shards) {
       fill_shard(rank, shard, What::weights, read);
       if (shard.states != program::kNoBuffer && shard.master) fill_shard(rank, shard, What::master, read);
@@ -100,7 +99,7 @@ void Shards::fill_weights(const Read& read) {
 }
 
 void Shards::fill(What what, const Read& read) {
-  for (size_t rank = 0; rank < ranks_.size(); ++rank)
+  for (int rank = 0; rank < prepared_.job.ranks; ++rank)
     for (const Shard& shard : prepared_.program.shards)
       if (shard.states != program::kNoBuffer) fill_shard(rank, shard, what, read);
 }
@@ -112,47 +111,71 @@ void Shards::read(model::ParameterId id, What what, float* out) const {
     std::vector<program::Piece> pieces = prepared_.parameters.pieces(shard.flat);
     std::erase_if(pieces, [&](const program::Piece& piece) { return piece.parameter != id; });
     if (pieces.empty()) continue;
-    for (size_t rank = 0; rank < ranks_.size(); ++rank)
-      for (const Stretch& stretch : stretches(rank, shard, what))
+    for (int rank = 0; rank < prepared_.job.ranks; ++rank)
+      for (const Stretch& stretch : stretches(rank, shard, what)) {
+        const int64_t element = program::size_of(stretch.type);
+        std::vector<std::byte> held;  // read when the shard turns out to have some of it
         for (const program::Piece& piece : pieces)
           rows_inside(piece, stretch.range.first, stretch.range.first + stretch.range.count,
                       [&](int64_t row, int64_t col, int64_t count, int64_t at) {
                         const int64_t to = (piece.row + row) * shape.cols + piece.col + col;
                         if (found[static_cast<size_t>(to)]) return;  // a replica
-                        weights::to_float(stored_as(stretch.type),
-                                          stretch.data + (at - stretch.range.first) * program::size_of(stretch.type), 1,
-                                          count, out + to, 1);
+                        if (held.empty()) {
+                          held.resize(static_cast<size_t>(stretch.range.count * element));
+                          machine_.read(rank, stretch.data, held.data(), static_cast<int64_t>(held.size()));
+                        }
+                        weights::to_float(stored_as(stretch.type), held.data() + (at - stretch.range.first) * element,
+                                          1, count, out + to, 1);
                         std::fill_n(found.begin() + to, count, true);
                       });
+      }
   }
   ensure(std::ranges::find(found, false) == found.end(), "the ranks hold every element of every parameter");
 }
 
-std::vector<std::vector<checkpoint::Part>> Shards::parts() const {
-  std::vector<std::vector<checkpoint::Part>> all(ranks_.size());
-  for (size_t rank = 0; rank < ranks_.size(); ++rank)
+std::vector<std::vector<checkpoint::Part>> Shards::copy_state(std::vector<std::byte>& copy) const {
+  struct Wanted {
+    int rank;
+    const Shard* shard;
+    checkpoint::What what;
+    Stretch stretch;
+  };
+  std::vector<Wanted> all;
+  int64_t bytes = 0;
+  for (int rank = 0; rank < prepared_.job.ranks; ++rank)
     for (const Shard& shard : prepared_.program.shards) {
-      // One of the ranks that hold the same shard writes it.
       const auto add = [&](What what, checkpoint::What name) {
         for (const Stretch& s : stretches(rank, shard, what))
-          if (s.range.count > 0)
-            all[rank].push_back({shard.flat, name, s.type, s.range.first,
-                                 {s.data, static_cast<size_t>(s.range.count * program::size_of(s.type))}});
+          if (s.range.count > 0) {
+            all.push_back({rank, &shard, name, s});
+            bytes += s.range.count * program::size_of(s.type);
+          }
       };
       if (shard.states == program::kNoBuffer) {
         if (rank == 0) add(What::weights, checkpoint::What::weights);
         continue;
       }
+      // One of the ranks that hold the same shard writes it.
       bool first_holder = true;
       const Range mine = range(rank, shard);
-      for (size_t other = 0; other < rank && first_holder; ++other)
+      for (int other = 0; other < rank && first_holder; ++other)
         first_holder = range(other, shard).first != mine.first;
       if (!first_holder) continue;
       add(What::master, checkpoint::What::master);
       add(What::m, checkpoint::What::m);
       add(What::v, checkpoint::What::v);
     }
-  return all;
+  copy.resize(static_cast<size_t>(bytes));
+  std::vector<std::vector<checkpoint::Part>> parts(static_cast<size_t>(prepared_.job.ranks));
+  std::byte* to = copy.data();
+  for (const Wanted& w : all) {
+    const int64_t size = w.stretch.range.count * program::size_of(w.stretch.type);
+    machine_.read(w.rank, w.stretch.data, to, size);
+    parts[static_cast<size_t>(w.rank)].push_back(
+        {w.shard->flat, w.what, w.stretch.type, w.stretch.range.first, {to, static_cast<size_t>(size)}});
+    to += size;
+  }
+  return parts;
 }
 
 }  // namespace mop::train

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "exec/checkpoint/write.h"
-#include "exec/train/job.h"
+#include "exec/train/machine.h"
 
 namespace mop::train {
 
@@ -18,8 +18,8 @@ using Read = std::function<void(model::ParameterId id, int64_t row, int64_t col,
 
 class Shards {
  public:
-  // ranks: memory of ranks 0, 1, ...; prepared and memory outlive this.
-  Shards(const Prepared& prepared, std::span<const interpreter::Memory> ranks);
+  // Both outlive this; the machine has all ranks.
+  Shards(const Prepared& prepared, Machine& machine) : prepared_(prepared), machine_(machine) {}
 
   // Between steps, nothing deferred. Padding becomes zero.
   void fill_weights(const Read& read);  // master copies, too
@@ -29,8 +29,8 @@ class Shards {
   void read(model::ParameterId id, What what, float* out) const;
 
   // What a checkpoint holds of each rank: master, m and v, and the weights that no optimizer has. The parts point into
-  // the ranks' memory.
-  std::vector<std::vector<checkpoint::Part>> parts() const;
+  // `copy`, which becomes as large as it must.
+  std::vector<std::vector<checkpoint::Part>> copy_state(std::vector<std::byte>& copy) const;
 
  private:
   struct Range {
@@ -42,12 +42,12 @@ class Shards {
     std::byte* data = nullptr;
     program::Type type = program::Type::f32;
   };
-  Range range(size_t rank, const program::Shard& shard) const;
-  std::vector<Stretch> stretches(size_t rank, const program::Shard& shard, What what) const;
-  void fill_shard(size_t rank, const program::Shard& shard, What what, const Read& read);
+  Range range(int rank, const program::Shard& shard) const;
+  std::vector<Stretch> stretches(int rank, const program::Shard& shard, What what) const;
+  void fill_shard(int rank, const program::Shard& shard, What what, const Read& read);
 
   const Prepared& prepared_;
-  std::span<const interpreter::Memory> ranks_;
+  Machine& machine_;
 };
 
 }  // namespace mop::train

@@ -1,4 +1,4 @@
-// Trains on the CPU backend: all ranks in this process, their arenas, threads and data.
+// Trains on a machine: its ranks with their data, step by step.
 #pragma once
 #include <memory>
 #include <optional>
@@ -6,7 +6,6 @@
 #include <vector>
 
 #include "exec/checkpoint/reader.h"
-#include "exec/cpu/backend.h"
 #include "exec/data/batches.h"
 #include "exec/interpreter/interpreter.h"
 #include "exec/interpreter/summary.h"
@@ -23,11 +22,8 @@ struct Hyperparameters {
   double max_norm = 1;  // of the gradient, where the plan clips
 };
 
-struct TrainerOptions {
+struct TrainerOptions : MachineOptions {
   Hyperparameters hyper;
-  bool trace = false;           // keep the operations' times of the last step
-  bool check_guards = false;    // needs Prepared with guards
-  bool check_finite = false;    // remember the first operation that makes a number that is not finite
 };
 
 struct StepReport {
@@ -42,9 +38,12 @@ struct StepReport {
 
 class Trainer {
  public:
-  // Prepared and data outlive it. Errors: UserError when the machine lacks the memory.
-  Trainer(const Prepared& prepared, const data::Sequences& data, const TrainerOptions& options);
-  ~Trainer();
+  // Prepared and data outlive it. The machine: made with the same options.
+  Trainer(const Prepared& prepared, const data::Sequences& data, const TrainerOptions& options,
+          std::unique_ptr<Machine> machine);
+  // On the CPU.
+  Trainer(const Prepared& prepared, const data::Sequences& data, const TrainerOptions& options)
+      : Trainer(prepared, data, options, make_cpu_machine(prepared, options)) {}
 
   // One of the two, before the first step.
   void start(const weights::Source& source);
@@ -60,30 +59,30 @@ class Trainer {
 
   int64_t steps_done() const { return step_; }
   checkpoint::State state(uint64_t seed) const;
-  // After flush(); pointing into the arenas.
-  const Shards& shards() const { return *shards_; }
+  const Shards& shards() const { return shards_; }  // after flush()
 
   int64_t bytes_addressed(program::Space space) const;  // highest of any rank, from the arena's start
-  std::vector<program::OpSpan> trace(int rank) const;
-  int64_t workspace_bytes() const;  // of all threads of a rank
+  std::vector<program::OpSpan> trace(int rank) const { return machine_->trace(rank); }
+  int64_t workspace_bytes() const { return machine_->workspace_bytes(); }
 
  private:
-  struct Rank;
-  interpreter::Step step_of(int64_t number, Rank& rank) const;
+  interpreter::Step step_of(int64_t number, size_t rank);
   interpreter::AdamW adam_of(int64_t number) const;
   [[noreturn]] void not_finite(const StepReport& report) const;
-  const double* sums() const;
+  struct Sums {
+    double squared_norm, loss, balance_loss, unused;
+  };
+  Sums sums() const;
 
   const Prepared& prepared_;
-  const data::Sequences& data_;
   const TrainerOptions options_;
-  std::vector<interpreter::Memory> memory_;
-  std::vector<std::unique_ptr<Rank>> ranks_;
-  std::unique_ptr<cpu::World> world_;
-  std::unique_ptr<Shards> shards_;
+  std::unique_ptr<Machine> machine_;
+  Shards shards_;
+  std::vector<data::Batches> batches_;                      // by rank
+  std::vector<interpreter::Interpreter> interpreters_;      // by rank
+  program::BufferId sums_buffer_ = program::kNoBuffer;
   int64_t step_ = 0;
   data::Position position_;
-  program::BufferId sums_buffer_ = program::kNoBuffer;
 };
 
 }  // namespace mop::train

@@ -33,7 +33,8 @@ class Folder {
 void save(Trainer& trainer, const std::filesystem::path& folder) {
   trainer.flush();
   checkpoint::Writer writer(folder);
-  writer.begin({trainer.state(3), trainer.shards().parts()});
+  std::vector<std::byte> copy;
+  writer.begin({trainer.state(3), trainer.shards().copy_state(copy)});
   writer.wait();
 }
 

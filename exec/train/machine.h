@@ -1,0 +1,52 @@
+// What a trainer runs on: the ranks of this process with their memory and their queues, on the CPU or on GPUs.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "exec/interpreter/backend.h"
+#include "exec/interpreter/memory.h"
+#include "exec/train/job.h"
+#include "sim/program/timeline.h"
+
+namespace mop::train {
+
+class Machine {
+ public:
+  virtual ~Machine() = default;
+
+  // Rank's arenas; addresses of the machine's own memory.
+  virtual const interpreter::Memory& memory(int rank) const = 0;
+  virtual interpreter::Backend& backend(int rank) = 0;
+
+  // Calls body(rank) on a thread of every rank and waits for all. Errors: the first of any rank, in a body or an
+  // operation; the machine is unusable then.
+  virtual void run(const std::function<void(int rank)>& body) = 0;
+
+  // Between the host and a rank's memory, while nothing runs.
+  virtual void read(int rank, const std::byte* from, std::byte* to, int64_t bytes) const = 0;
+  virtual void write(int rank, std::byte* to, const std::byte* from, int64_t bytes) = 0;
+
+  // What a rank executed since the last clear_trace; nothing where the machine keeps no trace.
+  virtual std::vector<program::OpSpan> trace(int rank) const = 0;
+  virtual void clear_trace() = 0;
+
+  virtual int64_t workspace_bytes() const = 0;  // of a rank, beside its arenas
+  // The first operation, in issue order, that made a number that is not finite, where somebody watched.
+  virtual std::optional<std::string> first_not_finite() const = 0;
+};
+
+struct MachineOptions {
+  bool trace = false;         // keep the operations' times of the last step
+  bool check_guards = false;  // needs Prepared with guards
+  bool check_finite = false;  // remember the first operation that makes a number that is not finite
+};
+
+// All ranks in this process, each a few threads. Errors: UserError when the machine lacks the memory.
+std::unique_ptr<Machine> make_cpu_machine(const Prepared& prepared, const MachineOptions& options);
+
+}  // namespace mop::train
