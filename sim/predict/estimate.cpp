@@ -81,7 +81,7 @@ double estimate_step_time(const Scenario& s) {
   const double tokens = real(tokens_per_step(s)) / gpus;  // of one rank, in the step
 
   // Computation: forward is a third of the model FLOPs; what is run again comes on top.
-  const bool again = native || p.recompute == plan::Recompute::full;
+  const bool again = mop || p.recompute == plan::Recompute::full;
   const double linear = f.projections + f.router + f.shared + f.dense_mlp;
   const double matmul = c.table("matmul").at({8192, 8192, 8192}).value;
   const double rows =
@@ -90,7 +90,7 @@ double estimate_step_time(const Scenario& s) {
                              .at({real(s.model.hidden), real(2 * s.model.expert_intermediate),
                                   std::max(1.0, real(s.model.experts / l.expert.size)), rows})
                              .value;
-  const double heads = real(s.model.heads) / real(mop ? l.sequence.size : p.tensor);
+  const double heads = real(s.model.heads) / real(native ? l.sequence.size : p.tensor);
   const auto attention = [&](const char* table) {
     return c.table(table)
         .at({real(s.model.qk_dim()), real(s.model.v_dim()), std::max(1.0, heads * real(s.workload.sequences)),
@@ -112,19 +112,23 @@ double estimate_step_time(const Scenario& s) {
   }
 
   // Weights and tokens on the links.
-  double dense = real(parameters.embedding + parameters.head + parameters.final_norm), experts = 0;
-  if (mop) dense = 0;  // neither table is ever gathered
+  // fsdp2's root group: PyTorch's is taken for one more layer, ours is gathered once a step. mop gathers
+  // neither table.
+  const double root = mop ? 0 : real(parameters.embedding + parameters.head + parameters.final_norm);
+  double dense = native ? 0 : root, experts = 0;
   for (const auto& layer : parameters.layers) dense += real(layer.dense()), experts += real(layer.experts);
   const double gradient = p.reduce == plan::Reduce::fp32 ? 4 : 2;
-  const double moved = 2 + 2 + gradient;  // gathered twice, reduced once
-  double links = micro * (on_links(s, l.dense, moved * dense / real(mop ? 1 : p.tensor), "all_gather") +
+  // Gathered twice, reduced once. Ours finds the last two layers still gathered.
+  const double gathers = native ? 2 - 2 / real(s.model.layers) : 2, moved = 2 * gathers + gradient;
+  double links = micro * (on_links(s, l.dense, moved * dense / real(native ? 1 : p.tensor), "all_gather") +
                           on_links(s, l.expert_shard,
-                                   moved * experts / real(mop || p.expert > 1 ? l.expert.size : p.tensor),
+                                   moved * experts / real(native || p.expert > 1 ? l.expert.size : p.tensor),
                                    "all_gather"));
+  if (native) links += on_links(s, l.dense, (2 + micro * gradient) * root, "all_gather");
   const double exchanged = real(s.model.top_k * s.model.hidden) * 2 * tokens * real(s.model.moe_layers());
   const double routed = on_links(s, l.expert, (native ? 5 : 6) * exchanged, "all_to_all");
   links += routed;
-  if (mop) {
+  if (native) {
     const double kv = s.model.attention == model::Attention::mla
                           ? real(s.model.heads)
                           : real(std::max(s.model.kv_heads, l.sequence.size));
@@ -147,16 +151,21 @@ double estimate_step_time(const Scenario& s) {
              std::max(shard * 28 * real(s.used_per_node()) / c["dram_bw"], shard / c["host_adam_rate_alone"]);
   if (mop && p.optimizer == plan::Optimizer::stream)
     update = shard * 24 * real(s.used_per_node()) / c["root_both_bw"];
-  if (!mop && host) {
-    if (!native)
-      update = shard / c["torch_adam_rate"] +
-               (p.clip ? shard * 4 / c["torch_norm_bw"] + shard * 8 / c["torch_scale_bw"] : 0);
+  if (!mop && host && !native) {
+    update = shard / c["torch_adam_rate"] +
+             (p.clip ? shard * 4 / c["torch_norm_bw"] + shard * 8 / c["torch_scale_bw"] : 0);
     links += micro * shard * 8 * real(s.used_per_node()) / c["root_up_bw"] +
              micro * shard * 4 * real(s.used_per_node()) / c["root_down_bw"];
   }
+  double copies =
+      0;  // between host and HBM: fp32 weights as often as they are gathered, gradients once a step
+  if (!mop && host && native)
+    copies = 4 * real(s.used_per_node()) / gpus *
+             std::max((micro * gathers * (dense + experts) + root) / c["root_up_bw"],
+                      real(parameters.total) / c["root_down_bw"]);
   // FSDP2's updates follow all else. PyTorch's synchronous exchanges of expert parallelism do not overlap
   // with computation.
-  if (!mop && native) return std::max(compute, links) + update;
+  if (!mop && native) return std::max({compute, links, copies}) + update;
   if (!mop) return std::max(compute + routed, links) + update;
   return std::max({compute, links, update});
 }

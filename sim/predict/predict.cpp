@@ -201,7 +201,7 @@ void explain(const Scenario& s, const Details& d, Prediction& p) {
   p.operations = r.tasks;
   p.step_time = seconds(r.step_time);
   // Sums by component and kind, then by component and place, before any text is made.
-  constexpr size_t kKinds = static_cast<size_t>(OpKind::plan_routing) + 1;
+  constexpr size_t kKinds = static_cast<size_t>(OpKind::next_batch) + 1;
   std::array<std::array<engine::Time, kKinds>, program::kComponents> by_kind{};
   std::array<std::map<const char*, engine::Time>, program::kComponents> by_place;
   engine::Time launch = 0;

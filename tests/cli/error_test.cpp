@@ -55,7 +55,8 @@ TEST(Error, NamesWhatIsWrong) {
       {simulate({"--precision", "fp16"}), "precision is 'fp16': it takes bf16 or fp32"},
       {simulate({"--balance-loss", "maybe"}), "balance-loss is 'maybe': it takes on or off"},
       {simulate({"--plan", "fsdp2", "--precision", "fp32"}), "runtime=native"},
-      {simulate({"--plan", "fsdp2:runtime=native,tp=2"}), "runtime is native, which shares a sequence"},
+      {simulate({"--plan", "fsdp2:runtime=native,cp=3", "--nodes", "3", "--context", "6K"}),
+       "runtime native divides the 32 attention heads"},
       {simulate({"--format", "jsn"}), "unknown format 'jsn'; did you mean 'json'?"},
       // Sizes.
       {simulate({"--context", "0"}), "context is '0': it must be greater than zero"},

@@ -107,19 +107,32 @@ TEST(Validate, HeadChunksAreOfWholeGroupsOfHeads) {
             (std::vector<int64_t>{1}));
 }
 
-TEST(Validate, NativeFsdp2SharesNoSequenceAndRecomputes) {
-  const model::ModelConfig model = small_model();
-  EXPECT_FALSE(error_of(parse_plan("fsdp2:runtime=native,ep=4,replicate=2,offload=on"), model, 8, 4096));
-  for (const char* degree : {"tp", "cp"}) {
-    const auto error =
-        error_of(parse_plan(std::string("fsdp2:runtime=native,") + degree + "=2"), model, 8, 4096);
-    ASSERT_TRUE(error);
-    EXPECT_NE(error->find(std::string("and ") + degree + " is 2; use the mop family"), std::string::npos)
-        << *error;
+TEST(Validate, NativeFsdp2SharesASequenceOverHeads) {
+  const model::ModelConfig model = small_model();  // 12 heads, 4 KV heads
+  for (const char* plan : {"ep=4,replicate=2,offload=on", "cp=4", "tp=2,cp=2", "tp=2,cp=2,recompute=none"})
+    EXPECT_FALSE(error_of(parse_plan(std::string("fsdp2:runtime=native,") + plan), model, 8, 4096)) << plan;
+  EXPECT_EQ(error_of(parse_plan("fsdp2:runtime=native,cp=8"), model, 8, 4096),
+            "tp 1 x cp 8 is 8, and runtime native divides the 12 attention heads (4 KV heads) over as many "
+            "ranks: it "
+            "must divide them; lower one of the two");
+  EXPECT_TRUE(error_of(parse_plan("fsdp2:runtime=native,tp=2,cp=4"), model, 8, 4096));
+  EXPECT_TRUE(
+      error_of(parse_plan("fsdp2:runtime=native,cp=6"), model, 24, 12 * 1024));  // neither 4 nor its multiple
+  EXPECT_FALSE(error_of(parse_plan("fsdp2:cp=6"), model, 24, 12 * 1024));
+}
+
+// Nothing is split over tp: the weights are sharded over all ranks of a replica.
+TEST(Validate, NativeFsdp2ShardsOverAllRanks) {
+  const Layout native = layout(parse_plan("fsdp2:runtime=native,tp=2,cp=2,replicate=2"), 16),
+               torch = layout(parse_plan("fsdp2:tp=2,cp=2,replicate=2"), 16);
+  EXPECT_EQ(native.dense.size, 8);
+  EXPECT_EQ(native.dense.stride, 1);
+  EXPECT_EQ(torch.dense.size, 4);
+  EXPECT_EQ(torch.dense.stride, 2);
+  for (const Layout& l : {native, torch}) {
+    EXPECT_EQ(l.sequence.size, 4);
+    EXPECT_EQ(l.sequence_groups, 4);
   }
-  const auto error = error_of(parse_plan("fsdp2:runtime=native,recompute=none"), model, 8, 4096);
-  ASSERT_TRUE(error);
-  EXPECT_NE(error->find("set recompute=full"), std::string::npos) << *error;
 }
 
 TEST(Validate, UlyssesTakesDivisorsAndMultiplesOfTheKvHeads) {

@@ -104,7 +104,8 @@ TEST(Fold, FoldedEqualsUnfolded) {
   for (const char* routing : {"balanced", "zipf:0.8", "hot:0.4@2,seed=3"})
     for (const char* plan : {"fsdp2", "fsdp2:ep=8", "fsdp2:ep=4,cp=2,offload=on", "fsdp2:cp=4,cp-balance=off",
                              "fsdp2:tp=2,replicate=2", "fsdp2:runtime=native,ep=4,offload=on",
-                             "fsdp2:runtime=native,ep=8,replicate=2,reduce=fp32"}) {
+                             "fsdp2:runtime=native,ep=8,replicate=2,reduce=fp32",
+                             "fsdp2:runtime=native,ep=4,tp=2,cp=2,recompute=none"}) {
       SCOPED_TRACE(std::string(plan) + " " + routing);
       expect_same(make("tiny-qwen3-moe", "h200", 2, plan, 1024, 1, 1, routing));
     }

@@ -18,7 +18,8 @@ const std::vector<std::string>& plans() {
                                             "fsdp2:cp=4,ep=4",
                                             "fsdp2:offload=on,runtime=compiled",
                                             "fsdp2:ep=8,runtime=native",
-                                            "fsdp2:offload=on,runtime=native",
+                                            "fsdp2:offload=on,cp=4,runtime=native",
+                                            "fsdp2:recompute=none,runtime=native",
                                             mop_plan(8, 16, 4, 8),
                                             mop_plan(8, 16, 2, 8, "optimizer=host,checkpoints=host"),
                                             mop_plan(4, 8, 1, 8, "vp-scheme=weights,optimizer=stream")};

@@ -306,7 +306,7 @@ TEST(Arena, IsWithinFivePercentOfTheLiveBytes) {
     for (const int64_t context : {8192, 131072})
       for (const std::string& plan :
            {std::string("fsdp2"), std::string("fsdp2:offload=on"), std::string("fsdp2:ep=8"),
-            std::string("fsdp2:runtime=native,ep=8"), std::string("fsdp2:runtime=native,offload=on"),
+            std::string("fsdp2:runtime=native,ep=8"), std::string("fsdp2:runtime=native,offload=on,cp=4"),
             mop_plan(8, 16, 1, 8), mop_plan(8, 16, 4, 8, "checkpoints=host,optimizer=host"),
             mop_plan(4, 8, 8, 8, "optimizer=stream,save-attention=off"),
             mop_plan(8, 16, 4, 8, "vp-scheme=weights,head-chunks=4")}) {

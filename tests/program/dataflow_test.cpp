@@ -1,9 +1,10 @@
-// Programs that run, walked byte by byte on the tiny models: nothing is read, or added to, that the step has
-// not written before, and no contribution to a gradient is overwritten before it is read. State that lives on
-// from step to step is weights, optimizer states and, for what is deferred, the gradients.
+// Programs that run, walked element by element on the tiny models: nothing is read, or added to, that the
+// step has not written before, and no contribution to a gradient is overwritten before it is read. State that
+// lives on from step to step is weights, optimizer states and, for what is deferred, the gradients.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstring>
 
 #include "tests/program/support.h"
@@ -42,9 +43,9 @@ class Walk {
   // first: this rank comes first in all of its groups, else last.
   Walk(const Lowered& lowered, bool first) : p_(lowered.program), first_(first) {
     for (const Buffer& b : p_.buffers) {
-      bytes_.emplace_back(static_cast<size_t>(b.bytes / b.slots));
+      state_.emplace_back(static_cast<size_t>(b.bytes / b.slots / kUnit));
       const bool kept = b.persistent && (b.holds == Holds::weights || b.holds == Holds::optimizer_states);
-      if (kept) std::memset(bytes_.back().data(), kWritten, bytes_.back().size());
+      if (kept) std::memset(state_.back().data(), kWritten, state_.back().size());
     }
   }
 
@@ -63,8 +64,9 @@ class Walk {
           if ((round == 0 || !p_.ops[id].does.first_round) && (round == 1 || !p_.ops[id].does.last_round))
             run(id);
     }
+    after_step_ = state_;
     for (BufferId b = 0; b < p_.buffers.size(); ++b)
-      if (!p_.buffers[b].persistent) std::memset(bytes_[b].data(), 0, bytes_[b].size());
+      if (!p_.buffers[b].persistent) std::memset(state_[b].data(), 0, state_[b].size());
     for (OpId id = 0; id < p_.ops.size() && faults_.empty(); ++id)
       if (p_.ops[id].does.deferred) run(id);
     for (const Shard& s : p_.shards)
@@ -73,49 +75,53 @@ class Walk {
     return std::move(faults_);
   }
 
+  static constexpr int64_t kUnit = 2;  // bytes that have a state of their own: the smallest element
+
+  // Has an operation of the step put something other than zeros there?
+  bool contributed(BufferId b, size_t unit) const { return (after_step_[b][unit] & kContributed) != 0; }
+
  private:
-  // A byte's state.
-  static constexpr uint8_t kWritten = 1, kRead = 2;
+  static constexpr uint8_t kWritten = 1, kRead = 2, kContributed = 4;
 
   void fault(OpId id, const char* what, BufferId buffer) {
     if (faults_.size() < 10) faults_.push_back(p_.op_name(id) + " " + what + " " + p_.buffer_name(buffer));
   }
   bool all(BufferId b, uint8_t state) const {
-    return std::ranges::all_of(bytes_[b], [&](uint8_t byte) { return (byte & state) == state; });
+    return std::ranges::all_of(state_[b], [&](uint8_t unit) { return (unit & state) == state; });
   }
 
-  // f(bytes, how many) for every row of a view.
+  // f(states, how many) for every row of a view; rows that follow one another are one.
   template <typename F>
   void rows(const Op& op, const Use& use, F f) {
     const View& v = use.view;
     const int64_t index = op.group == kNoGroup || first_ ? 0 : p_.groups[op.group].size - 1;
-    const int64_t element = size_of(v.type);
-    uint8_t* const start = bytes_[use.buffer].data() + v.offset + index * v.rank_stride;
+    const int64_t element = size_of(v.type) / kUnit, joined = v.ld == v.cols ? v.rows : 1;
+    uint8_t* const start = state_[use.buffer].data() + (v.offset + index * v.rank_stride) / kUnit;
     for (int64_t m = 0; m < v.count; ++m)
-      for (int64_t r = 0; r < v.rows; ++r)
-        f(start + (m * v.stride + r * v.ld) * element, static_cast<size_t>(v.cols * element));
+      for (int64_t r = 0; r < v.rows; r += joined)
+        f(start + (m * v.stride + r * v.ld) * element, static_cast<size_t>(joined * v.cols * element));
   }
 
   void read(OpId id, const Op& op, const Use& use, const char* what) {
-    bool written = true;
+    uint8_t common = kWritten;
     rows(op, use, [&](uint8_t* row, size_t count) {
-      for (size_t i = 0; i < count; ++i) written &= (row[i] & kWritten) != 0, row[i] |= kRead;
+      for (size_t i = 0; i < count; ++i) common &= row[i], row[i] |= kRead;
     });
-    if (!written) fault(id, what, use.buffer);
+    if (common == 0) fault(id, what, use.buffer);
   }
 
   void write(OpId id, const Op& op, const Use& use, bool adds) {
     if (adds) read(id, op, use, "adds to what nothing has written in");
     const Holds holds = p_.buffers[use.buffer].holds;
+    const bool gradient = holds == Holds::gradients || holds == Holds::unsharded_gradients;
     // Zeros are no contribution; a sum that was added to still has to be read.
-    const bool contributes =
-        op.kind != OpKind::clear && (holds == Holds::gradients || holds == Holds::unsharded_gradients);
+    const bool contributes = gradient && op.kind != OpKind::clear;
+    constexpr uint8_t kUnread = kWritten | kContributed;
     bool lost = false;
     rows(op, use, [&](uint8_t* row, size_t count) {
-      for (size_t i = 0; i < count; ++i) {
-        lost |= !adds && contributes && row[i] == kWritten;
-        row[i] = contributes ? kWritten : kWritten | kRead;
-      }
+      if (contributes && !adds)
+        for (size_t i = 0; i < count; ++i) lost |= row[i] == kUnread;
+      std::memset(row, contributes ? kUnread : kWritten | kRead, count);
     });
     if (lost) fault(id, "overwrites what nobody has read of", use.buffer);
   }
@@ -140,17 +146,39 @@ class Walk {
 
   const StepProgram& p_;
   const bool first_;
-  std::vector<std::vector<uint8_t>> bytes_;  // by buffer, of one slot
+  std::vector<std::vector<uint8_t>> state_, after_step_;  // by buffer, of one slot, by unit
   std::vector<std::string> faults_;
 };
+
+// Every parameter of a layer gets a gradient, on one rank of the sequence group at least. (Of those that are
+// reduced over ranks: the others have no buffer of their own.)
+void expect_contributions(const Lowered& l, const Walk& first, const Walk& last) {
+  const ParameterLayout layout = l.parameter_layout();
+  const bool wide = l.plan.reduce == plan::Reduce::fp32 || l.work.precision == plan::Precision::fp32;
+  for (BufferId b = 0; b < l.program.buffers.size(); ++b) {
+    const std::string label = l.program.buffers[b].label;
+    const bool dense = label == "dense_gradient_whole", experts = label == "expert_gradient_whole";
+    if (!dense && !experts) continue;
+    const int64_t elements =
+        layout.elements({dense ? FlatPart::dense : FlatPart::experts, l.program.buffers[b].layer}) /
+        (dense ? 1 : l.layout.expert.size);
+    size_t missing = 0;
+    for (size_t unit = 0; unit < static_cast<size_t>(elements * (wide ? 4 : 2) / Walk::kUnit); ++unit)
+      missing += !first.contributed(b, unit) && !last.contributed(b, unit);
+    EXPECT_EQ(missing, 0u) << l.program.buffer_name(b);
+  }
+}
 
 TEST(Dataflow, EverythingReadIsWrittenBefore) {
   for (const Case& c : tiny_native_cases()) {
     SCOPED_TRACE(c.text());
     const Lowered l = c.lower();
-    ASSERT_THAT(Walk(l, true).faults(), ::testing::IsEmpty());
-    if (l.layout.ranks == 1) continue;
-    ASSERT_THAT(Walk(l, false).faults(), ::testing::IsEmpty());
+    Walk first(l, true), last(l, false);
+    ASSERT_THAT(first.faults(), ::testing::IsEmpty());
+    ASSERT_THAT(last.faults(), ::testing::IsEmpty());
+    // The first and the last of two ranks are all of them; more than two share no latents in these cases.
+    expect_contributions(l, first, last);
+    if (HasFailure()) return;
   }
 }
 

@@ -576,7 +576,8 @@ TEST(Operands, OfShippedModels) {
           mop_plan(4, 8, 4, 16, "vp-scheme=weights,optimizer=stream,mla-exchange=latent,checkpoints=host"),
           mop_plan(2, 16, 1, 2, "save-attention=off,optimizer=host,clip=off"),
           std::string("fsdp2:runtime=native,ep=8"),
-          std::string("fsdp2:runtime=native,replicate=2,offload=on")}) {
+          std::string("fsdp2:runtime=native,replicate=2,offload=on,cp=4"),
+          std::string("fsdp2:runtime=native,tp=2,cp=2,recompute=none")}) {
       SCOPED_TRACE(name + " " + plan);
       ASSERT_THAT(faults(lower_model(name, plan, 16, 8192)), ::testing::IsEmpty());
     }

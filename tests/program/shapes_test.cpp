@@ -69,12 +69,13 @@ TEST(Work, Bytes) {
 
 TEST(Names, AreDistinct) {
   std::set<std::string> names;
-  for (int k = 0; k <= static_cast<int>(OpKind::plan_routing); ++k)
+  for (int k = 0; k <= static_cast<int>(OpKind::next_batch); ++k)
     EXPECT_TRUE(names.insert(name(static_cast<OpKind>(k))).second) << name(static_cast<OpKind>(k));
   EXPECT_STREQ(name(OpKind::gemm), "gemm");
   EXPECT_STREQ(name(OpKind::all_to_all), "all_to_all");
   EXPECT_STREQ(name(OpKind::adam), "adam");
   EXPECT_STREQ(name(OpKind::plan_routing), "plan_routing");
+  EXPECT_STREQ(name(OpKind::next_batch), "next_batch");
   names.clear();
   for (int s = 0; s < kStreams; ++s) EXPECT_TRUE(names.insert(name(static_cast<Stream>(s))).second);
   for (int c = 0; c < kComponents; ++c) EXPECT_STRNE(name(static_cast<Component>(c)), "");

@@ -166,12 +166,15 @@ inline std::vector<Case> tiny_native_cases(const char* model) {
         "fsdp2:runtime=native,ep=4,offload=on,clip=off", "fsdp2:runtime=native,ep=2,replicate=2",
         "fsdp2:runtime=native,reshard=off,prefetch=off",
         "fsdp2:runtime=native,replicate=2,reduce=fp32,loss-chunk=64,ep=2",
-        "fsdp2:runtime=native,loss-chunk=0,clip=off,prefetch=off"})
+        "fsdp2:runtime=native,loss-chunk=0,clip=off,prefetch=off", "fsdp2:runtime=native,cp=4",
+        "fsdp2:runtime=native,tp=2,cp=2,ep=4,recompute=none", "fsdp2:runtime=native,recompute=none",
+        "fsdp2:runtime=native,recompute=none,cp=2,offload=on"})
     cases.push_back({model, plan, 4, 128, 2, 1});
   cases.push_back({model, "fsdp2:runtime=native,ep=2,offload=on", 4, 128, 1, 3});
   cases.push_back({model, "fsdp2:runtime=native", 1, 128, 1, 1});
   cases.push_back({model, "fsdp2:runtime=native,ep=2,loss-chunk=100", 4, 128, 2, 2, fp32, true});
   cases.push_back({model, "fsdp2:runtime=native,offload=on,ep=4", 4, 128, 1, 1, bf16, true});
+  cases.push_back({model, "fsdp2:runtime=native,tp=2,recompute=none", 4, 128, 1, 2, fp32, true});
   return cases;
 }
 

@@ -122,11 +122,17 @@ double ulysses_bytes(const Lowered& l, bool latent) {
   const model::ModelConfig& c = l.model;
   const double n = d(l.tokens()), heads = d(c.heads), qk = d(c.qk_dim()), v = d(c.v_dim());
   const bool mla = c.attention == model::Attention::mla;
-  const double kv_heads = mla ? heads : d(std::max(c.kv_heads, l.plan.sequence));
+  const double kv_heads = mla ? heads : d(std::max(c.kv_heads, l.layout.sequence.size));
   const double q = 2 * n * heads * qk, kv = latent ? 0 : 2 * n * kv_heads * (qk + v), o = 2 * n * heads * v;
   const double forward = q + kv + o;
+  const double back = q + kv + 2 * o;
+  if (l.plan.family ==
+      plan::Family::fsdp2) {  // recompute=full: forward as a whole; Q, K, V once more for backward
+    const bool full = l.plan.recompute == plan::Recompute::full;
+    return forward + (full ? forward + q + kv : 0) + back;
+  }
   const double again = l.plan.save_attention ? 0 : forward;
-  return forward + again + (q + kv) + (q + kv) + 2 * o;
+  return forward + again + (q + kv) + back;
 }
 
 TEST(Volumes, MopUlysses) {
@@ -152,6 +158,19 @@ TEST(Volumes, MopUlysses) {
             EXPECT_EQ(op.stream, Stream::sequence);
           }
       }
+}
+
+// tp x cp ranks share a sequence in the same way.
+TEST(Volumes, NativeFsdp2Ulysses) {
+  for (const char* name : big_models())
+    for (const char* more : {"cp=8", "tp=2,cp=4", "cp=2,recompute=none", "tp=4,recompute=none,ep=8"}) {
+      SCOPED_TRACE(std::string(name) + " " + more);
+      const Lowered l = lower_model(name, std::string("fsdp2:runtime=native,") + more, 16, 8192);
+      const auto here = [&](const Op& op) { return in_layer(l, op) && op.component == Component::attention; };
+      const double expected = d(l.model.layers) * ulysses_bytes(l, false);
+      EXPECT_DOUBLE_EQ(sum_of(l, OpKind::all_to_all, 0, here), expected);
+      EXPECT_DOUBLE_EQ(sum_of(l, OpKind::all_to_all, 1, here), expected);
+    }
 }
 
 TEST(Volumes, MopLatentExchange) {
