@@ -48,7 +48,7 @@ struct Run {
   Flags flags;
   const Invocation& invocation;
   TrainingOptions options;
-  int64_t ranks = 1;
+  int64_t ranks = 1, gpus = 0;
   std::string rate = "3e-4", minimum_rate = "0", weight_decay = "0.1", beta1 = "0.9", beta2 = "0.95", eps = "1e-8",
               clip_norm = "1", decay = "cosine", order = "shuffled", export_type = "bf16", trace;
   std::string end_of_document;
@@ -70,6 +70,10 @@ struct Run {
     command.add_option("--ranks", ranks, "ranks, threads of this process that stand for GPUs")
         ->type_name("N")
         ->default_str("1")
+        ->group(group);
+    command.add_option("--gpus", gpus, "ranks on as many GPUs of this host instead (builds with CUDA)")
+        ->type_name("N")
+        ->default_str("0")
         ->group(group);
     command.add_option("--steps", options.steps, "optimizer steps of the whole run")->default_str("100")->group(group);
     command.add_option("--seed", options.seed, "of weights and of the order of the data")->default_str("0")->group(group);
@@ -114,6 +118,12 @@ struct Run {
 
   predict::Scenario scenario() {
     predict::Scenario s = flags.scenario();
+    if (gpus < 0) throw UserError(fmt::format("--gpus is {}; it cannot be negative", gpus));
+    if (gpus > 0) {
+      if (ranks != 1 && ranks != gpus) throw UserError("--ranks and --gpus differ; give one of them");
+      ranks = gpus;
+      options.on_gpus = true;
+    }
     if (ranks < 1) throw UserError(fmt::format("--ranks is {}; at least one is needed", ranks));
     if (flags.given("nodes") || flags.given("gpus-per-node"))
       throw UserError("--nodes and --gpus-per-node are for predictions; mop run takes --ranks");
@@ -175,7 +185,6 @@ struct Run {
     if (!end_of_document.empty())
       options.data.end_of_document = static_cast<int32_t>(number(end_of_document, "end-of-document"));
     options.trainer.trace = true;
-    options.trainer.check_finite = true;  // a few percent of a step
   }
 
   std::string memory_line(const train::Prepared& p) const {
@@ -210,9 +219,9 @@ struct Run {
     r.created = store::now_utc();
     char host[256] = "unknown";
     ::gethostname(host, sizeof host - 1);
-    r.cluster = "cpu";
-    r.machine = fmt::format("{}: CPU backend, {} ranks on {} hardware threads", host, s.gpus(),
-                            std::thread::hardware_concurrency());
+    r.cluster = options.on_gpus ? "gpus" : "cpu";
+    r.machine = fmt::format("{}: {} backend, {} ranks, {} hardware threads", host, options.on_gpus ? "CUDA" : "CPU",
+                            s.gpus(), std::thread::hardware_concurrency());
     r.fits = true;
     r.hbm_allocated_bytes = report.hbm_addressed;
     r.hbm_peak_bytes = report.hbm_bytes;
@@ -233,7 +242,7 @@ struct Run {
                        {"gradient_norm", step.gradient_norm ? Json(*step.gradient_norm) : Json()},
                        {"learning_rate", step.learning_rate},
                        {"seconds", step.seconds}});
-    r.detail = Json{{"backend", "cpu"},
+    r.detail = Json{{"backend", options.on_gpus ? "cuda" : "cpu"},
                     {"ranks", s.gpus()},
                     {"data", options.data_path},
                     {"seed", options.seed},
@@ -247,7 +256,7 @@ struct Run {
   void write_trace(const predict::Scenario& s, const train::Prepared& prepared, const train::Trainer& trainer) const {
     std::vector<program::RankTimeline> timelines;
     for (int rank = 0; rank < static_cast<int>(s.gpus()); ++rank)
-      timelines.push_back({fmt::format("rank {}, {} {}, measured on the CPU backend", rank, s.model.name,
+      timelines.push_back({fmt::format("rank {}, {} {}, measured", rank, s.model.name,
                                        plan::family_name(s.plan.family)),
                            &prepared.program, trainer.trace(rank)});
     program::write_timeline(trace, timelines);
@@ -267,6 +276,7 @@ struct Run {
       s.plan = search::choose(s, [&](size_t done, size_t total) { progress.show(done, total); });
     }
     const predict::Prediction p = predict::predict(s);
+    options.trainer.check_finite = !options.on_gpus;  // a few percent of a step on the CPU
     const train::Prepared prepared({s.model, s.plan, s.gpus(), s.workload});
     if (dry_run) {
       fmt::print("{}", flags.json() ? pretty(answer_json(s, p)) + "\n" : answer_text(s, p) + "\nCPU backend: " + memory_line(prepared));

@@ -65,6 +65,15 @@ double median(std::vector<double> values) {
   return n % 2 == 1 ? values[n / 2] : (values[n / 2 - 1] + values[n / 2]) / 2;
 }
 
+std::unique_ptr<train::Machine> make_machine(const train::Prepared& prepared, const TrainingOptions& options) {
+#ifdef MOP_CUDA
+  if (options.on_gpus) return train::make_cuda_machine(prepared, options.trainer);
+#endif
+  if (options.on_gpus)
+    throw UserError("this build has no CUDA: install the CUDA toolkit, run ./setup and build again; or run without --gpus");
+  return train::make_cpu_machine(prepared, options.trainer);
+}
+
 void resume(train::Trainer& trainer, const TrainingOptions& options, const TrainingObserver& observer) {
   std::optional<checkpoint::Reader> reader;
   if (std::filesystem::exists(std::filesystem::path(options.resume) / checkpoint::kManifestName)) {
@@ -109,7 +118,7 @@ TrainingReport run_training(const train::Prepared& prepared, const TrainingOptio
   std::unique_ptr<weights::Source> source;
   if (!options.weights.empty()) source = std::make_unique<weights::HuggingFaceSource>(job.model, options.weights);
 
-  train::Trainer trainer(prepared, data, options.trainer);
+  train::Trainer trainer(prepared, data, options.trainer, make_machine(prepared, options));
   if (!options.resume.empty())
     resume(trainer, options, observer);
   else if (source)

@@ -14,6 +14,7 @@ namespace mop::cli {
 
 struct TrainingOptions {
   int64_t steps = 100;
+  bool on_gpus = false;  // else on the CPU
   uint64_t seed = 0;
   train::TrainerOptions trainer;
   data::DatasetOptions data;

@@ -49,4 +49,8 @@ struct MachineOptions {
 // All ranks in this process, each a few threads. Errors: UserError when the machine lacks the memory.
 std::unique_ptr<Machine> make_cpu_machine(const Prepared& prepared, const MachineOptions& options);
 
+// Ranks 0, 1, ... on the GPUs of this host, a thread of this process each. In builds with CUDA only. Errors: UserError
+// for fewer GPUs than ranks, too little memory.
+std::unique_ptr<Machine> make_cuda_machine(const Prepared& prepared, const MachineOptions& options);
+
 }  // namespace mop::train

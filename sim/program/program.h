@@ -1,5 +1,5 @@
 // StepProgram: what one rank does in one training step, as operations on named streams over named buffers. It
-// knows no durations, no CUDA and no plan: the lowering (lower_fsdp2.cpp, lower_mop.cpp) is the only place
+// knows no durations, no CUDA and no plan: the lowering (native/, lower_pytorch.cpp) is the only place
 // that decides what is sharded and what overlaps. The simulator prices it; an executor walks it.
 #pragma once
 #include <array>

@@ -1,0 +1,237 @@
+#include "exec/cuda/rank.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "exec/cpu/routing.h"
+#include "exec/cuda/adam_job.h"
+#include "exec/cuda/operands.h"
+#include "kernels/check.h"
+#include "sim/base/error.h"
+#include "sim/base/quantity.h"
+
+namespace mop::cuda {
+
+using kernels::check;
+using program::OpKind;
+
+namespace {
+
+constexpr int kFlags = 3;  // invalid token, invalid target, norm not finite
+
+}  // namespace
+
+DeviceBytes device_bytes(int64_t bytes, const char* what) {
+  std::byte* p = nullptr;
+  if (cudaMalloc(reinterpret_cast<void**>(&p), static_cast<size_t>(std::max<int64_t>(bytes, 1))) != cudaSuccess) {
+    cudaGetLastError();
+    size_t free = 0, total = 0;
+    cudaMemGetInfo(&free, &total);
+    throw UserError(fmt::format("{} needs {} of GPU memory, and {} of {} is free: another program may be using the GPU, or "
+                                "the plan is too large for it",
+                                what, format_bytes(static_cast<double>(bytes)), format_bytes(static_cast<double>(free)),
+                                format_bytes(static_cast<double>(total))));
+  }
+  return DeviceBytes(p);
+}
+
+PinnedBytes pinned_bytes(int64_t bytes, const char* what) {
+  std::byte* p = nullptr;
+  if (cudaHostAlloc(reinterpret_cast<void**>(&p), static_cast<size_t>(std::max<int64_t>(bytes, 1)),
+                    cudaHostAllocPortable) != cudaSuccess) {
+    cudaGetLastError();
+    throw UserError(fmt::format("{} needs {} of pinned host memory, which this host does not give", what,
+                                format_bytes(static_cast<double>(bytes))));
+  }
+  return PinnedBytes(p);
+}
+
+Rank::Rank(int device, int rank, const program::StepProgram& program, const interpreter::Memory& memory,
+           const cpu::Constants& constants, std::unique_ptr<Communicators> communicators, size_t trace_spans)
+    : device_(device),
+      rank_(rank),
+      program_(program),
+      constants_(constants),
+      communicators_(std::move(communicators)),
+      host_workspace_(cpu::workspace_bytes(program)) {
+  for (cudaStream_t& stream : streams_) check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "a stream");
+
+  // Tables and constants of the device.
+  const size_t table = constants.rope.cos.size() * sizeof(float);
+  rope_tables_ = device_bytes(static_cast<int64_t>(2 * table), "the rotary tables");
+  cos_ = reinterpret_cast<const float*>(rope_tables_.get());
+  sin_ = reinterpret_cast<const float*>(rope_tables_.get() + table);
+  check(cudaMemcpy(rope_tables_.get(), constants.rope.cos.data(), table, cudaMemcpyHostToDevice), "the rotary tables");
+  check(cudaMemcpy(rope_tables_.get() + table, constants.rope.sin.data(), table, cudaMemcpyHostToDevice),
+        "the rotary tables");
+  std::vector<int32_t> identity(static_cast<size_t>(program.round_rows));
+  for (size_t i = 0; i < identity.size(); ++i) identity[i] = static_cast<int32_t>(i);
+  identity_ = device_bytes(static_cast<int64_t>(identity.size() * 4), "an index");
+  check(cudaMemcpy(identity_.get(), identity.data(), identity.size() * 4, cudaMemcpyHostToDevice), "an index");
+  flags_ = device_bytes(kFlags * 4, "flags");
+  host_flags_ = pinned_bytes(kFlags * 4, "flags");
+  const std::array<int32_t, kFlags> clear{INT32_MAX, INT32_MAX, 0};
+  check(cudaMemcpy(flags_.get(), clear.data(), sizeof clear, cudaMemcpyHostToDevice), "flags");
+
+  // What operations need beside their operands.
+  std::array<int64_t, program::kStreams> most{};
+  int64_t counts = 0, tokens = 0;
+  adam_jobs_.resize(program.ops.size());
+  std::vector<std::pair<const std::byte*, int64_t>> plans;
+  std::vector<Operand> operands;
+  for (program::OpId id = 0; id < program.ops.size(); ++id) {
+    const program::Op& op = program.ops[id];
+    operands.clear();
+    size_t reads = 0;
+    for (const program::Use& use : program.operands(op)) {
+      reads += use.write ? 0 : 1;
+      operands.push_back(
+          {use.buffer == program::kNoBuffer ? nullptr : memory.at(use.buffer, 0) + use.view.offset, use.view});
+    }
+    const std::span all(operands);
+    auto& needed = most[static_cast<size_t>(op.stream)];
+    needed = std::max(needed, scratch_of(op, all.first(reads), all.subspan(reads)));
+    if (op.kind == OpKind::plan_routing) {
+      HostPlan& plan = plans_[operands[reads].data];
+      plan.plan_bytes = bytes_of(operands[reads]);
+      plan.plan.resize(static_cast<size_t>(plan.plan_bytes) + 64);
+      plans.emplace_back(operands[reads].data, bytes_of(operands[0]));
+      counts += bytes_of(operands[0]);
+    }
+    if (op.kind == OpKind::next_batch) {
+      int64_t bytes = 8;
+      for (size_t i = reads; i < operands.size(); ++i) bytes += bytes_of(operands[i]);
+      batches_[op.does.a] = {reinterpret_cast<std::byte*>(tokens), nullptr};
+      tokens += (bytes + 63) / 64 * 64;
+    }
+    if (op.kind == OpKind::adam_host) adam_jobs_[id] = std::make_unique<AdamJob>();
+  }
+  pinned_counts_ = pinned_bytes(counts, "expert counts");
+  std::byte* at = pinned_counts_.get();
+  for (const auto& [where, bytes] : plans) {
+    plans_[where].counts = at;
+    at += bytes;
+  }
+  pinned_batches_ = pinned_bytes(tokens, "a step's tokens");
+  for (auto& [micro, batch] : batches_) {
+    batch.first = pinned_batches_.get() + reinterpret_cast<intptr_t>(batch.first);
+    check(cudaEventCreateWithFlags(&batch.second, cudaEventDisableTiming), "an event");
+  }
+  for (size_t s = 0; s < most.size(); ++s)
+    if (most[s] > 0) {
+      scratch_[s] = device_bytes(most[s], "a stream's workspace");
+      workspace_bytes_ += most[s];
+    }
+  flows_.reserve(4096);
+  groups_.reserve(1024);
+  expert_rows_.reserve(1024);
+  biases_.reserve(1024);
+  d_biases_.reserve(1024);
+  spans_.resize(trace_spans);
+  for (Span& span : spans_) {
+    check(cudaEventCreate(&span.start), "an event");
+    check(cudaEventCreate(&span.end), "an event");
+  }
+  if (trace_spans > 0) check(cudaEventCreate(&trace_start_), "an event");
+}
+
+Rank::~Rank() {
+  cudaSetDevice(device_);
+  for (cudaStream_t stream : streams_) cudaStreamDestroy(stream);
+  for (cudaEvent_t event : events_) cudaEventDestroy(event);
+  for (const auto& [micro, batch] : batches_) cudaEventDestroy(batch.second);
+  for (const Span& span : spans_) cudaEventDestroy(span.start), cudaEventDestroy(span.end);
+  if (trace_start_ != nullptr) cudaEventDestroy(trace_start_);
+}
+
+void Rank::reserve(uint32_t events) {
+  for (uint32_t i = 0; i < events; ++i) {
+    cudaEvent_t event = nullptr;
+    check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "an event");
+    events_.push_back(event);
+  }
+  recorded_.assign(events, false);
+}
+
+void Rank::record(Stream stream, uint32_t event) {
+  check(cudaEventRecord(events_[event], streams_[static_cast<size_t>(stream)]), "recording an event");
+  recorded_[event] = true;
+}
+
+void Rank::wait(Stream stream, uint32_t event) {
+  if (recorded_[event])
+    check(cudaStreamWaitEvent(streams_[static_cast<size_t>(stream)], events_[event], 0), "waiting for an event");
+}
+
+void Rank::launch(Stream stream, const Launch& launch) {
+  cudaStream_t queue = streams_[static_cast<size_t>(stream)];
+  Span* span = used_spans_ < spans_.size() ? &spans_[used_spans_++] : nullptr;
+  if (span != nullptr) {
+    span->op = launch.call.id;
+    check(cudaEventRecord(span->start, queue), "recording an event");
+  }
+  try {
+    if (program::is_collective(launch.call.op->kind))
+      run_exchange(launch.call, queue);
+    else
+      run_local(launch, queue);
+  } catch (const UserError&) {
+    throw;
+  } catch (const std::exception& error) {
+    throw InternalError(fmt::format("rank {}, operation {} ({}): {}", rank_, launch.call.id,
+                                    program_.op_name(launch.call.id), error.what()));
+  }
+  if (span != nullptr) check(cudaEventRecord(span->end, queue), "recording an event");
+}
+
+int64_t Rank::rounds(uint32_t event, const Call& plan) {
+  check(cudaEventSynchronize(events_[event]), "waiting for the counts");
+  HostPlan& host = plans_.at(plan.out[0].data);
+  // The same code as on the CPU, on the host's copies.
+  Operand counts = plan.in[0], rounds = plan.out[0];
+  counts.data = host.counts;
+  rounds.data = reinterpret_cast<std::byte*>((reinterpret_cast<uintptr_t>(host.plan.data()) + 63) / 64 * 64);
+  const std::array in{counts}, out{rounds};
+  Call call = plan;
+  call.in = in;
+  call.out = out;
+  cpu::run_routed(call, constants_, host_workspace_);
+  return std::max<int64_t>(1, cpu::round_plan(rounds).rounds());
+}
+
+void Rank::synchronize() {
+  for (cudaStream_t stream : streams_) check(cudaStreamSynchronize(stream), "the step");
+  std::array<int32_t, kFlags> flags{};
+  check(cudaMemcpy(flags.data(), flags_.get(), sizeof flags, cudaMemcpyDeviceToHost), "flags");
+  if (flags[0] != INT32_MAX)
+    throw UserError(fmt::format("token {} of rank {} is beyond the vocabulary; the data is of another tokenizer",
+                                flags[0], rank_));
+  if (flags[1] != INT32_MAX)
+    throw UserError(fmt::format("target {} of rank {} is beyond the vocabulary; the data is of another tokenizer",
+                                flags[1], rank_));
+  if (flags[2] != 0) throw UserError(fmt::format("the gradient norm is not finite (rank {})", rank_));
+}
+
+std::vector<program::OpSpan> Rank::trace() const {
+  std::vector<program::OpSpan> all;
+  for (size_t i = 0; i < used_spans_; ++i) {
+    float start = 0, end = 0;
+    check(cudaEventElapsedTime(&start, trace_start_, spans_[i].start), "a time");
+    check(cudaEventElapsedTime(&end, trace_start_, spans_[i].end), "a time");
+    all.push_back({spans_[i].op, static_cast<int64_t>(static_cast<double>(start) * 1e6),
+                   static_cast<int64_t>(static_cast<double>(end) * 1e6)});
+  }
+  return all;
+}
+
+void Rank::clear_trace() {
+  used_spans_ = 0;
+  if (trace_start_ != nullptr) {
+    check(cudaSetDevice(device_), "the device");
+    check(cudaEventRecord(trace_start_, streams_[0]), "recording an event");
+  }
+}
+
+}  // namespace mop::cuda

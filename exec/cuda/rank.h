@@ -1,0 +1,138 @@
+// One GPU as a backend: a CUDA stream for each stream of the program, kernels of kernels/, NCCL between ranks. What the
+// interpreter launches is enqueued at once; nothing is allocated in a step.
+#pragma once
+#include <cuda_runtime_api.h>
+
+#include <array>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "exec/cpu/kernels.h"
+#include "exec/cpu/workspace.h"
+#include "exec/cuda/communicators.h"
+#include "exec/interpreter/backend.h"
+#include "exec/interpreter/memory.h"
+#include "kernels/activation.h"
+#include "kernels/attention.h"
+#include "kernels/grouped_matmul.h"
+#include "kernels/matmul.h"
+#include "kernels/routing.h"
+#include "sim/plan/rounds.h"
+#include "sim/program/timeline.h"
+
+namespace mop::cuda {
+
+using interpreter::Call;
+using interpreter::Launch;
+using interpreter::Operand;
+using program::Stream;
+
+// Device memory, or pinned host memory, that goes with the object.
+struct DeviceFree {
+  void operator()(std::byte* p) const { cudaFree(p); }
+};
+struct PinnedFree {
+  void operator()(std::byte* p) const { cudaFreeHost(p); }
+};
+using DeviceBytes = std::unique_ptr<std::byte, DeviceFree>;
+using PinnedBytes = std::unique_ptr<std::byte, PinnedFree>;
+// Errors: UserError when there is not enough, with how much is.
+DeviceBytes device_bytes(int64_t bytes, const char* what);
+PinnedBytes pinned_bytes(int64_t bytes, const char* what);
+
+class Rank final : public interpreter::Backend {
+ public:
+  // device: made current on the calling thread, which must be the one that launches. communicators: of this rank.
+  Rank(int device, int rank, const program::StepProgram& program, const interpreter::Memory& memory,
+       const cpu::Constants& constants, std::unique_ptr<Communicators> communicators, size_t trace_spans);
+  ~Rank() override;
+
+  void reserve(uint32_t events) override;
+  void launch(Stream stream, const Launch& launch) override;
+  void record(Stream stream, uint32_t event) override;
+  void wait(Stream stream, uint32_t event) override;
+  int64_t rounds(uint32_t event, const Call& plan) override;
+  // Errors also: UserError for a token beyond the vocabulary, a gradient norm that is not finite.
+  void synchronize() override;
+
+  int64_t workspace_bytes() const { return workspace_bytes_; }
+  std::vector<program::OpSpan> trace() const;  // after synchronize; since clear_trace
+  void clear_trace();
+
+ private:
+  // ---- operations.cpp
+  void run_local(const Launch& launch, cudaStream_t stream);
+  void gemm(const Call& call, cudaStream_t stream);
+  void attention(const Call& call, cudaStream_t stream);
+  void cross_entropy(const Call& call, cudaStream_t stream);
+  void adam(const Launch& launch, cudaStream_t stream);
+  void adam_host(const Launch& launch, cudaStream_t stream);
+  void copy_bytes(const Call& call, cudaStream_t stream);
+  void next_batch(const Launch& launch, cudaStream_t stream);
+  int64_t scratch_of(const program::Op& op, std::span<const Operand> in, std::span<const Operand> out);
+
+  // ---- routed.cpp
+  void run_routed(const Call& call, cudaStream_t stream);
+  void run_exchange(const Call& call, cudaStream_t stream);
+  void exchange_columns(const Call& call, cudaStream_t stream);
+  void exchange_rows(const Call& call, cudaStream_t stream);
+  void exchange_spilled(const Call& call, cudaStream_t stream);
+  const plan::RoundPlan& round_plan(const Operand& rounds) const;
+  bool acts(const Call& call, const Operand& rounds) const;
+  std::vector<kernels::Flow>& sent_flows(const Call& call, const Operand& rounds);
+  std::span<const kernels::ExpertGroup> expert_groups(const Call& call, const Operand& rounds);
+  int64_t rows_of_round(const Call& call, const Operand& rounds) const;
+  kernels::Activation activation_of(const program::Op& op) const;
+
+  // What plan_routing leaves on the host, by the address of its `rounds`.
+  struct HostPlan {
+    std::byte* counts = nullptr;  // pinned, (ranks, experts) i32
+    std::vector<std::byte> plan;
+    int64_t plan_bytes = 0;
+  };
+  struct AdamJob;  // of one adam_host operation
+
+  std::byte* scratch(Stream stream) const { return scratch_[static_cast<size_t>(stream)].get(); }
+
+  const int device_, rank_;
+  const program::StepProgram& program_;
+  const cpu::Constants& constants_;
+  std::unique_ptr<Communicators> communicators_;
+  cpu::Workspace host_workspace_;
+  kernels::Matmul matmul_;
+  kernels::GroupedMatmul grouped_;
+  kernels::Attention attention_;
+  std::array<cudaStream_t, program::kStreams> streams_{};
+  std::array<DeviceBytes, program::kStreams> scratch_;  // of whatever runs on the stream
+  std::vector<cudaEvent_t> events_;
+  std::vector<bool> recorded_;
+  int64_t workspace_bytes_ = 0;
+
+  DeviceBytes rope_tables_, identity_, flags_;
+  const float *cos_ = nullptr, *sin_ = nullptr;
+  PinnedBytes host_flags_, pinned_counts_, pinned_batches_;
+  std::map<const std::byte*, HostPlan> plans_;
+  std::map<int64_t, std::pair<std::byte*, cudaEvent_t>> batches_;  // by micro-batch: pinned tokens, their copy
+  int64_t documents_ = 0;                                          // of the current batch; 0: one a sequence
+  std::vector<std::unique_ptr<AdamJob>> adam_jobs_;                // by operation
+  std::vector<kernels::Flow> flows_;
+  std::vector<kernels::ExpertGroup> groups_;
+  std::vector<kernels::ExpertRows> expert_rows_;
+  std::vector<const void*> biases_;
+  std::vector<void*> d_biases_;
+  std::vector<int64_t> first_of_expert_, computed_before_;
+  std::vector<plan::WeightTransfer> spilled_;
+
+  struct Span {
+    program::OpId op;
+    cudaEvent_t start, end;
+  };
+  std::vector<Span> spans_;
+  size_t used_spans_ = 0;
+  cudaEvent_t trace_start_ = nullptr;
+};
+
+}  // namespace mop::cuda
