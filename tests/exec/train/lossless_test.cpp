@@ -160,8 +160,8 @@ TEST_P(Lossless, AccumulationIsALargerBatch) {
 INSTANTIATE_TEST_SUITE_P(Families, Lossless,
                          ::testing::Values("tiny-qwen3-moe", "tiny-gpt-oss", "tiny-deepseek-v3", "tiny-mixtral",
                                            "tiny-olmoe", "tiny-glm4-moe"),
-                         [](const auto& info) {
-                           std::string name = info.param;
+                         [](const auto& suite) {
+                           std::string name = suite.param;
                            std::replace(name.begin(), name.end(), '-', '_');
                            return name;
                          });

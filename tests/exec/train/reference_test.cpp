@@ -94,7 +94,7 @@ TEST_P(Reference, LossAndGradients) {
 INSTANTIATE_TEST_SUITE_P(Families, Reference,
                          ::testing::Values("qwen3_moe", "gpt_oss", "deepseek_v3", "deepseek_v2", "mixtral", "olmoe",
                                            "glm4_moe"),
-                         [](const auto& info) { return info.param; });
+                         [](const auto& suite) { return suite.param; });
 
 }  // namespace
 }  // namespace mop::train::testing

@@ -40,8 +40,8 @@ TEST_P(SmallRuns, ThreeSteps) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(, SmallRuns, ::testing::Values("tiny-gpt-oss", "tiny-deepseek-v3"), [](const auto& info) {
-  return std::string(info.param).substr(5, 3);
+INSTANTIATE_TEST_SUITE_P(, SmallRuns, ::testing::Values("tiny-gpt-oss", "tiny-deepseek-v3"), [](const auto& suite) {
+  return std::string(suite.param).substr(5, 3);
 });
 
 }  // namespace

@@ -1,0 +1,11 @@
+#include "kernels/grouped_sm90.cuh"
+
+namespace mop::kernels {
+
+void grouped_data_gradient(const GroupedProblem& problem, bool few_rows, cudaStream_t stream) {
+  using sm90::Adds, sm90::Element, sm90::Grouped;
+  if (few_rows) return Grouped<Element, false, false, Adds::nothing, sm90::FewRows>::run(problem, stream);
+  Grouped<Element, false, false, Adds::nothing, sm90::ManyRows>::run(problem, stream);
+}
+
+}  // namespace mop::kernels

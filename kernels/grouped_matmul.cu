@@ -1,0 +1,243 @@
+#include <cublas_v2.h>
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <array>
+#include <string>
+
+#include "kernels/check.h"
+#include "kernels/elementwise.h"
+#include "kernels/grouped_matmul.h"
+#include "kernels/grouped_problem.h"
+
+namespace mop::kernels {
+namespace {
+
+constexpr int kMost = GroupedMatmul::kMostGroups;
+constexpr size_t kBlasBytes = size_t{32} << 20;  // workspace of the library
+// Rows of an expert on average, up to which the tiles for few rows are faster; of weight gradients.
+constexpr int64_t kFewRows = 192, kFewRowsOfGradients = 384;
+
+void check_blas(cublasStatus_t status, const char* what) {
+  if (status != CUBLAS_STATUS_SUCCESS)
+    throw CudaError(std::string("cuBLAS: ") + what + ": " + cublasGetStatusString(status));
+}
+
+int64_t row_bytes(const ConstMatrix& m) {
+  return m.ld * static_cast<int64_t>(size_of(m.type));
+}
+
+const std::byte* at(const ConstMatrix& m, int64_t row) {
+  return static_cast<const std::byte*>(m.data) + row * row_bytes(m);
+}
+
+std::byte* of(const ExpertMatrices& all, const ExpertGroup& expert, Type type) {
+  const bool own = expert.own >= 0;
+  const int64_t offset = own ? expert.own * all.stride : expert.slot * all.spilled_stride;
+  return static_cast<std::byte*>(own ? all.own : all.spilled) + offset * static_cast<int64_t>(size_of(type));
+}
+
+bool aligned(const void* pointer) {
+  return reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
+}
+bool aligned(const ConstMatrix& m) {
+  return aligned(m.data) && row_bytes(m) % 16 == 0;
+}
+bool aligned(const ExpertMatrices& all, Type type) {
+  const auto size = static_cast<int64_t>(size_of(type));
+  return aligned(all.own) && aligned(all.spilled) && all.ld * size % 16 == 0 && all.stride * size % 16 == 0 &&
+         all.spilled_stride * size % 16 == 0;
+}
+
+// What the groups are made of; arrays of the problem are computed from it on the device.
+struct Groups {
+  std::array<ExpertGroup, kMost> experts;
+  int count = 0;
+
+  // Leaves out experts without rows.
+  explicit Groups(std::span<const ExpertGroup> all) {
+    for (const ExpertGroup& expert : all) {
+      if (expert.last <= expert.first) continue;
+      if (count == kMost)
+        throw CudaError("grouped matmul: at most " + std::to_string(kMost) + " experts a call");
+      experts[static_cast<size_t>(count++)] = expert;
+    }
+  }
+  int64_t rows() const {
+    int64_t sum = 0;
+    for (int i = 0; i < count; ++i)
+      sum += experts[static_cast<size_t>(i)].last - experts[static_cast<size_t>(i)].first;
+    return sum;
+  }
+};
+
+// An operand of every group: rows of a matrix, or the expert's own matrix. In bytes but for ld.
+struct Operand {
+  const std::byte *base = nullptr, *spilled = nullptr;
+  int64_t row = 0, stride = 0, spilled_stride = 0;
+  int64_t ld = 0;
+
+  Operand() = default;
+  explicit Operand(const ConstMatrix& m) : base(at(m, 0)), row(row_bytes(m)), ld(m.ld) {}
+  Operand(const ExpertMatrices& all, Type type)
+      : base(static_cast<std::byte*>(all.own)),
+        spilled(static_cast<std::byte*>(all.spilled)),
+        stride(all.stride * static_cast<int64_t>(size_of(type))),
+        spilled_stride(all.spilled_stride * static_cast<int64_t>(size_of(type))),
+        ld(all.ld) {}
+
+  __device__ const std::byte* of(const ExpertGroup& expert) const {
+    if (row != 0) return base + expert.first * row;
+    return expert.own >= 0 ? base + expert.own * stride : spilled + expert.slot * spilled_stride;
+  }
+};
+
+struct Filling {
+  Groups groups;
+  Operand a, b, c, bias;
+  int m, n, k;  // -1: the rows of the group
+  GroupedArrays arrays;
+};
+
+__global__ void fill(const __grid_constant__ Filling f) {
+  const int i = static_cast<int>(threadIdx.x);
+  if (i >= f.groups.count) return;
+  const ExpertGroup expert = f.groups.experts[static_cast<size_t>(i)];
+  const int rows = expert.last - expert.first;
+  f.arrays.shapes[i] = {f.m < 0 ? rows : f.m, f.n < 0 ? rows : f.n, f.k < 0 ? rows : f.k};
+  f.arrays.a[i] = f.a.of(expert);
+  f.arrays.b[i] = f.b.of(expert);
+  f.arrays.c[i] = const_cast<std::byte*>(f.c.of(expert));
+  f.arrays.bias[i] = f.bias.of(expert);
+  f.arrays.a_stride[i] = f.a.ld;
+  f.arrays.b_stride[i] = f.b.ld;
+  f.arrays.c_stride[i] = f.c.ld;
+}
+
+constexpr size_t kArrayBytes = (sizeof(GroupedArrays::Shape) + 7 * sizeof(void*)) * kMost;
+
+GroupedArrays arrays_in(void* workspace) {
+  auto* next = static_cast<std::byte*>(workspace);
+  const auto take = [&]<class T>(T*& array) {
+    array = reinterpret_cast<T*>(next);
+    next += kMost * sizeof(T);
+  };
+  GroupedArrays arrays;
+  take(arrays.a);
+  take(arrays.b);
+  take(arrays.c);
+  take(arrays.bias);
+  take(arrays.a_stride);
+  take(arrays.b_stride);
+  take(arrays.c_stride);
+  take(arrays.shapes);
+  return arrays;
+}
+
+GroupedProblem prepare(const Filling& filling, int processors, cudaStream_t stream) {
+  fill<<<1, kMost, 0, stream>>>(filling);
+  check_launch("grouped matmul: arguments");
+  return {filling.groups.count, filling.arrays,
+          filling.bias.base != nullptr || filling.bias.spilled != nullptr, processors,
+          reinterpret_cast<std::byte*>(filling.arrays.a) + (kArrayBytes + 255) / 256 * 256};
+}
+
+// C(m, n) = op(A) op(B) + beta C by one library call; matrices are row-major.
+void product(cublasHandle_t blas, const void* a, int64_t lda, bool transpose_a, const void* b, int64_t ldb,
+             bool transpose_b, void* c, int64_t ldc, int64_t m, int64_t n, int64_t k, Type in, Type out,
+             bool add) {
+  const float one = 1, beta = add ? 1 : 0;
+  const auto type = [](Type t) { return t == Type::bf16 ? CUDA_R_16BF : CUDA_R_32F; };
+  check_blas(
+      cublasGemmEx_64(blas, transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N, transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N,
+                      n, m, k, &one, b, type(in), ldb, a, type(in), lda, &beta, c, type(out), ldc,
+                      CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT),
+      "product of an expert");
+}
+
+}  // namespace
+
+GroupedMatmul::GroupedMatmul(bool by_expert) : by_expert_(by_expert) {
+  int device = 0;
+  check(cudaGetDevice(&device), "device");
+  check(cudaDeviceGetAttribute(&processors_, cudaDevAttrMultiProcessorCount, device), "multiprocessors");
+  cublasHandle_t blas = nullptr;
+  check_blas(cublasCreate(&blas), "handle");
+  blas_ = blas;
+}
+
+GroupedMatmul::~GroupedMatmul() {
+  cublasDestroy(static_cast<cublasHandle_t>(blas_));
+}
+
+size_t GroupedMatmul::workspace_bytes() const {
+  return std::max(kBlasBytes, (kArrayBytes + 255) / 256 * 256 + GroupedProblem::kScratchBytes);
+}
+
+void GroupedMatmul::multiply(std::span<const ExpertGroup> experts, const ConstMatrix& a,
+                             const ExpertMatrices& w, bool transpose, const ExpertMatrices& bias,
+                             const Matrix& c, void* workspace, cudaStream_t stream) {
+  const Groups groups(experts);
+  const int64_t n = c.cols, k = a.cols;
+  const Type type = c.type;
+  if (a.type != type) throw CudaError("grouped matmul: operands are of one type");
+  if (groups.count == 0 || n == 0) return;
+  const bool grouped = !by_expert_ && type == Type::bf16 && n % 8 == 0 && k % 8 == 0 && aligned(a) &&
+                       aligned(w, type) && aligned(c) && (transpose || !bias);
+  if (grouped) {
+    const GroupedProblem problem =
+        prepare({groups, Operand(a), Operand(w, type), Operand(c), Operand(bias, type), -1,
+                 static_cast<int>(n), static_cast<int>(k), arrays_in(workspace)},
+                processors_, stream);
+    const bool few = groups.rows() <= kFewRows * groups.count;
+    return transpose ? grouped_forward(problem, few, stream) : grouped_data_gradient(problem, few, stream);
+  }
+  auto* const blas = static_cast<cublasHandle_t>(blas_);
+  check_blas(cublasSetStream(blas, stream), "stream");
+  check_blas(cublasSetWorkspace(blas, workspace, kBlasBytes), "workspace");
+  for (int i = 0; i < groups.count; ++i) {
+    const ExpertGroup& expert = groups.experts[static_cast<size_t>(i)];
+    const int64_t rows = expert.last - expert.first;
+    auto* const out = const_cast<std::byte*>(at(c, expert.first));
+    if (bias) copy({{of(bias, expert, type), type, rows, n, 0}, {out, type, rows, n, c.ld}}, stream);
+    product(blas, at(a, expert.first), a.ld, false, of(w, expert, type), w.ld, transpose, out, c.ld, rows, n,
+            k, type, type, static_cast<bool>(bias));
+  }
+}
+
+void GroupedMatmul::weight_gradient(std::span<const ExpertGroup> experts, const ConstMatrix& a,
+                                    const ConstMatrix& b, const ExpertMatrices& dw, Type type,
+                                    void* workspace, cudaStream_t stream) {
+  const Groups groups(experts);
+  const int64_t m = a.cols, n = b.cols;
+  if (a.type != b.type || (type != a.type && type != Type::f32))
+    throw CudaError(
+        "grouped matmul: operands of a weight gradient are of one type, the gradient of that or fp32");
+  if (groups.count == 0 || m == 0 || n == 0) return;
+  if (!by_expert_ && a.type == Type::bf16 && m % 8 == 0 && n % 8 == 0 && aligned(a) && aligned(b) &&
+      aligned(dw, type)) {
+    const GroupedProblem problem = prepare({groups,
+                                            Operand(a),
+                                            Operand(b),
+                                            Operand(dw, type),
+                                            {},
+                                            static_cast<int>(m),
+                                            static_cast<int>(n),
+                                            -1,
+                                            arrays_in(workspace)},
+                                           processors_, stream);
+    const bool few = groups.rows() <= kFewRowsOfGradients * groups.count;
+    return type == Type::bf16 ? grouped_weight_gradient_bf16(problem, few, stream)
+                              : grouped_weight_gradient_f32(problem, few, stream);
+  }
+  auto* const blas = static_cast<cublasHandle_t>(blas_);
+  check_blas(cublasSetStream(blas, stream), "stream");
+  check_blas(cublasSetWorkspace(blas, workspace, kBlasBytes), "workspace");
+  for (int i = 0; i < groups.count; ++i) {
+    const ExpertGroup& expert = groups.experts[static_cast<size_t>(i)];
+    product(blas, at(a, expert.first), a.ld, true, at(b, expert.first), b.ld, false, of(dw, expert, type),
+            dw.ld, m, n, expert.last - expert.first, a.type, type, true);
+  }
+}
+
+}  // namespace mop::kernels

@@ -1,0 +1,60 @@
+// Products of experts: each has its rows of a matrix, and weights of its own.
+#pragma once
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "kernels/matrix.h"
+
+namespace mop::kernels {
+
+// The rows [first, last) of one expert, and which matrix is its own: number `own` of the rank's own experts',
+// or `slot` of the borrowed ones' (the other is -1).
+struct ExpertGroup {
+  int32_t first, last;
+  int32_t own, slot;
+};
+
+// One row-major matrix an expert, or (rows 1) one vector: `ld` elements between rows, `stride` between
+// matrices. spilled may be missing if no expert is borrowed.
+struct ExpertMatrices {
+  void* own = nullptr;
+  void* spilled = nullptr;
+  int64_t ld = 0, stride = 0, spilled_stride = 0;
+  explicit operator bool() const { return own != nullptr || spilled != nullptr; }
+};
+
+class GroupedMatmul {
+ public:
+  static constexpr int kMostGroups = 512;  // with rows, in one call
+
+  // `by_expert`: one cuBLAS call an expert, the reference. It is taken anyway for what the grouped kernels do
+  // not do: fp32 operands, and matrices or widths off a 16-byte boundary.
+  explicit GroupedMatmul(bool by_expert = false);
+  ~GroupedMatmul();
+  GroupedMatmul(const GroupedMatmul&) = delete;
+  GroupedMatmul& operator=(const GroupedMatmul&) = delete;
+
+  // What a call takes as its workspace, on a 256-byte boundary, not shared with work on other streams.
+  size_t workspace_bytes() const;
+
+  // C(R, n) = A(R, k) op(W_e) [+ bias_e], rows by expert; rows outside of all groups are not touched. op(W)
+  // is (k, n); transpose: W is stored as (n, k). All operands are of one type, bf16 or fp32.
+  void multiply(std::span<const ExpertGroup> groups, const ConstMatrix& a, const ExpertMatrices& w,
+                bool transpose, const ExpertMatrices& bias, const Matrix& c, void* workspace,
+                cudaStream_t stream);
+
+  // dW_e(m, n) += A_e^T B_e, of A(R, m) and B(R, n); experts without rows are not touched. type: of dW, that
+  // of A and B or fp32.
+  void weight_gradient(std::span<const ExpertGroup> groups, const ConstMatrix& a, const ConstMatrix& b,
+                       const ExpertMatrices& dw, Type type, void* workspace, cudaStream_t stream);
+
+ private:
+  bool by_expert_;
+  void* blas_ = nullptr;
+  int processors_ = 0;  // of the device
+};
+
+}  // namespace mop::kernels

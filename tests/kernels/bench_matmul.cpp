@@ -1,0 +1,213 @@
+// TFLOP/s of the library-based kernels on random numbers, at the sizes of large models. Backward attention
+// counts 2.5 times the forward's operations.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <functional>
+#include <numeric>
+
+#include "kernels/attention.h"
+#include "kernels/grouped_matmul.h"
+#include "kernels/matmul.h"
+#include "tests/kernels/device_array.h"
+
+namespace mop::kernels {
+namespace {
+
+// One block of random numbers, repeated.
+class Random {
+ public:
+  explicit Random(size_t bytes) : bytes_(bytes) {
+    std::mt19937 random(3);
+    const DeviceArray block(random_values(1 << 20, Type::bf16, random), Type::bf16);
+    for (size_t at = 0; at < bytes; at += 2U << 20)
+      check(cudaMemcpy(static_cast<std::byte*>(bytes_.get()) + at, block.get(),
+                       std::min<size_t>(2U << 20, bytes - at), cudaMemcpyDeviceToDevice),
+            "random numbers");
+  }
+  void* get() const { return bytes_.get(); }
+
+ private:
+  DeviceBytes bytes_;
+};
+
+// Median of the times of single runs, milliseconds.
+double milliseconds(const std::function<void()>& work) {
+  for (int i = 0; i < 3; ++i) work();
+  cudaEvent_t begin = nullptr, end = nullptr;
+  check(cudaEventCreate(&begin), "event");
+  check(cudaEventCreate(&end), "event");
+  std::vector<float> times;
+  for (int i = 0; i < 15; ++i) {
+    check(cudaEventRecord(begin), "event");
+    work();
+    check(cudaEventRecord(end), "event");
+    check(cudaEventSynchronize(end), "work");
+    check(cudaEventElapsedTime(&times.emplace_back(), begin, end), "event");
+  }
+  cudaEventDestroy(begin);
+  cudaEventDestroy(end);
+  std::nth_element(times.begin(), times.begin() + 7, times.end());
+  return times[7];
+}
+
+double rate(double flops, const std::function<void()>& work) {
+  return flops / milliseconds(work) * 1e-9;
+}
+
+void dense() {
+  fmt::print("dense (m, n, k): forward, to fp32 added, TFLOP/s\n");
+  Matmul matmul;
+  DeviceBytes workspace(Matmul::kWorkspaceBytes);
+  struct Size {
+    int64_t m, n, k;
+  };
+  for (const auto [m, n, k] :
+       {Size{8192, 8192, 8192}, Size{4096, 4096, 2048}, Size{8192, 2048, 4096}, Size{16384, 5120, 2048},
+        Size{65536, 4096, 2048}, Size{4096, 151936, 2048}, Size{8192, 18432, 7168}}) {
+    const Random a(static_cast<size_t>(2 * m * k)), b(static_cast<size_t>(2 * n * k)),
+        c(static_cast<size_t>(4 * m * n));
+    MatmulShape s;
+    s.m = m, s.n = n, s.k = k, s.lda = k, s.ldb = k, s.ldc = n, s.transpose_b = true;
+    const double flops = 2.0 * static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(k);
+    const auto run = [&] { matmul.run(s, a.get(), b.get(), nullptr, c.get(), workspace.get(), nullptr); };
+    const double forward = rate(flops, run);
+    check(cudaMemset(c.get(), 0, static_cast<size_t>(4 * m * n)), "zeros");
+    s.transpose_a = true, s.transpose_b = false;
+    s.lda = m, s.ldb = n;
+    s.out = Type::f32;
+    s.accumulate = true;
+    fmt::print("  {:>26} {:6.0f} {:6.0f}\n", fmt::format("({}, {}, {})", m, n, k), forward, rate(flops, run));
+  }
+}
+
+// Rows of experts: all as many, or drawn with one expert having 8 times as many and some having none.
+std::vector<ExpertGroup> experts(int count, int64_t rows, bool even) {
+  std::vector<double> share(static_cast<size_t>(count), 1);
+  if (!even) {
+    for (size_t i = 0; i < share.size(); ++i) share[i] = static_cast<double>(i * 7 % 16) / 8;
+    share[share.size() / 2] = 8;
+  }
+  const double all = std::accumulate(share.begin(), share.end(), 0.0);
+  std::vector<ExpertGroup> out;
+  double done = 0;
+  for (int i = 0; i < count; ++i) {
+    const auto first = static_cast<int32_t>(done / all * static_cast<double>(rows));
+    done += share[static_cast<size_t>(i)];
+    out.push_back({first, static_cast<int32_t>(done / all * static_cast<double>(rows)), i, -1});
+  }
+  return out;
+}
+
+void grouped() {
+  fmt::print(
+      "experts (E, k, n, rows): forward, with bias, data gradient, weight gradient bf16, fp32; forward and "
+      "weight "
+      "gradient of uneven rows; forward and weight gradient by one call an expert, TFLOP/s\n");
+  GroupedMatmul grouped, by_expert(true);
+  DeviceBytes workspace(grouped.workspace_bytes());
+  struct Size {
+    int count;
+    int64_t k, n, rows;
+  };
+  for (const auto [count, k, n, rows] :
+       {Size{128, 2048, 1536, 65536}, Size{32, 2048, 1536, 65536}, Size{32, 2048, 1536, 262144},
+        Size{32, 2880, 5760, 32768}, Size{64, 7168, 4096, 65536}, Size{128, 2048, 1536, 8192},
+        Size{128, 2048, 1536, 16384}, Size{128, 2048, 1536, 32768}, Size{128, 768, 2048, 65536}}) {
+    const Type t = Type::bf16;
+    const Random a(static_cast<size_t>(2 * rows * k)), w(static_cast<size_t>(2 * count * k * n)),
+        c(static_cast<size_t>(2 * rows * n)), dw(static_cast<size_t>(4 * count * k * n));
+    const double flops = 2.0 * static_cast<double>(rows) * static_cast<double>(n) * static_cast<double>(k);
+    const ExpertMatrices weights{w.get(), nullptr, k, n * k, 0}, bias{w.get(), nullptr, n, n, 0},
+        transposed{w.get(), nullptr, n, n * k, 0}, gradients{dw.get(), nullptr, n, n * k, 0};
+    const auto forward = [&](GroupedMatmul& by, bool even, bool with_bias) {
+      return rate(flops, [&, all = experts(count, rows, even)] {
+        by.multiply(all, {a.get(), t, rows, k, k}, weights, true, with_bias ? bias : ExpertMatrices{},
+                    {c.get(), t, rows, n, n}, workspace.get(), nullptr);
+      });
+    };
+    const auto data_gradient = [&] {
+      return rate(flops, [&, all = experts(count, rows, true)] {
+        grouped.multiply(all, {a.get(), t, rows, k, k}, transposed, false, {}, {c.get(), t, rows, n, n},
+                         workspace.get(), nullptr);
+      });
+    };
+    const auto weight_gradient = [&](GroupedMatmul& by, bool even, Type out) {
+      check(cudaMemset(dw.get(), 0, static_cast<size_t>(4 * count * k * n)), "zeros");
+      return rate(flops, [&, all = experts(count, rows, even)] {
+        by.weight_gradient(all, {a.get(), t, rows, k, k}, {c.get(), t, rows, n, n}, gradients, out,
+                           workspace.get(), nullptr);
+      });
+    };
+    fmt::print("  {:>26} {:5.0f} {:5.0f} {:5.0f} {:5.0f} {:5.0f}; {:5.0f} {:5.0f}; {:5.0f} {:5.0f}\n",
+               fmt::format("({}, {}, {}, {})", count, k, n, rows), forward(grouped, true, false),
+               forward(grouped, true, true), data_gradient(), weight_gradient(grouped, true, Type::bf16),
+               weight_gradient(grouped, true, Type::f32), forward(grouped, false, false),
+               weight_gradient(grouped, false, Type::bf16), forward(by_expert, true, false),
+               weight_gradient(by_expert, true, Type::bf16));
+  }
+}
+
+void attention() {
+  fmt::print(
+      "attention (context, heads, key heads, widths): forward, backward, TFLOP/s; milliseconds to plan "
+      "both\n");
+  Attention attention;
+  struct Size {
+    int64_t context, heads, kv_heads, qk, v, window, documents;
+  };
+  for (const auto& z :
+       {Size{4096, 32, 4, 128, 128, 0, 0}, Size{16384, 32, 4, 128, 128, 0, 0},
+        Size{65536, 32, 4, 128, 128, 0, 0}, Size{4096, 64, 8, 64, 64, 0, 0}, Size{16384, 64, 8, 64, 64, 0, 0},
+        Size{65536, 64, 8, 64, 64, 0, 0}, Size{4096, 8, 1, 128, 128, 0, 0}, Size{16384, 8, 1, 128, 128, 0, 0},
+        Size{65536, 8, 1, 128, 128, 0, 0}, Size{4096, 128, 128, 192, 128, 0, 0},
+        Size{8192, 128, 128, 192, 128, 0, 0}, Size{16384, 64, 8, 64, 64, 128, 0},
+        Size{16384, 32, 4, 128, 128, 0, 1}, Size{16384, 32, 4, 128, 128, 0, 64},
+        Size{16384, 32, 4, 128, 128, 0, 512}}) {
+    AttentionShape s;
+    s.context = z.context, s.heads = z.heads, s.kv_heads = z.kv_heads, s.qk_dim = z.qk, s.v_dim = z.v;
+    s.window = z.window, s.documents = z.documents, s.scale = 0.1;
+    s.q_ld = z.heads * z.qk, s.k_ld = z.kv_heads * z.qk, s.v_ld = z.kv_heads * z.v, s.o_ld = z.heads * z.v;
+    AttentionGradientShape g{s, s.o_ld, s.q_ld, s.k_ld, s.v_ld, false};
+    const auto bytes = [&](int64_t ld) { return static_cast<size_t>(2 * z.context * ld); };
+    const Random q(bytes(s.q_ld)), k(bytes(s.k_ld)), v(bytes(s.v_ld)), d_o(bytes(s.o_ld));
+    const DeviceBytes o(bytes(s.o_ld)), dq(bytes(s.q_ld)), dk(bytes(s.k_ld)), dv(bytes(s.v_ld)),
+        lse(static_cast<size_t>(4 * z.context * z.heads)), starts(static_cast<size_t>(4 * z.context));
+    check(cudaMemset(starts.get(), 0, starts.size()), "one document");
+    const auto begin = std::chrono::steady_clock::now();
+    attention.prepare(s);
+    attention.prepare(g);
+    const std::chrono::duration<double, std::milli> planning = std::chrono::steady_clock::now() - begin;
+    const DeviceBytes workspace(std::max(attention.workspace_bytes(s), attention.workspace_bytes(g)));
+    const AttentionInputs in{q.get(), k.get(), v.get(), static_cast<const int32_t*>(starts.get()), {}};
+    const auto c = static_cast<double>(z.context), window = static_cast<double>(z.window);
+    const double pairs = z.window == 0 ? c * (c + 1) / 2 : window * c - window * (window - 1) / 2;
+    const double flops = 2 * pairs * static_cast<double>(z.heads * (z.qk + z.v));
+    const double forward = rate(flops, [&] {
+      attention.forward(s, in, o.get(), static_cast<float*>(lse.get()), workspace.get(), nullptr);
+    });
+    const double backward = rate(2.5 * flops, [&] {
+      attention.backward(g, in, o.get(), d_o.get(), static_cast<const float*>(lse.get()),
+                         {dq.get(), dk.get(), dv.get(), {}, false}, workspace.get(), nullptr);
+    });
+    fmt::print("  {:>40} {:6.0f} {:6.0f} {:8.0f}  {:.1f} MiB of workspace\n",
+               fmt::format("({}, {}, {}, {}/{}){}{}", z.context, z.heads, z.kv_heads, z.qk, z.v,
+                           z.window > 0 ? fmt::format(" window {}", z.window) : "",
+                           z.documents > 0 ? fmt::format(" up to {} documents", z.documents) : ""),
+               forward, backward, planning.count(), static_cast<double>(workspace.size()) / (1 << 20));
+  }
+}
+
+}  // namespace
+}  // namespace mop::kernels
+
+int main() {
+  if (const std::string reason = mop::kernels::no_gpu(); !reason.empty()) {
+    fmt::print("no benchmark: {}\n", reason);
+    return 0;
+  }
+  mop::kernels::dense();
+  mop::kernels::grouped();
+  mop::kernels::attention();
+}

@@ -1,0 +1,182 @@
+#include "kernels/grouped_matmul.h"
+
+#include <gtest/gtest.h>
+
+#include <numeric>
+
+#include "tests/kernels/device_array.h"
+
+namespace mop::kernels {
+namespace {
+
+struct Problem {
+  std::vector<ExpertGroup> experts;
+  int64_t own = 0, slots = 0;  // matrices
+  int64_t rows = 0;            // of all operands; the last ones may belong to nobody
+  int64_t n = 0, k = 0;
+  Type type = Type::bf16;
+};
+
+// Rows in the order of the counts; every third expert is a borrowed one.
+Problem problem(const std::vector<int>& counts, int64_t n, int64_t k, Type type = Type::bf16) {
+  Problem p;
+  p.n = n, p.k = k, p.type = type;
+  int32_t row = 0;
+  for (size_t i = 0; i < counts.size(); ++i) {
+    const bool borrowed = i % 3 == 2;
+    p.experts.push_back({row, row + counts[i], borrowed ? -1 : static_cast<int32_t>(p.own++),
+                         borrowed ? static_cast<int32_t>(p.slots++) : -1});
+    row += counts[i];
+  }
+  p.rows = row + 5;
+  return p;
+}
+
+double dot(const Values& a, int64_t a_first, int64_t a_step, const Values& b, int64_t b_first, int64_t b_step,
+           int64_t n) {
+  double sum = 0;
+  for (int64_t i = 0; i < n; ++i)
+    sum += a[static_cast<size_t>(a_first + i * a_step)] * b[static_cast<size_t>(b_first + i * b_step)];
+  return sum;
+}
+
+class GroupedMatmulTest : public testing::TestWithParam<bool> {  // by expert
+ protected:
+  void SetUp() override {
+    if (const std::string reason = no_gpu(); !reason.empty()) GTEST_SKIP() << reason;
+  }
+
+  void expect_multiplied(const Problem& p, bool transpose, bool with_bias) {
+    GroupedMatmul grouped(GetParam());
+    DeviceBytes workspace(grouped.workspace_bytes());
+    const int64_t lda = p.k + 16, ldc = p.n + 8, each = p.n * p.k + 24, ldw = transpose ? p.k : p.n;
+    const Values a = random_values(p.rows * lda, p.type, random_);
+    const Values own = random_values(p.own * each, p.type, random_),
+                 lent = random_values(p.slots * each, p.type, random_),
+                 bias = random_values(p.own * each, p.type, random_),
+                 lent_bias = random_values(p.slots * each, p.type, random_);
+    const DeviceArray da(a, p.type), d_own(own, p.type), d_lent(lent, p.type), d_bias(bias, p.type),
+        d_lent_bias(lent_bias, p.type), dc = DeviceArray::poisoned(p.rows * ldc, p.type);
+    const ExpertMatrices w{d_own.get(), d_lent.get(), ldw, each, each};
+    const ExpertMatrices b{d_bias.get(), d_lent_bias.get(), p.n, each, each};
+    grouped.multiply(p.experts, {da.get(), p.type, p.rows, p.k, lda}, w, transpose,
+                     with_bias ? b : ExpertMatrices{}, {dc.get(), p.type, p.rows, p.n, ldc}, workspace.get(),
+                     nullptr);
+    const Values all = dc.values();
+    Values expected, actual, untouched(all.size(), DeviceArray::kPoison);
+    for (const ExpertGroup& e : p.experts) {
+      const Values& weights = e.own >= 0 ? own : lent;
+      const int64_t at = (e.own >= 0 ? e.own : e.slot) * each;
+      for (int64_t row = e.first; row < e.last; ++row)
+        for (int64_t col = 0; col < p.n; ++col) {
+          double sum =
+              dot(a, row * lda, 1, weights, at + (transpose ? col * ldw : col), transpose ? 1 : ldw, p.k);
+          if (with_bias) sum += (e.own >= 0 ? bias : lent_bias)[static_cast<size_t>(at + col)];
+          const auto i = static_cast<size_t>(row * ldc + col);
+          expected.push_back(sum);
+          actual.push_back(all[i]);
+          untouched[i] = all[i];
+        }
+    }
+    EXPECT_LT(relative_error(actual, expected), bound(p.type))
+        << p.experts.size() << " experts, transposed " << transpose;
+    EXPECT_EQ(all, untouched) << "rows of nobody were written";
+  }
+
+  void expect_weight_gradients(const Problem& p, Type out) {
+    GroupedMatmul grouped(GetParam());
+    DeviceBytes workspace(grouped.workspace_bytes());
+    const int64_t m = p.k, n = p.n, lda = m + 8, ldb = n + 16, ld = n, each = m * n + 24;
+    const Values a = random_values(p.rows * lda, p.type, random_),
+                 b = random_values(p.rows * ldb, p.type, random_);
+    const Values own = random_values(p.own * each, out, random_),
+                 lent = random_values(p.slots * each, out, random_);
+    const DeviceArray da(a, p.type), db(b, p.type), d_own(own, out), d_lent(lent, out);
+    grouped.weight_gradient(p.experts, {da.get(), p.type, p.rows, m, lda}, {db.get(), p.type, p.rows, n, ldb},
+                            {d_own.get(), d_lent.get(), ld, each, each}, out, workspace.get(), nullptr);
+    Values expected_own = own, expected_lent = lent;
+    for (const ExpertGroup& e : p.experts) {
+      Values& to = e.own >= 0 ? expected_own : expected_lent;
+      const int64_t at = (e.own >= 0 ? e.own : e.slot) * each;
+      for (int64_t row = 0; row < m; ++row)
+        for (int64_t col = 0; col < n; ++col)
+          to[static_cast<size_t>(at + row * ld + col)] +=
+              dot(a, e.first * lda + row, lda, b, e.first * ldb + col, ldb, e.last - e.first);
+    }
+    const Values actual_own = d_own.values(), actual_lent = d_lent.values();
+    EXPECT_LT(relative_error(actual_own, expected_own), bound(out));
+    if (p.slots > 0) {
+      EXPECT_LT(relative_error(actual_lent, expected_lent), bound(out));
+    }
+    for (const ExpertGroup& e : p.experts) {  // without rows: bit for bit as before; gaps likewise
+      const auto at = static_cast<size_t>((e.own >= 0 ? e.own : e.slot) * each);
+      const Values &before = e.own >= 0 ? own : lent, &after = e.own >= 0 ? actual_own : actual_lent;
+      const auto first = e.first == e.last ? at : at + static_cast<size_t>(m * n);
+      EXPECT_TRUE(std::equal(before.begin() + static_cast<int64_t>(first),
+                             before.begin() + static_cast<int64_t>(at) + each,
+                             after.begin() + static_cast<int64_t>(first)));
+    }
+  }
+
+  std::mt19937 random_{11};
+};
+
+TEST_P(GroupedMatmulTest, RandomRowsWithZerosAmongThem) {
+  for (const bool transpose : {false, true}) {
+    expect_multiplied(problem({0, 300, 1, 0, 129, 257, 64, 0}, 264, 328), transpose, false);
+    expect_multiplied(problem({5, 0, 17, 128, 3}, 64, 72), transpose, false);
+  }
+}
+
+TEST_P(GroupedMatmulTest, Biases) {
+  expect_multiplied(problem({0, 300, 1, 0, 129, 257, 64}, 264, 136), true, true);
+}
+
+TEST_P(GroupedMatmulTest, OneHotExpertOthersWithout) {
+  for (const bool transpose : {false, true})
+    expect_multiplied(problem({0, 0, 0, 0, 777, 0, 0, 0}, 512, 256), transpose, transpose);
+  expect_weight_gradients(problem({0, 0, 0, 0, 777, 0, 0, 0}, 264, 136), Type::bf16);
+}
+
+TEST_P(GroupedMatmulTest, NoRowsAtAll) {
+  expect_multiplied(problem({0, 0, 0}, 64, 64), true, false);
+  expect_weight_gradients(problem({0, 0, 0}, 64, 64), Type::f32);
+}
+
+TEST_P(GroupedMatmulTest, ManyExpertsOfFewRows) {
+  std::vector<int> counts(512);
+  std::uniform_int_distribution<int> rows(0, 6);
+  for (int& count : counts) count = rows(random_);
+  expect_multiplied(problem(counts, 64, 64), true, false);
+  expect_multiplied(problem(counts, 64, 64), false, false);
+  expect_weight_gradients(problem(counts, 24, 40), Type::bf16);
+}
+
+TEST_P(GroupedMatmulTest, WeightGradientsAreAddedInBothTypes) {
+  for (const Type out : {Type::bf16, Type::f32})
+    expect_weight_gradients(problem({0, 300, 1, 0, 129, 257, 64, 7}, 264, 200), out);
+}
+
+TEST_P(GroupedMatmulTest, WidthsOffTheBoundaryAndFp32) {
+  expect_multiplied(problem({3, 20, 0, 9}, 21, 35), true, true);
+  expect_multiplied(problem({3, 20, 0, 9}, 64, 40, Type::f32), true, true);
+  expect_multiplied(problem({3, 20, 0, 9}, 64, 40, Type::f32), false, false);
+  expect_weight_gradients(problem({3, 20, 0, 9}, 21, 35), Type::f32);
+  expect_weight_gradients(problem({3, 20, 0, 9}, 64, 40, Type::f32), Type::f32);
+}
+
+TEST_P(GroupedMatmulTest, TooManyExpertsAreAnError) {
+  GroupedMatmul grouped(GetParam());
+  const Problem p = problem(std::vector<int>(GroupedMatmul::kMostGroups + 1, 1), 8, 8);
+  DeviceBytes memory(1 << 20), workspace(grouped.workspace_bytes());
+  EXPECT_THROW(grouped.multiply(p.experts, {memory.get(), Type::bf16, p.rows, 8, 8},
+                                {memory.get(), memory.get(), 8, 64, 64}, true, {},
+                                {memory.get(), Type::bf16, p.rows, 8, 8}, workspace.get(), nullptr),
+               CudaError);
+}
+
+INSTANTIATE_TEST_SUITE_P(All, GroupedMatmulTest, testing::Bool(),
+                         [](const auto& test) { return test.param ? "ByExpert" : "Grouped"; });
+
+}  // namespace
+}  // namespace mop::kernels
