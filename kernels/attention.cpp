@@ -231,10 +231,9 @@ const Attention::Plan& Attention::plan(const AttentionGradientShape& shape) {
   const auto found = backward_.find(shape);
   if (found != backward_.end()) return *found->second;
   const AttentionShape& s = shape.forward;
-  // The library sums up dq in a buffer with the strides of dq, but clears it as if it had no gaps.
-  if (s.documents > 0 && shape.dq_ld != s.heads * s.qk_dim)
-    throw CudaError(
-        "attention of several documents: the gradient of the queries must have no gaps between its rows");
+  // With ragged offsets the library's kernels take those of q for dq.
+  if (s.documents > 0 && shape.dq_ld != s.q_ld)
+    throw CudaError("attention of several documents: queries and their gradient must have rows of one ld");
   auto made = std::make_unique<Plan>(s);
   Plan& p = *made;
   p.backward = true;

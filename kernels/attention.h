@@ -30,7 +30,7 @@ struct AttentionShape {
 };
 struct AttentionGradientShape {
   AttentionShape forward;                              // o_ld: of the output as backward gets it
-  int64_t do_ld = 0, dq_ld = 0, dk_ld = 0, dv_ld = 0;  // with documents, dq has no gaps: dq_ld = heads x qk
+  int64_t do_ld = 0, dq_ld = 0, dk_ld = 0, dv_ld = 0;  // with documents, dq_ld = q_ld
   bool accumulate = false;                             // dk and dv are added to
 
   auto operator<=>(const AttentionGradientShape&) const = default;

@@ -15,8 +15,15 @@ namespace {
 
 constexpr int kMost = GroupedMatmul::kMostGroups;
 constexpr size_t kBlasBytes = size_t{32} << 20;  // workspace of the library
-// Rows of an expert on average, up to which the tiles for few rows are faster; of weight gradients.
-constexpr int64_t kFewRows = 192, kFewRowsOfGradients = 384;
+
+// Measured on an H200. Rows of an expert on average, up to which the tiles for few rows are faster; the same
+// of weight gradients; rows from which a weight gradient is faster by the library.
+constexpr int64_t kFewRows = 192, kFewRowsOfGradients = 384, kLongGradient = 4096;
+constexpr int64_t kTileRows = 128, kTileColumns = 256;  // of C, what a multiprocessor works on at a time
+
+int64_t ceil_div(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
 
 void check_blas(cublasStatus_t status, const char* what) {
   if (status != CUBLAS_STATUS_SUCCESS)
@@ -49,25 +56,33 @@ bool aligned(const ExpertMatrices& all, Type type) {
          all.spilled_stride * size % 16 == 0;
 }
 
-// What the groups are made of; arrays of the problem are computed from it on the device.
+// Experts that have rows; arrays of the problem are computed from them on the device.
 struct Groups {
   std::array<ExpertGroup, kMost> experts;
   int count = 0;
 
-  // Leaves out experts without rows.
-  explicit Groups(std::span<const ExpertGroup> all) {
-    for (const ExpertGroup& expert : all) {
-      if (expert.last <= expert.first) continue;
-      if (count == kMost)
-        throw CudaError("grouped matmul: at most " + std::to_string(kMost) + " experts a call");
-      experts[static_cast<size_t>(count++)] = expert;
-    }
+  void add(const ExpertGroup& expert) {
+    if (count == kMost)
+      throw CudaError("grouped matmul: at most " + std::to_string(kMost) + " experts a call");
+    experts[static_cast<size_t>(count++)] = expert;
   }
+  std::span<const ExpertGroup> all() const { return std::span(experts).first(static_cast<size_t>(count)); }
   int64_t rows() const {
     int64_t sum = 0;
-    for (int i = 0; i < count; ++i)
-      sum += experts[static_cast<size_t>(i)].last - experts[static_cast<size_t>(i)].first;
+    for (const ExpertGroup& expert : all()) sum += expert.last - expert.first;
     return sum;
+  }
+};
+
+// Which experts share a kernel, and which have one of the library's for themselves.
+struct Split {
+  Groups together, alone;
+
+  // is_alone(rows): of one expert.
+  template <class F>
+  Split(std::span<const ExpertGroup> experts, F is_alone) {
+    for (const ExpertGroup& expert : experts)
+      if (expert.last > expert.first) (is_alone(expert.last - expert.first) ? alone : together).add(expert);
   }
 };
 
@@ -142,6 +157,12 @@ GroupedProblem prepare(const Filling& filling, int processors, cudaStream_t stre
           reinterpret_cast<std::byte*>(filling.arrays.a) + (kArrayBytes + 255) / 256 * 256};
 }
 
+// Before calls of the library.
+void begin(cublasHandle_t blas, void* workspace, cudaStream_t stream) {
+  check_blas(cublasSetStream(blas, stream), "stream");
+  check_blas(cublasSetWorkspace(blas, workspace, kBlasBytes), "workspace");
+}
+
 // C(m, n) = op(A) op(B) + beta C by one library call; matrices are row-major.
 void product(cublasHandle_t blas, const void* a, int64_t lda, bool transpose_a, const void* b, int64_t ldb,
              bool transpose_b, void* c, int64_t ldc, int64_t m, int64_t n, int64_t k, Type in, Type out,
@@ -177,26 +198,28 @@ size_t GroupedMatmul::workspace_bytes() const {
 void GroupedMatmul::multiply(std::span<const ExpertGroup> experts, const ConstMatrix& a,
                              const ExpertMatrices& w, bool transpose, const ExpertMatrices& bias,
                              const Matrix& c, void* workspace, cudaStream_t stream) {
-  const Groups groups(experts);
   const int64_t n = c.cols, k = a.cols;
   const Type type = c.type;
   if (a.type != type) throw CudaError("grouped matmul: operands are of one type");
-  if (groups.count == 0 || n == 0) return;
-  const bool grouped = !by_expert_ && type == Type::bf16 && n % 8 == 0 && k % 8 == 0 && aligned(a) &&
-                       aligned(w, type) && aligned(c) && (transpose || !bias);
-  if (grouped) {
+  if (n == 0) return;
+  const bool by_library = by_expert_ || type != Type::bf16 || n % 8 != 0 || k % 8 != 0 || !aligned(a) ||
+                          !aligned(w, type) || !aligned(c) || (bias && !transpose);
+  // A product that fills the device is faster by the library, but not if a bias is to be written first.
+  const Split split(experts, [&](int64_t rows) {
+    return by_library || (!bias && ceil_div(rows, kTileRows) * ceil_div(n, kTileColumns) >= processors_);
+  });
+  if (const Groups& groups = split.together; groups.count > 0) {
     const GroupedProblem problem =
         prepare({groups, Operand(a), Operand(w, type), Operand(c), Operand(bias, type), -1,
                  static_cast<int>(n), static_cast<int>(k), arrays_in(workspace)},
                 processors_, stream);
     const bool few = groups.rows() <= kFewRows * groups.count;
-    return transpose ? grouped_forward(problem, few, stream) : grouped_data_gradient(problem, few, stream);
+    transpose ? grouped_forward(problem, few, stream) : grouped_data_gradient(problem, few, stream);
   }
+  if (split.alone.count == 0) return;
   auto* const blas = static_cast<cublasHandle_t>(blas_);
-  check_blas(cublasSetStream(blas, stream), "stream");
-  check_blas(cublasSetWorkspace(blas, workspace, kBlasBytes), "workspace");
-  for (int i = 0; i < groups.count; ++i) {
-    const ExpertGroup& expert = groups.experts[static_cast<size_t>(i)];
+  begin(blas, workspace, stream);
+  for (const ExpertGroup& expert : split.alone.all()) {
     const int64_t rows = expert.last - expert.first;
     auto* const out = const_cast<std::byte*>(at(c, expert.first));
     if (bias) copy({{of(bias, expert, type), type, rows, n, 0}, {out, type, rows, n, c.ld}}, stream);
@@ -208,36 +231,34 @@ void GroupedMatmul::multiply(std::span<const ExpertGroup> experts, const ConstMa
 void GroupedMatmul::weight_gradient(std::span<const ExpertGroup> experts, const ConstMatrix& a,
                                     const ConstMatrix& b, const ExpertMatrices& dw, Type type,
                                     void* workspace, cudaStream_t stream) {
-  const Groups groups(experts);
   const int64_t m = a.cols, n = b.cols;
   if (a.type != b.type || (type != a.type && type != Type::f32))
-    throw CudaError(
-        "grouped matmul: operands of a weight gradient are of one type, the gradient of that or fp32");
-  if (groups.count == 0 || m == 0 || n == 0) return;
-  if (!by_expert_ && a.type == Type::bf16 && m % 8 == 0 && n % 8 == 0 && aligned(a) && aligned(b) &&
-      aligned(dw, type)) {
-    const GroupedProblem problem = prepare({groups,
-                                            Operand(a),
-                                            Operand(b),
-                                            Operand(dw, type),
-                                            {},
-                                            static_cast<int>(m),
-                                            static_cast<int>(n),
-                                            -1,
-                                            arrays_in(workspace)},
-                                           processors_, stream);
+    throw CudaError("grouped matmul: A and B are of one type, their weight gradient of that or fp32");
+  if (m == 0 || n == 0) return;
+  const bool by_library = by_expert_ || a.type != Type::bf16 || m % 8 != 0 || n % 8 != 0 || !aligned(a) ||
+                          !aligned(b) || !aligned(dw, type);
+  const Split split(experts, [&](int64_t rows) { return by_library || rows >= kLongGradient; });
+  if (const Groups& groups = split.together; groups.count > 0) {
+    const Filling filling{groups,
+                          Operand(a),
+                          Operand(b),
+                          Operand(dw, type),
+                          {},
+                          static_cast<int>(m),
+                          static_cast<int>(n),
+                          -1,
+                          arrays_in(workspace)};
+    const GroupedProblem problem = prepare(filling, processors_, stream);
     const bool few = groups.rows() <= kFewRowsOfGradients * groups.count;
-    return type == Type::bf16 ? grouped_weight_gradient_bf16(problem, few, stream)
-                              : grouped_weight_gradient_f32(problem, few, stream);
+    type == Type::bf16 ? grouped_weight_gradient_bf16(problem, few, stream)
+                       : grouped_weight_gradient_f32(problem, few, stream);
   }
+  if (split.alone.count == 0) return;
   auto* const blas = static_cast<cublasHandle_t>(blas_);
-  check_blas(cublasSetStream(blas, stream), "stream");
-  check_blas(cublasSetWorkspace(blas, workspace, kBlasBytes), "workspace");
-  for (int i = 0; i < groups.count; ++i) {
-    const ExpertGroup& expert = groups.experts[static_cast<size_t>(i)];
+  begin(blas, workspace, stream);
+  for (const ExpertGroup& expert : split.alone.all())
     product(blas, at(a, expert.first), a.ld, true, at(b, expert.first), b.ld, false, of(dw, expert, type),
             dw.ld, m, n, expert.last - expert.first, a.type, type, true);
-  }
 }
 
 }  // namespace mop::kernels

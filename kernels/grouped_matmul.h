@@ -30,8 +30,9 @@ class GroupedMatmul {
  public:
   static constexpr int kMostGroups = 512;  // with rows, in one call
 
-  // `by_expert`: one cuBLAS call an expert, the reference. It is taken anyway for what the grouped kernels do
-  // not do: fp32 operands, and matrices or widths off a 16-byte boundary.
+  // Experts share a grouped kernel, but for those of so many rows that a cuBLAS call for each is faster.
+  // `by_expert`: such a call for all of them, the reference. They are taken anyway for what the grouped
+  // kernels do not do: fp32 operands, and matrices or widths off a 16-byte boundary.
   explicit GroupedMatmul(bool by_expert = false);
   ~GroupedMatmul();
   GroupedMatmul(const GroupedMatmul&) = delete;

@@ -102,9 +102,9 @@ std::vector<ExpertGroup> experts(int count, int64_t rows, bool even) {
 
 void grouped() {
   fmt::print(
-      "experts (E, k, n, rows): forward, with bias, data gradient, weight gradient bf16, fp32; forward and "
-      "weight "
-      "gradient of uneven rows; forward and weight gradient by one call an expert, TFLOP/s\n");
+      "experts (E, k, n, rows), TFLOP/s: forward and by one call an expert; weight gradient bf16 and by one "
+      "call an "
+      "expert; with bias, data gradient, weight gradient fp32; forward and weight gradient of uneven rows\n");
   GroupedMatmul grouped, by_expert(true);
   DeviceBytes workspace(grouped.workspace_bytes());
   struct Size {
@@ -140,12 +140,17 @@ void grouped() {
                            workspace.get(), nullptr);
       });
     };
-    fmt::print("  {:>26} {:5.0f} {:5.0f} {:5.0f} {:5.0f} {:5.0f}; {:5.0f} {:5.0f}; {:5.0f} {:5.0f}\n",
-               fmt::format("({}, {}, {}, {})", count, k, n, rows), forward(grouped, true, false),
-               forward(grouped, true, true), data_gradient(), weight_gradient(grouped, true, Type::bf16),
-               weight_gradient(grouped, true, Type::f32), forward(grouped, false, false),
-               weight_gradient(grouped, false, Type::bf16), forward(by_expert, true, false),
-               weight_gradient(by_expert, true, Type::bf16));
+    // One after the other, what is compared side by side: a hot device is slower.
+    fmt::print("  {:>26}", fmt::format("({}, {}, {}, {})", count, k, n, rows));
+    fmt::print(" {:5.0f}", forward(grouped, true, false));
+    fmt::print(" {:5.0f};", forward(by_expert, true, false));
+    fmt::print(" {:5.0f}", weight_gradient(grouped, true, Type::bf16));
+    fmt::print(" {:5.0f};", weight_gradient(by_expert, true, Type::bf16));
+    fmt::print(" {:5.0f}", forward(grouped, true, true));
+    fmt::print(" {:5.0f}", data_gradient());
+    fmt::print(" {:5.0f};", weight_gradient(grouped, true, Type::f32));
+    fmt::print(" {:5.0f}", forward(grouped, false, false));
+    fmt::print(" {:5.0f}\n", weight_gradient(grouped, false, Type::bf16));
   }
 }
 
@@ -202,12 +207,16 @@ void attention() {
 }  // namespace
 }  // namespace mop::kernels
 
-int main() {
+// bench_matmul [dense] [grouped] [attention]: these, or all.
+int main(int count, char** names) {
   if (const std::string reason = mop::kernels::no_gpu(); !reason.empty()) {
     fmt::print("no benchmark: {}\n", reason);
     return 0;
   }
-  mop::kernels::dense();
-  mop::kernels::grouped();
-  mop::kernels::attention();
+  const auto chosen = [&](std::string_view name) {
+    return count == 1 || std::find(names + 1, names + count, name) != names + count;
+  };
+  if (chosen("dense")) mop::kernels::dense();
+  if (chosen("grouped")) mop::kernels::grouped();
+  if (chosen("attention")) mop::kernels::attention();
 }

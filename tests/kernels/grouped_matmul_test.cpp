@@ -157,6 +157,14 @@ TEST_P(GroupedMatmulTest, WeightGradientsAreAddedInBothTypes) {
     expect_weight_gradients(problem({0, 300, 1, 0, 129, 257, 64, 7}, 264, 200), out);
 }
 
+TEST_P(GroupedMatmulTest, ExpertsThatFillTheDeviceAmongOthers) {
+  const Problem wide = problem({3, 700, 0, 129, 777}, 5632, 16);
+  for (const bool transpose : {false, true}) expect_multiplied(wide, transpose, false);
+  expect_multiplied(wide, true, true);
+  for (const Type out : {Type::bf16, Type::f32})
+    expect_weight_gradients(problem({500, 4100, 0, 5000, 9}, 48, 40), out);
+}
+
 TEST_P(GroupedMatmulTest, WidthsOffTheBoundaryAndFp32) {
   expect_multiplied(problem({3, 20, 0, 9}, 21, 35), true, true);
   expect_multiplied(problem({3, 20, 0, 9}, 64, 40, Type::f32), true, true);
