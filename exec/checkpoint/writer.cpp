@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <chrono>
+#include <span>
 #include <system_error>
 #include <utility>
 
@@ -13,16 +14,22 @@ namespace mop::checkpoint {
 
 namespace fs = std::filesystem;
 
-Writer::Writer(const fs::path& folder, int keep) : keep_(keep) {
+Writer::Writer(const fs::path& folder, int keep, std::unique_ptr<launch::Peers> peers)
+    : keep_(keep), peers_(std::move(peers)) {
   ensure(keep >= 1, "at least one checkpoint is kept");
-  try {
-    folder_ = fs::absolute(folder);
-    if (fs::create_directories(folder_)) sync_folder(folder_.parent_path());
-  } catch (const fs::filesystem_error& error) {
-    throw UserError(fmt::format("cannot make the folder {} for checkpoints: {}; choose another",
-                                folder.string(), error.code().message()));
-  }
-  remove_leftovers(folder_);
+  together([&]() -> std::string {
+    if (peers_->rank() != 0) return {};
+    try {
+      folder_ = fs::absolute(folder);
+      if (fs::create_directories(folder_)) sync_folder(folder_.parent_path());
+    } catch (const fs::filesystem_error& error) {
+      throw UserError(fmt::format("cannot make the folder {} for checkpoints: {}; choose another",
+                                  folder.string(), error.code().message()));
+    }
+    remove_leftovers(folder_);
+    return {};
+  });
+  folder_ = fs::absolute(folder);
 }
 
 Writer::~Writer() {
@@ -32,7 +39,7 @@ Writer::~Writer() {
 void Writer::begin(Snapshot snapshot) {
   wait();
   pending_ = std::async(std::launch::async,
-                        [this, taken = std::move(snapshot)] { prune(write(taken), taken.state.step); });
+                        [this, taken = std::move(snapshot)] { write(taken); });
 }
 
 bool Writer::done() const {
@@ -43,23 +50,61 @@ void Writer::wait() {
   if (pending_.valid()) pending_.get();
 }
 
-fs::path Writer::write(const Snapshot& snapshot) const {
+std::vector<std::string> Writer::together(const std::function<std::string()>& act) const {
+  const auto bytes = [](const std::string& text) { return std::as_bytes(std::span(text)); };
+  std::string mine;
+  try {
+    mine = 'y' + act();
+  } catch (const UserError& error) {
+    mine = std::string("n") + error.what();
+  }
+  std::vector<std::string> all;
+  std::string verdict = "y";
+  for (const std::vector<std::byte>& one : peers_->gather(bytes(mine))) {
+    std::string text(reinterpret_cast<const char*>(one.data()), one.size());
+    if (text.front() == 'n' && verdict == "y") verdict = text;
+    all.push_back(text.substr(1));
+  }
+  const std::vector<std::byte> heard = peers_->broadcast(bytes(verdict));
+  if (static_cast<char>(heard.front()) == 'n')
+    throw UserError(std::string(reinterpret_cast<const char*>(heard.data()) + 1, heard.size() - 1));
+  return all;
+}
+
+void Writer::write(const Snapshot& snapshot) const {
+  const bool first = peers_->rank() == 0;
   const fs::path checkpoint = folder_ / step_name(snapshot.state.step), unfinished = temporary(checkpoint);
   std::error_code error;
   try {
-    fs::remove_all(unfinished, error);
-    if (!fs::create_directory(unfinished, error))
-      throw UserError(fmt::format("cannot make the folder {}: {}; check the space and the permissions there",
-                                  unfinished.string(), error.message()));
-    Manifest manifest{snapshot.state, {}};
-    for (size_t rank = 0; rank < snapshot.ranks.size(); ++rank)
-      manifest.files.push_back(write_rank(unfinished, rank, snapshot.ranks[rank]));
-    publish(unfinished, manifest, checkpoint);
+    together([&]() -> std::string {
+      if (!first) return {};
+      fs::remove_all(unfinished, error);
+      if (!fs::create_directory(unfinished, error))
+        throw UserError(fmt::format("cannot make the folder {}: {}; check the space and the permissions there",
+                                    unfinished.string(), error.message()));
+      return {};
+    });
+    // A process's part of the manifest, as text.
+    const std::vector<std::string> parts = together([&] {
+      Manifest own{snapshot.state, {}};
+      const size_t before = snapshot.ranks.size() * static_cast<size_t>(peers_->rank());
+      for (size_t i = 0; i < snapshot.ranks.size(); ++i)
+        own.files.push_back(write_rank(unfinished, before + i, snapshot.ranks[i]));
+      return to_text(own);
+    });
+    together([&]() -> std::string {
+      if (!first) return {};
+      Manifest manifest{snapshot.state, {}};
+      for (const std::string& part : parts)
+        for (RankFile& file : parse_manifest(part, "a process's part").files) manifest.files.push_back(std::move(file));
+      publish(unfinished, manifest, checkpoint);
+      return {};
+    });
   } catch (...) {
-    fs::remove_all(unfinished, error);
+    if (first) fs::remove_all(unfinished, error);
     throw;
   }
-  return checkpoint;
+  if (first) prune(checkpoint, snapshot.state.step);
 }
 
 void Writer::prune(const fs::path& newest, int64_t step) const {

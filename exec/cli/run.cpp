@@ -3,12 +3,15 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <cstdlib>
+#include <cstring>
 #include <filesystem>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <thread>
 
 #include "exec/cli/training.h"
+#include "exec/launch/spawn.h"
 #include "sim/base/error.h"
 #include "sim/base/paths.h"
 #include "sim/base/quantity.h"
@@ -71,7 +74,9 @@ struct Run {
         ->type_name("N")
         ->default_str("1")
         ->group(group);
-    command.add_option("--gpus", gpus, "ranks on as many GPUs of this host instead (builds with CUDA)")
+    command.add_option("--gpus", gpus,
+                       "ranks on as many GPUs of this host instead, a process each; under torchrun, mpirun or srun the "
+                       "launcher says how many")
         ->type_name("N")
         ->default_str("0")
         ->group(group);
@@ -111,19 +116,27 @@ struct Run {
     command.footer(
         "Plan settings have flags of their own, such as --ep 8; mop show plan --help lists them.\n"
         "The cluster is the one that the planner plans for and that the stored prediction is of.\n"
+        "On several hosts: torchrun --no-python, mpirun or srun start a process a GPU, each with this same command.\n"
         "Example:\n"
         "  mop run --model tiny-qwen3-moe --data README.md --plan mop --ranks 8 --steps 200\n"
+        "  mop run --model qwen3-30b-a3b --data corpus.bin --cluster h200x4 --plan mop --gpus 4 --sequences 8\n"
         "  mop run --model tiny-qwen3-moe --data README.md --ranks 2 --steps 50 --save ckpt --resume --format json");
   }
 
   predict::Scenario scenario() {
     predict::Scenario s = flags.scenario();
     if (gpus < 0) throw UserError(fmt::format("--gpus is {}; it cannot be negative", gpus));
-    if (gpus > 0) {
-      if (ranks != 1 && ranks != gpus) throw UserError("--ranks and --gpus differ; give one of them");
+    if (gpus > 0 && ranks != 1 && ranks != gpus) throw UserError("--ranks and --gpus differ; give one of them");
+    options.place = launch::place_of([](const char* name) -> const char* { return std::getenv(name); });
+    if (options.place && options.place->size == 1 && gpus == 0) options.place.reset();  // a launcher's shell
+    if (options.place && (gpus > 0 || ranks > 1) && std::max(gpus, ranks) != options.place->size)
+      throw UserError(fmt::format("{} started {} ranks, and --{} says {}; leave it out", options.place->launcher,
+                                  options.place->size, gpus > 0 ? "gpus" : "ranks", std::max(gpus, ranks)));
+    if (options.place)
+      ranks = options.place->size;
+    else if (gpus > 0)
       ranks = gpus;
-      options.on_gpus = true;
-    }
+    if (gpus == 1 && !options.place) options.place.emplace();
     if (ranks < 1) throw UserError(fmt::format("--ranks is {}; at least one is needed", ranks));
     if (flags.given("nodes") || flags.given("gpus-per-node"))
       throw UserError("--nodes and --gpus-per-node are for predictions; mop run takes --ranks");
@@ -145,7 +158,11 @@ struct Run {
     return s;
   }
 
-  void note(const std::string& text) const { fmt::print(stderr, "mop: {}\n", text); }
+  bool first() const { return !options.place || options.place->rank == 0; }
+  bool on_gpus() const { return options.place.has_value(); }
+  void note(const std::string& text) const {
+    if (first()) fmt::print(stderr, "mop: {}\n", text);
+  }
 
   void complete(const predict::Scenario& s) {
     train::Hyperparameters& h = options.trainer.hyper;
@@ -193,8 +210,21 @@ struct Run {
                        format_bytes(static_cast<double>(p.memory.arenas.host.bytes)), p.program.ops.size());
   }
 
+  // Model FLOPs a second and GPU, by the formula that formula() prints, and their share of the peak.
+  static double flops_rate(const predict::Scenario& s, double tokens_per_second) {
+    return tokens_per_second / static_cast<double>(s.gpus()) * predict::model_flops(s).total();
+  }
+  static double mfu(const predict::Scenario& s, double tokens_per_second) {
+    return flops_rate(s, tokens_per_second) / s.cluster["peak_flops"];
+  }
+  static std::string formula(const predict::Scenario& s) {
+    return fmt::format("model FLOPs: {:.2f} GFLOP a token, forward and backward: products of active parameters without the "
+                       "input embedding, causal attention halved, true windows, no recompute; MFU against {:.0f} TFLOP/s\n",
+                       predict::model_flops(s).total() * 1e-9, s.cluster["peak_flops"] * 1e-12);
+  }
+
   void print_step(const predict::Scenario& s, const train::StepReport& r, int64_t tokens, int64_t bytes) const {
-    const double per_second = static_cast<double>(tokens) / r.seconds,
+    const double per_second = static_cast<double>(tokens) / r.seconds, per_gpu = per_second / static_cast<double>(s.gpus()),
                  exposed = static_cast<double>(r.overlap.exposed_communication) * 1e-9;
     if (flags.json()) {
       Json line{{"step", r.step + 1}, {"loss", r.loss}};
@@ -203,13 +233,24 @@ struct Run {
       line["learning_rate"] = r.learning_rate;
       line["tokens_per_s"] = per_second;
       line["hbm_bytes"] = bytes;
+      line["expert_imbalance"] = r.expert_imbalance;
       line["exposed_communication_s"] = exposed;
+      line["planning_stall_s"] = static_cast<double>(r.overlap.planning_stall) * 1e-9;
+      if (on_gpus()) {
+        line["tokens_per_s_per_gpu"] = per_gpu;
+        line["model_flops_per_s_per_gpu"] = flops_rate(s, per_second);
+        line["mfu"] = mfu(s, per_second);
+      }
       line["seconds"] = r.seconds;
       fmt::print("{}\n", line.dump());
     } else {
-      fmt::print("step {:>5}  loss {:>9.5f}  grad norm {:>9}  lr {:.3e}  {:>9.0f} tokens/s  {}  {} exposed\n", r.step + 1,
-                 r.loss, r.gradient_norm ? fmt::format("{:.4f}", *r.gradient_norm) : "-", r.learning_rate, per_second,
-                 format_bytes(static_cast<double>(bytes)), format_seconds(exposed));
+      const std::string speed =
+          on_gpus() ? fmt::format("{:>8.0f} tokens/s/GPU  {:>4.0f} TFLOP/s  MFU {:.1f} %", per_gpu,
+                                  flops_rate(s, per_second) * 1e-12, 100 * mfu(s, per_second))
+                    : fmt::format("{:>9.0f} tokens/s", per_second);
+      fmt::print("step {:>5}  loss {:>9.5f}  grad norm {:>9}  lr {:.3e}  {}  {}  rows/expert {:.2f}x  {} exposed\n", r.step + 1,
+                 r.loss, r.gradient_norm ? fmt::format("{:.4f}", *r.gradient_norm) : "-", r.learning_rate, speed,
+                 format_bytes(static_cast<double>(bytes)), r.expert_imbalance, format_seconds(exposed));
     }
     std::fflush(stdout);
   }
@@ -219,12 +260,13 @@ struct Run {
     r.created = store::now_utc();
     char host[256] = "unknown";
     ::gethostname(host, sizeof host - 1);
-    r.cluster = options.on_gpus ? "gpus" : "cpu";
-    r.machine = fmt::format("{}: {} backend, {} ranks, {} hardware threads", host, options.on_gpus ? "CUDA" : "CPU",
-                            s.gpus(), std::thread::hardware_concurrency());
+    r.cluster = on_gpus() ? "gpus" : "cpu";
+    r.machine = fmt::format("{}: {} backend, {} ranks, {} hardware threads a process{}", host, on_gpus() ? "CUDA" : "CPU",
+                            s.gpus(), std::thread::hardware_concurrency(),
+                            report.libraries.empty() ? "" : ", " + report.libraries);
     r.fits = true;
     r.hbm_allocated_bytes = report.hbm_addressed;
-    r.hbm_peak_bytes = report.hbm_bytes;
+    r.hbm_peak_bytes = on_gpus() ? report.device_bytes : report.hbm_bytes;
     r.hbm_capacity_bytes = std::nullopt;
     r.host_peak_bytes = report.host_bytes * s.gpus();
     r.host_capacity_bytes = std::nullopt;
@@ -232,7 +274,7 @@ struct Run {
     r.step_time_s = seconds;
     r.tokens_per_step = report.tokens_per_step;
     r.tokens_per_s_per_gpu = static_cast<double>(report.tokens_per_step) / seconds / static_cast<double>(s.gpus());
-    r.mfu = std::nullopt;
+    r.mfu = on_gpus() ? std::optional(mfu(s, static_cast<double>(report.tokens_per_step) / seconds)) : std::nullopt;
     r.exposed_communication_s = report.mean_exposed_seconds();
     r.bound_by = "";
     Json steps = Json::array();
@@ -241,8 +283,11 @@ struct Run {
                        {"loss", step.loss},
                        {"gradient_norm", step.gradient_norm ? Json(*step.gradient_norm) : Json()},
                        {"learning_rate", step.learning_rate},
+                       {"expert_imbalance", step.expert_imbalance},
+                       {"planning_stall_s", static_cast<double>(step.overlap.planning_stall) * 1e-9},
+                       {"exposed_communication_s", static_cast<double>(step.overlap.exposed_communication) * 1e-9},
                        {"seconds", step.seconds}});
-    r.detail = Json{{"backend", options.on_gpus ? "cuda" : "cpu"},
+    r.detail = Json{{"backend", on_gpus() ? "cuda" : "cpu"},
                     {"ranks", s.gpus()},
                     {"data", options.data_path},
                     {"seed", options.seed},
@@ -253,13 +298,38 @@ struct Run {
     return r;
   }
 
-  void write_trace(const predict::Scenario& s, const train::Prepared& prepared, const train::Trainer& trainer) const {
+  // Collective: every process brings its ranks' times.
+  void write_trace(const predict::Scenario& s, const train::Prepared& prepared, train::Trainer& trainer) const {
     std::vector<program::RankTimeline> timelines;
-    for (int rank = 0; rank < static_cast<int>(s.gpus()); ++rank)
-      timelines.push_back({fmt::format("rank {}, {} {}, measured", rank, s.model.name,
+    const auto add = [&](std::vector<program::OpSpan> spans) {
+      timelines.push_back({fmt::format("rank {}, {} {}, measured", timelines.size(), s.model.name,
                                        plan::family_name(s.plan.family)),
-                           &prepared.program, trainer.trace(rank)});
+                           &prepared.program, std::move(spans)});
+    };
+    launch::Peers& peers = trainer.peers();
+    if (peers.size() == 1) {
+      for (const int rank : trainer.machine().ranks()) add(trainer.trace(rank));
+    } else {
+      const std::vector<program::OpSpan> own = trainer.trace(trainer.machine().ranks().front());
+      for (const std::vector<std::byte>& bytes : peers.gather(std::as_bytes(std::span(own)))) {
+        std::vector<program::OpSpan> spans(bytes.size() / sizeof(program::OpSpan));
+        std::memcpy(spans.data(), bytes.data(), bytes.size());
+        add(std::move(spans));
+      }
+      if (peers.rank() != 0) return;
+    }
     program::write_timeline(trace, timelines);
+  }
+
+  // The planner's choice, of process 0.
+  plan::Plan chosen(const predict::Scenario& s, launch::Peers& peers) const {
+    std::string text;
+    if (peers.rank() == 0) {
+      Progress progress("choosing the plan");
+      text = plan::describe(search::choose(s, [&](size_t done, size_t total) { progress.show(done, total); }));
+    }
+    const std::vector<std::byte> heard = peers.broadcast(std::as_bytes(std::span(text)));
+    return plan::parse_plan(std::string(reinterpret_cast<const char*>(heard.data()), heard.size()));
   }
 
   void run() {
@@ -269,39 +339,66 @@ struct Run {
     predict::validate(s);
     if (options.data_path.empty() && !dry_run)
       throw UserError("no data is given; write --data FILE (text, or the .bin of an indexed dataset)");
-    std::optional<store::Store> store = flags.open_store();
-    const std::string key = keys_of(s).key;
-    {
-      Progress progress("choosing the plan");
-      s.plan = search::choose(s, [&](size_t done, size_t total) { progress.show(done, total); });
-    }
-    const predict::Prediction p = predict::predict(s);
-    options.trainer.check_finite = !options.on_gpus;  // a few percent of a step on the CPU
-    const train::Prepared prepared({s.model, s.plan, s.gpus(), s.workload});
-    if (dry_run) {
-      fmt::print("{}", flags.json() ? pretty(answer_json(s, p)) + "\n" : answer_text(s, p) + "\nCPU backend: " + memory_line(prepared));
+    if (gpus > 1 && !options.place && !dry_run) {  // this process starts the ranks, and is none of them
+      const int status = launch::spawn(static_cast<int>(gpus), invocation.words);
+      if (status != 0) throw Ended{status};
       return;
     }
-    store::RunRecord predicted = record(key, s, p, invocation.command_line);
-    if (store) store->insert(predicted);
-    if (!flags.json()) fmt::print("{}plan {}\n{}", headline(s), plan::describe(s.plan), memory_line(prepared));
+    std::optional<std::string> interrupted;
+    if (!options.place || options.place->size == 1) {
+      interrupted = train(std::move(s), launch::alone());
+    } else {
+      const std::unique_ptr<launch::Peers> peers = launch::connect(*options.place);
+      // What stops one rank stops all, and is said once.
+      try {
+        interrupted = train(std::move(s), peers->channel());
+      } catch (const std::exception& error) {
+        peers->abandon(error.what(), dynamic_cast<const UserError*>(&error) != nullptr ? 2 : 1);
+      }
+    }
+    if (interrupted && !first()) throw Ended{kInterrupted};
+    if (interrupted) throw Interrupted{*interrupted};
+  }
+
+  // Returns what to say when the user interrupted it.
+  std::optional<std::string> train(predict::Scenario s, std::unique_ptr<launch::Peers> peers) {
+    if (dry_run && !first()) return std::nullopt;
+    std::optional<store::Store> store;
+    if (first()) store = flags.open_store();
+    const std::string key = keys_of(s).key;
+    s.plan = chosen(s, *peers);
+    options.trainer.check_finite = !on_gpus();  // a few percent of a step on the CPU
+    const train::Prepared prepared({s.model, s.plan, s.gpus(), s.workload});
+    store::RunRecord predicted;
+    if (first()) {
+      const predict::Prediction p = predict::predict(s);
+      if (dry_run) {
+        fmt::print("{}", flags.json() ? pretty(answer_json(s, p)) + "\n" : answer_text(s, p) + "\n" + memory_line(prepared));
+        return std::nullopt;
+      }
+      predicted = record(key, s, p, invocation.command_line);
+      if (store) store->insert(predicted);
+      if (!flags.json())
+        fmt::print("{}plan {}\n{}{}", headline(s), plan::describe(s.plan), memory_line(prepared),
+                   on_gpus() ? formula(s) : "");
+    }
 
     TrainingObserver observer;
     observer.say = [this](const std::string& text) { note(text); };
     const int64_t tokens = predict::tokens_per_step(s), bytes = prepared.memory.arenas.hbm.bytes;
-    observer.step = [&](const train::StepReport& step) { print_step(s, step, tokens, bytes); };
-    observer.end = [&](const train::Trainer& trainer) {
+    observer.step = [&](const train::StepReport& step) {
+      if (first()) print_step(s, step, tokens, bytes);
+    };
+    observer.end = [&](train::Trainer& trainer) {
       if (!trace.empty()) write_trace(s, prepared, trainer);
     };
-    const TrainingReport report = run_training(prepared, options, observer);
+    const TrainingReport report = run_training(prepared, options, observer, std::move(peers));
     if (store && !report.steps.empty()) store->insert(measurement(s, predicted, report));
     if (report.interrupted)
-      throw Interrupted{options.save.empty()
-                            ? fmt::format("interrupted after step {}; nothing is saved without --save",
-                                          report.steps.back().step + 1)
-                            : fmt::format("interrupted after step {}; the same command with --resume goes on",
-                                          report.steps.back().step + 1)};
+      return fmt::format("interrupted after step {}; {}", report.steps.back().step + 1,
+                         options.save.empty() ? "nothing is saved without --save" : "the same command with --resume goes on");
     if (!trace.empty()) note(fmt::format("timeline in {}; open it at https://ui.perfetto.dev", trace));
+    return std::nullopt;
   }
 };
 

@@ -3,47 +3,25 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <atomic>
-#include <csignal>
+#include <cstring>
+#include <span>
 
 #include "exec/checkpoint/folder.h"
 #include "exec/checkpoint/writer.h"
+#ifdef MOP_CUDA
+#include "exec/cuda/libraries.h"
+#include "exec/cuda/memory.h"
+#endif
 #include "sim/base/error.h"
+#include "sim/cli/stop_on_signal.h"
 
 namespace mop::cli {
 namespace {
 
-std::atomic<int> interrupts{0};
-
-extern "C" void on_interrupt(int signal) {
-  // The second one does not wait for the step.
-  if (interrupts.fetch_add(1) > 0) {
-    std::signal(signal, SIG_DFL);
-    std::raise(signal);
-  }
-}
-
-class Interruptible {
- public:
-  Interruptible() : old_int_(std::signal(SIGINT, on_interrupt)), old_term_(std::signal(SIGTERM, on_interrupt)) {
-    interrupts = 0;
-  }
-  ~Interruptible() {
-    std::signal(SIGINT, old_int_);
-    std::signal(SIGTERM, old_term_);
-  }
-  Interruptible(const Interruptible&) = delete;
-  Interruptible& operator=(const Interruptible&) = delete;
-
- private:
-  void (*old_int_)(int);
-  void (*old_term_)(int);
-};
-
 // Saves while the steps go on: what a checkpoint holds is copied, and the copy written by another thread.
 class Saver {
  public:
-  Saver(const std::string& folder, int keep) : writer_(folder, keep) {}
+  Saver(const std::string& folder, int keep, launch::Peers& peers) : writer_(folder, keep, peers.channel()) {}
 
   void save(train::Trainer& trainer, uint64_t seed) {
     writer_.wait();  // the copy is free again
@@ -65,13 +43,58 @@ double median(std::vector<double> values) {
   return n % 2 == 1 ? values[n / 2] : (values[n / 2 - 1] + values[n / 2]) / 2;
 }
 
-std::unique_ptr<train::Machine> make_machine(const train::Prepared& prepared, const TrainingOptions& options) {
+std::unique_ptr<train::Machine> make_machine(const train::Prepared& prepared, const TrainingOptions& options,
+                                             std::unique_ptr<launch::Peers> peers, TrainingReport& report,
+                                             const TrainingObserver& observer) {
 #ifdef MOP_CUDA
-  if (options.on_gpus) return train::make_cuda_machine(prepared, options.trainer);
+  if (options.place) {
+    report.libraries = cuda::check_libraries();
+    observer.say(report.libraries);
+    const std::string warning =
+        cuda::check_host_memory(prepared.memory.arenas.host.bytes, options.place->local_size);
+    if (!warning.empty()) observer.say(warning);
+    return train::make_cuda_machine(prepared, options.trainer, *options.place, std::move(peers));
+  }
+#else
+  (void)peers, (void)report, (void)observer;
 #endif
-  if (options.on_gpus)
+  if (options.place)
     throw UserError("this build has no CUDA: install the CUDA toolkit, run ./setup and build again; or run without --gpus");
   return train::make_cpu_machine(prepared, options.trainer);
+}
+
+// Process 0 writes, and calls for each parameter as it comes to it; the others bring their parts until it says no more.
+void export_weights(train::Trainer& trainer, const model::ModelConfig& model, const TrainingOptions& options) {
+  launch::Peers& peers = trainer.peers();
+  const auto read = [&](model::ParameterId id, float* out) { trainer.shards().read(id, train::What::weights, out); };
+  if (peers.rank() != 0) {
+    for (std::vector<float> none;;) {
+      const std::vector<std::byte> heard = peers.broadcast({});
+      if (heard.empty()) return;
+      model::ParameterId id;
+      std::memcpy(&id, heard.data(), sizeof id);
+      read(id, none.data());
+    }
+  }
+  weights::write_hugging_face(model, options.config_json, options.export_folder, options.export_type,
+                              [&](model::ParameterId id, float* out) {
+                                peers.broadcast(std::as_bytes(std::span(&id, 1)));
+                                read(id, out);
+                              });
+  peers.broadcast({});
+}
+
+// Everybody's numbers, largest of all.
+int64_t most_of(launch::Peers& peers, int64_t mine) {
+  int64_t most = mine;
+  for (const std::vector<std::byte>& one : peers.gather(std::as_bytes(std::span(&mine, 1)))) {
+    int64_t value = 0;
+    std::memcpy(&value, one.data(), sizeof value);
+    most = std::max(most, value);
+  }
+  const std::vector<std::byte> heard = peers.broadcast(std::as_bytes(std::span(&most, 1)));
+  std::memcpy(&most, heard.data(), sizeof most);
+  return most;
 }
 
 void resume(train::Trainer& trainer, const TrainingOptions& options, const TrainingObserver& observer) {
@@ -93,6 +116,51 @@ void resume(train::Trainer& trainer, const TrainingOptions& options, const Train
                            reader->state().ranks, reader->state().plan));
 }
 
+void train_and_save(train::Trainer& trainer, const train::Prepared& prepared, const TrainingOptions& options,
+                    const TrainingObserver& observer, Saver* saver, const weights::Source* source,
+                    TrainingReport& report) {
+  const train::Job& job = prepared.job;
+  launch::Peers& peers = trainer.peers();
+  if (!options.resume.empty())
+    resume(trainer, options, observer);
+  else if (source)
+    trainer.start(*source);
+  else
+    trainer.start(weights::RandomSource(job.model, options.seed));
+
+  report.tokens_per_step = prepared.micro_sequences() * job.workload.accumulate * job.workload.context;
+  report.hbm_bytes = prepared.memory.arenas.hbm.bytes;
+  report.host_bytes = prepared.memory.arenas.host.bytes;
+  report.workspace_bytes = trainer.workspace_bytes();
+  const StopOnSignal stopping;
+  int64_t saved = -1;
+  const auto save = [&] {
+    if (!saver || saved == trainer.steps_done()) return;
+    saver->save(trainer, options.seed);
+    saved = trainer.steps_done();
+  };
+  while (trainer.steps_done() < options.steps && !report.interrupted) {
+    report.steps.push_back(trainer.step());
+    observer.step(report.steps.back());
+    if (options.save_every > 0 && trainer.steps_done() % options.save_every == 0) save();
+    report.interrupted = most_of(peers, StopOnSignal::stop ? 1 : 0) > 0;  // a signal may have reached some of them
+  }
+  trainer.flush();
+  save();
+  if (saver) {
+    saver->wait();
+    observer.say(fmt::format("checkpoint of step {} in {}", trainer.steps_done(),
+                             (std::filesystem::path(options.save) / checkpoint::step_name(trainer.steps_done())).string()));
+  }
+  report.hbm_addressed = trainer.bytes_addressed(program::Space::hbm);
+  report.device_bytes = most_of(peers, trainer.machine().device_bytes_in_use());
+  if (!options.export_folder.empty() && !report.interrupted) {
+    export_weights(trainer, job.model, options);
+    observer.say(fmt::format("weights exported to {}", options.export_folder));
+  }
+  if (observer.end) observer.end(trainer);
+}
+
 }  // namespace
 
 double TrainingReport::median_seconds() const {
@@ -109,57 +177,28 @@ double TrainingReport::mean_exposed_seconds() const {
 }
 
 TrainingReport run_training(const train::Prepared& prepared, const TrainingOptions& options,
-                            const TrainingObserver& observer) {
+                            const TrainingObserver& observer, std::unique_ptr<launch::Peers> given) {
   const train::Job& job = prepared.job;
   const data::Dataset data(options.data_path, options.data);
-  // Before the long part: a folder that cannot be written is known now.
-  std::unique_ptr<Saver> saver;
-  if (!options.save.empty()) saver = std::make_unique<Saver>(options.save, options.keep);
   std::unique_ptr<weights::Source> source;
   if (!options.weights.empty()) source = std::make_unique<weights::HuggingFaceSource>(job.model, options.weights);
 
-  train::Trainer trainer(prepared, data, options.trainer, make_machine(prepared, options));
-  if (!options.resume.empty())
-    resume(trainer, options, observer);
-  else if (source)
-    trainer.start(*source);
-  else
-    trainer.start(weights::RandomSource(job.model, options.seed));
-
   TrainingReport report;
-  report.tokens_per_step = prepared.micro_sequences() * job.workload.accumulate * job.workload.context;
-  report.hbm_bytes = prepared.memory.arenas.hbm.bytes;
-  report.host_bytes = prepared.memory.arenas.host.bytes;
-  report.workspace_bytes = trainer.workspace_bytes();
-  const Interruptible interruptible;
-  int64_t saved = -1;
-  const auto save = [&] {
-    if (!saver || saved == trainer.steps_done()) return;
-    saver->save(trainer, options.seed);
-    saved = trainer.steps_done();
-  };
-  while (trainer.steps_done() < options.steps && !report.interrupted) {
-    report.steps.push_back(trainer.step());
-    observer.step(report.steps.back());
-    if (options.save_every > 0 && trainer.steps_done() % options.save_every == 0) save();
-    report.interrupted = interrupts > 0;
+  launch::Peers* const before = given.get();
+  // Before the long part: a folder that cannot be written is known now.
+  std::unique_ptr<Saver> saver;
+  if (!options.save.empty()) saver = std::make_unique<Saver>(options.save, options.keep, *before);
+  train::Trainer trainer(prepared, data, options.trainer,
+                         make_machine(prepared, options, std::move(given), report, observer));
+  launch::Peers& peers = trainer.peers();
+  try {
+    train_and_save(trainer, prepared, options, observer, saver.get(), source.get(), report);
+  } catch (const std::exception& error) {
+    // Here, while everything is still there: what hangs in NCCL would hang in the course of an exception, too.
+    if (peers.size() > 1) peers.abandon(error.what(), dynamic_cast<const UserError*>(&error) != nullptr ? 2 : 1);
+    throw;
   }
-  trainer.flush();
-  save();
-  if (saver) {
-    saver->wait();
-    observer.say(fmt::format("checkpoint of step {} in {}", trainer.steps_done(),
-                             (std::filesystem::path(options.save) / checkpoint::step_name(trainer.steps_done())).string()));
-  }
-  report.hbm_addressed = trainer.bytes_addressed(program::Space::hbm);
-  if (!options.export_folder.empty() && !report.interrupted) {
-    weights::write_hugging_face(job.model, options.config_json, options.export_folder, options.export_type,
-                                [&](model::ParameterId id, float* out) {
-                                  trainer.shards().read(id, train::What::weights, out);
-                                });
-    observer.say(fmt::format("weights exported to {}", options.export_folder));
-  }
-  if (observer.end) observer.end(trainer);
+  saver.reset();  // its channel ends before the peers that it is one of
   return report;
 }
 

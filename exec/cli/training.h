@@ -1,5 +1,5 @@
-// A training run on the CPU backend from weights or a checkpoint to the last step: its loop, its checkpoints and what
-// it measured.
+// A training run from weights or a checkpoint to the last step: its loop, its checkpoints and what it measured. On GPUs
+// every process of the run calls it, and all see the same report.
 #pragma once
 #include <filesystem>
 #include <functional>
@@ -14,7 +14,7 @@ namespace mop::cli {
 
 struct TrainingOptions {
   int64_t steps = 100;
-  bool on_gpus = false;  // else on the CPU
+  std::optional<launch::Place> place;  // of this process, on a GPU; else all ranks are here, on the CPU
   uint64_t seed = 0;
   train::TrainerOptions trainer;
   data::DatasetOptions data;
@@ -34,6 +34,8 @@ struct TrainingReport {
   int64_t hbm_bytes = 0, host_bytes = 0;    // arenas of a rank
   int64_t hbm_addressed = 0;                // highest byte that an operation used
   int64_t workspace_bytes = 0;              // of a rank, beside the arenas
+  int64_t device_bytes = 0;                 // of the fullest GPU after the last step, everything included; 0: no GPU
+  std::string libraries;                    // of the GPU and their versions
   bool interrupted = false;
   double median_seconds() const;            // of the second half of the steps
   double mean_exposed_seconds() const;      // likewise
@@ -42,12 +44,13 @@ struct TrainingReport {
 struct TrainingObserver {
   std::function<void(const std::string&)> say;  // a line of progress: resumed from, saved to
   std::function<void(const train::StepReport&)> step;
-  std::function<void(const train::Trainer&)> end;  // before the trainer is gone
+  std::function<void(train::Trainer&)> end;  // in every process, before the trainer is gone
 };
 
 // Runs until the last step or the first Ctrl-C (or SIGTERM), which finishes the step and writes a checkpoint. Errors:
 // UserError, InternalError; what was saved before stays.
+// peers: of options.place, which it takes.
 TrainingReport run_training(const train::Prepared& prepared, const TrainingOptions& options,
-                            const TrainingObserver& observer);
+                            const TrainingObserver& observer, std::unique_ptr<launch::Peers> peers = launch::alone());
 
 }  // namespace mop::cli

@@ -106,7 +106,7 @@ void World::make_rooms() {
         room = make(1);
       } else {
         const program::Group& group = rank->program.groups[op.group];
-        index = rank->rank / group.stride % group.size;
+        index = group.span().index(rank->rank);
         Shared& known =
             shared[{op.group, op.stream, rank->rank - index * group.stride, group.size, group.stride}];
         if (known.room == nullptr) known.room = make(group.size);

@@ -155,6 +155,15 @@ const plan::RoundPlan& round_plan(const Operand& rounds) {
   return read(rounds).plan;
 }
 
+double max_over_mean(const plan::Counts& counts) {
+  int64_t most = 0, all = 0;
+  for (int e = 0; e < counts.experts(); ++e) {
+    most = std::max(most, counts.load(e));
+    all += counts.load(e);
+  }
+  return all == 0 ? 1 : static_cast<double>(most) * counts.experts() / static_cast<double>(all);
+}
+
 bool acts(const Call& call, const plan::RoundPlan& plan) {
   const program::Does& does = call.op->does;
   if (call.round >= plan.rounds()) return false;

@@ -21,6 +21,9 @@ int64_t routed_bytes(const program::StepProgram& program, const program::Op& op)
 // What plan_routing leaves in `rounds`.
 const plan::RoundPlan& round_plan(const Operand& rounds);
 
+// Rows of the fullest expert over the mean of all, of the counts that plan_routing had; 1 when there are none.
+double max_over_mean(const plan::Counts& counts);
+
 // Whether the call has something to do in its round: Does::first_round and last_round act at the ends of a
 // pass. A repeat region runs once also when the plan has no rounds: nothing acts then.
 bool acts(const Call& call, const plan::RoundPlan& plan);

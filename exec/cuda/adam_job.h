@@ -4,20 +4,16 @@
 #include <vector>
 
 #include "exec/cuda/rank.h"
+#include "exec/host/adam.h"
 #include "exec/interpreter/step.h"
 
 namespace mop::cuda {
 
 struct Rank::AdamJob {
-  AdamJob() : factor(pinned_bytes(sizeof(float), "a clip factor")) { pairs.reserve(2); }
+  using Pair = host::AdamPair;
 
-  struct Pair {
-    const std::byte* gradient;
-    program::Type gradient_type;
-    std::byte* weights;
-    program::Type weights_type;
-    int64_t first, n;  // elements of the states
-  };
+  AdamJob();
+
   float* states = nullptr;
   int64_t bucket = 0;
   bool master = true, clipped = false;
@@ -25,7 +21,7 @@ struct Rank::AdamJob {
   interpreter::AdamW adam;
   PinnedBytes factor;
 
-  void run() const;  // on all cores of the process; no CUDA inside
+  void run() const;  // on the process's workers; no CUDA inside
 };
 
 }  // namespace mop::cuda

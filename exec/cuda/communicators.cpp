@@ -1,6 +1,8 @@
 #include "exec/cuda/communicators.h"
 
-#include <set>
+#include <cstring>
+#include <exception>
+#include <tuple>
 
 #include "kernels/check.h"
 
@@ -13,39 +15,66 @@ void check(ncclResult_t status, const char* what) {
 
 namespace {
 
-int64_t base_of(int64_t rank, const program::Group& g) { return rank - rank / g.stride % g.size * g.stride; }
-
-std::set<std::pair<uint16_t, program::Stream>> used(const program::StepProgram& program) {
-  std::set<std::pair<uint16_t, program::Stream>> all;
-  for (const program::Op& op : program.ops)
-    if (program::is_collective(op.kind)) all.insert({op.group, op.stream});
-  return all;
-}
+// A stream and the shape of the groups that meet there; with the lowest rank, one of these groups.
+using Meeting = std::tuple<program::Stream, int64_t, int64_t>;
+using Instance = std::pair<Meeting, int64_t>;
 
 }  // namespace
 
-std::vector<GroupKey> group_keys(const program::StepProgram& program, int64_t ranks) {
-  std::set<GroupKey> keys;
-  for (const auto& [group, stream] : used(program))
-    for (int64_t r = 0; r < ranks; ++r) keys.insert({group, stream, base_of(r, program.groups[group])});
-  return {keys.begin(), keys.end()};
-}
-
-Communicators::Communicators(const program::StepProgram& program, int64_t rank,
-                             const std::map<GroupKey, ncclUniqueId>& ids) {
-  // In the same order on every rank: each call waits for its group.
-  for (const auto& [group, stream] : used(program)) {
-    const program::Group& g = program.groups[group];
-    ncclComm_t comm = nullptr;
-    check(ncclCommInitRank(&comm, static_cast<int>(g.size), ids.at({group, stream, base_of(rank, g)}),
-                           static_cast<int>(rank / g.stride % g.size)),
-          "ncclCommInitRank");
-    all_[{group, stream}] = comm;
+Communicators::Communicators(const program::StepProgram& program, int64_t rank, int64_t ranks, launch::Peers& peers) {
+  std::map<Meeting, plan::Span> meetings;
+  for (const program::Op& op : program.ops)
+    if (program::is_collective(op.kind)) {
+      const plan::Span span = program.groups[op.group].span();
+      meetings[{op.stream, span.size, span.stride}] = span;
+    }
+  // Process 0 gives every instance its id; all know the order.
+  std::map<Instance, ncclUniqueId> ids;
+  for (const auto& [meeting, span] : meetings)
+    for (int64_t r = 0; r < ranks; ++r) ids[{meeting, span.base(r)}] = {};
+  std::vector<ncclUniqueId> given;
+  if (peers.rank() == 0)
+    for (size_t i = 0; i < ids.size(); ++i) check(ncclGetUniqueId(&given.emplace_back()), "ncclGetUniqueId");
+  const std::vector<std::byte> heard = peers.broadcast(std::as_bytes(std::span(given)));
+  size_t at = 0;
+  for (auto& [instance, id] : ids) {
+    std::memcpy(&id, heard.data() + at, sizeof id);
+    at += sizeof id;
   }
+  // In the same order on every rank: each call waits for its group.
+  std::map<Meeting, ncclComm_t> made;
+  for (const auto& [meeting, span] : meetings) {
+    ncclComm_t comm = nullptr;
+    check(ncclCommInitRank(&comm, static_cast<int>(span.size), ids.at({meeting, span.base(rank)}),
+                           static_cast<int>(span.index(rank))),
+          "ncclCommInitRank");
+    all_.push_back(made[meeting] = comm);
+  }
+  for (const program::Op& op : program.ops)
+    if (program::is_collective(op.kind)) {
+      const plan::Span span = program.groups[op.group].span();
+      by_use_[{op.group, op.stream}] = made.at({op.stream, span.size, span.stride});
+    }
 }
 
 Communicators::~Communicators() {
-  for (const auto& [key, comm] : all_) ncclCommDestroy(comm);
+  for (ncclComm_t comm : all_) std::uncaught_exceptions() > 0 ? ncclCommAbort(comm) : ncclCommDestroy(comm);
+}
+
+void Communicators::register_memory(std::byte* base, int64_t bytes) {
+  for (ncclComm_t comm : all_) {
+    ncclWindow_t window = nullptr;
+    check(ncclCommWindowRegister(comm, base, static_cast<size_t>(bytes), &window, NCCL_WIN_COLL_SYMMETRIC),
+          "ncclCommWindowRegister");
+  }
+}
+
+void Communicators::check_health() const {
+  for (ncclComm_t comm : all_) {
+    ncclResult_t found = ncclSuccess;
+    check(ncclCommGetAsyncError(comm, &found), "ncclCommGetAsyncError");
+    check(found, "NCCL");
+  }
 }
 
 }  // namespace mop::cuda

@@ -1,34 +1,38 @@
-// NCCL communicators of one rank: one for each group and stream of a program.
+// NCCL communicators of one rank: one for each stream of a program and set of ranks that meet there. Groups of the same
+// ranks share it, as their operations on one stream come in one order on every rank.
 #pragma once
 #include <nccl.h>
 
 #include <map>
-#include <memory>
 #include <vector>
 
+#include "exec/launch/peers.h"
 #include "sim/program/program.h"
 
 namespace mop::cuda {
 
+// Errors: kernels::CudaError with NCCL's reason.
 void check(ncclResult_t status, const char* what);
-
-// What all ranks of a communicator have to agree on before it exists: an id a group instance.
-using GroupKey = std::tuple<uint16_t, program::Stream, int64_t>;  // group, stream, lowest rank
-std::vector<GroupKey> group_keys(const program::StepProgram& program, int64_t ranks);
 
 class Communicators {
  public:
-  // Collective over all ranks of the run: everyone constructs at the same time. ids: of all group_keys. The device is
-  // current.
-  Communicators(const program::StepProgram& program, int64_t rank, const std::map<GroupKey, ncclUniqueId>& ids);
-  ~Communicators();
+  // Collective over all ranks of the run, of which peers has one a process. The device is current.
+  Communicators(const program::StepProgram& program, int64_t rank, int64_t ranks, launch::Peers& peers);
+  ~Communicators();  // collective, too, unless an exception is under way: then they are aborted
   Communicators(const Communicators&) = delete;
   Communicators& operator=(const Communicators&) = delete;
 
-  ncclComm_t of(const program::Op& op) const { return all_.at({op.group, op.stream}); }
+  ncclComm_t of(const program::Op& op) const { return by_use_.at({op.group, op.stream}); }
+  // Tells NCCL of the memory that its operands are in: all-gathers between GPUs of one host can then be left to the copy
+  // engines. Collective; the same size everywhere.
+  void register_memory(std::byte* base, int64_t bytes);
+  size_t count() const { return all_.size(); }
+  // Errors: kernels::CudaError for what NCCL found out by itself, such as a peer that is gone.
+  void check_health() const;
 
  private:
-  std::map<std::pair<uint16_t, program::Stream>, ncclComm_t> all_;
+  std::vector<ncclComm_t> all_;
+  std::map<std::pair<uint16_t, program::Stream>, ncclComm_t> by_use_;
 };
 
 }  // namespace mop::cuda

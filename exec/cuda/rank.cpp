@@ -3,14 +3,15 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstring>
+#include <thread>
 
 #include "exec/cpu/routing.h"
 #include "exec/cuda/adam_job.h"
 #include "exec/cuda/operands.h"
 #include "kernels/check.h"
 #include "sim/base/error.h"
-#include "sim/base/quantity.h"
 
 namespace mop::cuda {
 
@@ -19,34 +20,10 @@ using program::OpKind;
 
 namespace {
 
+constexpr auto kPatience = std::chrono::minutes(10);  // with a GPU that does not get on
 constexpr int kFlags = 3;  // invalid token, invalid target, norm not finite
 
 }  // namespace
-
-DeviceBytes device_bytes(int64_t bytes, const char* what) {
-  std::byte* p = nullptr;
-  if (cudaMalloc(reinterpret_cast<void**>(&p), static_cast<size_t>(std::max<int64_t>(bytes, 1))) != cudaSuccess) {
-    cudaGetLastError();
-    size_t free = 0, total = 0;
-    cudaMemGetInfo(&free, &total);
-    throw UserError(fmt::format("{} needs {} of GPU memory, and {} of {} is free: another program may be using the GPU, or "
-                                "the plan is too large for it",
-                                what, format_bytes(static_cast<double>(bytes)), format_bytes(static_cast<double>(free)),
-                                format_bytes(static_cast<double>(total))));
-  }
-  return DeviceBytes(p);
-}
-
-PinnedBytes pinned_bytes(int64_t bytes, const char* what) {
-  std::byte* p = nullptr;
-  if (cudaHostAlloc(reinterpret_cast<void**>(&p), static_cast<size_t>(std::max<int64_t>(bytes, 1)),
-                    cudaHostAllocPortable) != cudaSuccess) {
-    cudaGetLastError();
-    throw UserError(fmt::format("{} needs {} of pinned host memory, which this host does not give", what,
-                                format_bytes(static_cast<double>(bytes))));
-  }
-  return PinnedBytes(p);
-}
 
 Rank::Rank(int device, int rank, const program::StepProgram& program, const interpreter::Memory& memory,
            const cpu::Constants& constants, std::unique_ptr<Communicators> communicators, size_t trace_spans)
@@ -95,8 +72,7 @@ Rank::Rank(int device, int rank, const program::StepProgram& program, const inte
     needed = std::max(needed, scratch_of(op, all.first(reads), all.subspan(reads)));
     if (op.kind == OpKind::plan_routing) {
       HostPlan& plan = plans_[operands[reads].data];
-      plan.plan_bytes = bytes_of(operands[reads]);
-      plan.plan.resize(static_cast<size_t>(plan.plan_bytes) + 64);
+      plan.plan.resize(static_cast<size_t>(bytes_of(operands[reads])) + 64);
       plans.emplace_back(operands[reads].data, bytes_of(operands[0]));
       counts += bytes_of(operands[0]);
     }
@@ -186,23 +162,51 @@ void Rank::launch(Stream stream, const Launch& launch) {
   if (span != nullptr) check(cudaEventRecord(span->end, queue), "recording an event");
 }
 
+// Polls, since a peer that is gone would let the GPU and any blocking call wait for ever.
+template <class Done>
+void Rank::wait_until(const Done& done) {
+  using Clock = std::chrono::steady_clock;
+  const Clock::time_point begin = Clock::now();
+  Clock::time_point next_look = begin + std::chrono::seconds(1);
+  for (int64_t polls = 0;; ++polls) {
+    const cudaError_t status = done();
+    if (status == cudaSuccess) return;
+    if (status != cudaErrorNotReady) check(status, "waiting for the GPU");
+    if (polls > 1000) std::this_thread::sleep_for(std::chrono::microseconds(polls > 10000 ? 20 : 2));
+    if (Clock::now() < next_look) continue;
+    next_look = Clock::now() + std::chrono::seconds(1);
+    communicators_->check_health();
+    if (Clock::now() - begin > kPatience)
+      throw UserError(fmt::format("rank {}: no progress for {} s{}: another rank may hang, or the network between them", rank_,
+                                  std::chrono::duration_cast<std::chrono::seconds>(kPatience).count(), unfinished()));
+  }
+}
+
+// The first operation that has not ended, where times are kept.
+std::string Rank::unfinished() const {
+  for (size_t i = 0; i < used_spans_; ++i)
+    if (cudaEventQuery(spans_[i].end) == cudaErrorNotReady)
+      return fmt::format(" in operation {} ({})", spans_[i].op, program_.op_name(spans_[i].op));
+  return {};
+}
+
 int64_t Rank::rounds(uint32_t event, const Call& plan) {
-  check(cudaEventSynchronize(events_[event]), "waiting for the counts");
-  HostPlan& host = plans_.at(plan.out[0].data);
+  wait_until([&] { return cudaEventQuery(events_[event]); });
   // The same code as on the CPU, on the host's copies.
-  Operand counts = plan.in[0], rounds = plan.out[0];
-  counts.data = host.counts;
-  rounds.data = reinterpret_cast<std::byte*>((reinterpret_cast<uintptr_t>(host.plan.data()) + 63) / 64 * 64);
+  Operand counts = plan.in[0], rounds = on_host(plan.out[0]);
+  counts.data = plans_.at(plan.out[0].data).counts;
   const std::array in{counts}, out{rounds};
   Call call = plan;
   call.in = in;
   call.out = out;
   cpu::run_routed(call, constants_, host_workspace_);
-  return std::max<int64_t>(1, cpu::round_plan(rounds).rounds());
+  const plan::RoundPlan& made = cpu::round_plan(rounds);
+  imbalance_ = std::max(imbalance_, cpu::max_over_mean(made.counts()));
+  return std::max<int64_t>(1, made.rounds());
 }
 
 void Rank::synchronize() {
-  for (cudaStream_t stream : streams_) check(cudaStreamSynchronize(stream), "the step");
+  for (cudaStream_t stream : streams_) wait_until([&] { return cudaStreamQuery(stream); });
   std::array<int32_t, kFlags> flags{};
   check(cudaMemcpy(flags.data(), flags_.get(), sizeof flags, cudaMemcpyDeviceToHost), "flags");
   if (flags[0] != INT32_MAX)

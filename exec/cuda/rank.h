@@ -8,11 +8,13 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "exec/cpu/kernels.h"
 #include "exec/cpu/workspace.h"
 #include "exec/cuda/communicators.h"
+#include "exec/cuda/memory.h"
 #include "exec/interpreter/backend.h"
 #include "exec/interpreter/memory.h"
 #include "kernels/activation.h"
@@ -30,19 +32,6 @@ using interpreter::Launch;
 using interpreter::Operand;
 using program::Stream;
 
-// Device memory, or pinned host memory, that goes with the object.
-struct DeviceFree {
-  void operator()(std::byte* p) const { cudaFree(p); }
-};
-struct PinnedFree {
-  void operator()(std::byte* p) const { cudaFreeHost(p); }
-};
-using DeviceBytes = std::unique_ptr<std::byte, DeviceFree>;
-using PinnedBytes = std::unique_ptr<std::byte, PinnedFree>;
-// Errors: UserError when there is not enough, with how much is.
-DeviceBytes device_bytes(int64_t bytes, const char* what);
-PinnedBytes pinned_bytes(int64_t bytes, const char* what);
-
 class Rank final : public interpreter::Backend {
  public:
   // device: made current on the calling thread, which must be the one that launches. communicators: of this rank.
@@ -55,10 +44,12 @@ class Rank final : public interpreter::Backend {
   void record(Stream stream, uint32_t event) override;
   void wait(Stream stream, uint32_t event) override;
   int64_t rounds(uint32_t event, const Call& plan) override;
-  // Errors also: UserError for a token beyond the vocabulary, a gradient norm that is not finite.
+  // Errors also: UserError for a token beyond the vocabulary, a gradient norm that is not finite, a GPU that does not
+  // get on for ten minutes (names the operation, where times are kept).
   void synchronize() override;
 
   int64_t workspace_bytes() const { return workspace_bytes_; }
+  double take_expert_imbalance() { return std::exchange(imbalance_, 1.0); }  // as train::Machine has it
   std::vector<program::OpSpan> trace() const;  // after synchronize; since clear_trace
   void clear_trace();
 
@@ -80,6 +71,7 @@ class Rank final : public interpreter::Backend {
   void exchange_columns(const Call& call, cudaStream_t stream);
   void exchange_rows(const Call& call, cudaStream_t stream);
   void exchange_spilled(const Call& call, cudaStream_t stream);
+  Operand on_host(const Operand& rounds) const;  // the same, where the CPU's routing code can read it
   const plan::RoundPlan& round_plan(const Operand& rounds) const;
   bool acts(const Call& call, const Operand& rounds) const;
   std::vector<kernels::Flow>& sent_flows(const Call& call, const Operand& rounds);
@@ -90,10 +82,13 @@ class Rank final : public interpreter::Backend {
   // What plan_routing leaves on the host, by the address of its `rounds`.
   struct HostPlan {
     std::byte* counts = nullptr;  // pinned, (ranks, experts) i32
-    std::vector<std::byte> plan;
-    int64_t plan_bytes = 0;
+    std::vector<std::byte> plan;  // aligned below: a little larger than the operand
   };
   struct AdamJob;  // of one adam_host operation
+
+  template <class Done>
+  void wait_until(const Done& done);
+  std::string unfinished() const;
 
   std::byte* scratch(Stream stream) const { return scratch_[static_cast<size_t>(stream)].get(); }
 
@@ -110,6 +105,7 @@ class Rank final : public interpreter::Backend {
   std::vector<cudaEvent_t> events_;
   std::vector<bool> recorded_;
   int64_t workspace_bytes_ = 0;
+  double imbalance_ = 1;
 
   DeviceBytes rope_tables_, identity_, flags_;
   const float *cos_ = nullptr, *sin_ = nullptr;

@@ -47,14 +47,14 @@ int64_t row_bytes(const Operand& o) {
 
 }  // namespace
 
-// The host's copy of the plan, as an operand of the CPU's routing code.
-const plan::RoundPlan& Rank::round_plan(const Operand& rounds) const {
-  const HostPlan& host = plans_.at(rounds.data);
+Operand Rank::on_host(const Operand& rounds) const {
   Operand there = rounds;
-  there.data = const_cast<std::byte*>(
-      reinterpret_cast<const std::byte*>((reinterpret_cast<uintptr_t>(host.plan.data()) + 63) / 64 * 64));
-  return cpu::round_plan(there);
+  const auto begin = reinterpret_cast<uintptr_t>(plans_.at(rounds.data).plan.data());
+  there.data = reinterpret_cast<std::byte*>((begin + 63) / 64 * 64);
+  return there;
 }
+
+const plan::RoundPlan& Rank::round_plan(const Operand& rounds) const { return cpu::round_plan(on_host(rounds)); }
 
 bool Rank::acts(const Call& call, const Operand& rounds) const { return cpu::acts(call, round_plan(rounds)); }
 
@@ -65,12 +65,8 @@ int64_t Rank::rows_of_round(const Call& call, const Operand& rounds) const {
 }
 
 std::span<const kernels::ExpertGroup> Rank::expert_groups(const Call& call, const Operand& rounds) {
-  const HostPlan& host = plans_.at(rounds.data);
-  Operand there = rounds;
-  there.data = const_cast<std::byte*>(
-      reinterpret_cast<const std::byte*>((reinterpret_cast<uintptr_t>(host.plan.data()) + 63) / 64 * 64));
   groups_.clear();
-  cpu::for_each_expert(call, there, [&](int64_t first, int64_t last, int own, int slot) {
+  cpu::for_each_expert(call, on_host(rounds), [&](int64_t first, int64_t last, int own, int slot) {
     groups_.push_back({static_cast<int32_t>(first), static_cast<int32_t>(last), own, slot});
   });
   return groups_;

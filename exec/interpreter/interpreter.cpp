@@ -98,7 +98,7 @@ void Interpreter::lay_out_calls(const Memory& memory) {
     call.op = &op;
     if (op.group != program::kNoGroup) {
       const program::Group& group = program_.groups[op.group];
-      call.index = static_cast<int>(rank_ / group.stride % group.size);
+      call.index = static_cast<int>(group.span().index(rank_));
       call.size = static_cast<int>(group.size);
     }
     for (uint32_t variant = 0; variant < node.call_variants; ++variant) {

@@ -44,6 +44,14 @@ StepSummary summarize(const program::StepProgram& program, std::span<const progr
     }
     running[edges[i].stream] += edges[i].change;
   }
+  // A stream's spans come in the order in which it ran them.
+  int64_t planned = -1;
+  for (const program::OpSpan& span : spans) {
+    const program::Op& op = program.ops[span.op];
+    if (op.stream != Stream::compute) continue;
+    if (planned >= 0) summary.planning_stall += std::max<int64_t>(0, span.start - planned);
+    planned = op.kind == program::OpKind::plan_routing ? span.end : -1;
+  }
   return summary;
 }
 

@@ -1,4 +1,5 @@
 #include <array>
+#include <atomic>
 
 #include "exec/cpu/backend.h"
 #include "exec/cpu/kernels.h"
@@ -42,7 +43,12 @@ class CpuMachine final : public Machine {
     kernels.run_collective = [mine](int rank, program::Stream stream, const Launch& launch, cpu::Meeting& meeting) {
       cpu::run_collective(launch.call, meeting, mine(rank, stream));
     };
-    kernels.rounds = [](const cpu::Call& plan) { return int64_t{cpu::round_plan(plan.out[0]).rounds()}; };
+    kernels.rounds = [this](const cpu::Call& plan) {
+      const plan::RoundPlan& rounds = cpu::round_plan(plan.out[0]);
+      const double found = cpu::max_over_mean(rounds.counts());
+      for (double worst = imbalance_; found > worst && !imbalance_.compare_exchange_weak(worst, found);) {}
+      return int64_t{rounds.rounds()};
+    };
     cpu::WorldOptions world;
     if (options.trace) world.trace_spans = 4 * program.ops.size() + 4096;
     if (ranks_.front()->checks)
@@ -52,6 +58,8 @@ class CpuMachine final : public Machine {
   }
   ~CpuMachine() override { world_.reset(); }  // its threads use the rest
 
+  std::ranges::iota_view<int, int> ranks() const override { return {0, static_cast<int>(ranks_.size())}; }
+  launch::Peers& peers() override { return *peers_; }
   const interpreter::Memory& memory(int rank) const override { return memory_[static_cast<size_t>(rank)]; }
   interpreter::Backend& backend(int rank) override { return world_->backend(rank); }
   void run(const std::function<void(int)>& body) override { world_->run(body); }
@@ -61,7 +69,9 @@ class CpuMachine final : public Machine {
   void write(int, std::byte* to, const std::byte* from, int64_t bytes) override { std::copy_n(from, bytes, to); }
   std::vector<program::OpSpan> trace(int rank) const override { return world_->trace(rank); }
   void clear_trace() override { world_->clear_trace(); }
+  double take_expert_imbalance() override { return imbalance_.exchange(1); }
   int64_t workspace_bytes() const override { return ranks_.front()->workspace_bytes; }
+  int64_t device_bytes_in_use() const override { return 0; }
 
   std::optional<std::string> first_not_finite() const override {
     std::optional<interpreter::NotFinite> first;
@@ -81,8 +91,10 @@ class CpuMachine final : public Machine {
     int64_t workspace_bytes = 0;
   };
   const Prepared& prepared_;
+  const std::unique_ptr<launch::Peers> peers_ = launch::alone();
   std::vector<std::unique_ptr<Rank>> ranks_;
   std::vector<interpreter::Memory> memory_;
+  std::atomic<double> imbalance_ = 1;
   std::unique_ptr<cpu::World> world_;
 };
 

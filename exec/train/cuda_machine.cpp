@@ -1,10 +1,9 @@
 #include <fmt/format.h>
 
-#include <exception>
-#include <map>
-#include <mutex>
-#include <thread>
+#include <cstdlib>
 
+#include "exec/cuda/libraries.h"
+#include "exec/cuda/memory.h"
 #include "exec/cuda/rank.h"
 #include "exec/train/machine.h"
 #include "kernels/check.h"
@@ -16,92 +15,88 @@ namespace {
 
 using kernels::check;
 
-// Ranks of one process, a GPU and a thread each.
+// The rank of this process on its GPU.
 class CudaMachine final : public Machine {
  public:
-  CudaMachine(const Prepared& prepared, const MachineOptions& options)
-      : constants_{prepared.job.model, model::make_rope(prepared.job.model, prepared.job.workload.context),
+  CudaMachine(const Prepared& prepared, const MachineOptions& options, const launch::Place& place,
+              std::unique_ptr<launch::Peers> peers)
+      : peers_(std::move(peers)),
+        rank_(place.rank),
+        device_(choose_device(place)),
+        constants_{prepared.job.model, model::make_rope(prepared.job.model, prepared.job.workload.context),
                    prepared.least_loaded(), prepared.program.round_rows,
-                   static_cast<int>(prepared.job.plan.spill_slots)} {
-    const auto ranks = static_cast<size_t>(prepared.job.ranks);
-    int devices = 0;
-    if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
-      cudaGetLastError();
-      throw UserError("no GPU is found (or its driver is too old for this CUDA); run without --gpus on the CPU");
-    }
-    if (ranks > static_cast<size_t>(devices))
-      throw UserError(fmt::format("--gpus is {}, and this host has {}", ranks, devices));
+                   static_cast<int>(prepared.job.plan.spill_slots)},
+        host_(prepared.memory.arenas.host.bytes),
+        hbm_(experimental_bytes(prepared.memory.arenas.hbm.bytes)),
+        memory_(prepared.program, prepared.memory, hbm_.get(), host_.data()) {
+    check(cudaMemset(hbm_.get(), 0, static_cast<size_t>(prepared.memory.arenas.hbm.bytes)), "the arena");
     const program::StepProgram& program = prepared.program;
-    std::map<cuda::GroupKey, ncclUniqueId> ids;
-    for (const cuda::GroupKey& key : cuda::group_keys(program, prepared.job.ranks))
-      cuda::check(ncclGetUniqueId(&ids[key]), "ncclGetUniqueId");
-    hbm_.resize(ranks);
-    host_.resize(ranks);
-    ranks_.resize(ranks);
-    memory_.reserve(ranks);
-    for (size_t r = 0; r < ranks; ++r) {
-      check(cudaSetDevice(static_cast<int>(r)), "the device");
-      hbm_[r] = cuda::device_bytes(prepared.memory.arenas.hbm.bytes, "the arena of a rank");
-      host_[r] = cuda::pinned_bytes(prepared.memory.arenas.host.bytes, "the host arena of a rank");
-      check(cudaMemset(hbm_[r].get(), 0, static_cast<size_t>(prepared.memory.arenas.hbm.bytes)), "the arena");
-      memory_.emplace_back(program, prepared.memory, hbm_[r].get(), host_[r].get());
-    }
     const size_t spans = options.trace ? 4 * program.ops.size() + 4096 : 0;
-    run([&](int r) {
-      const auto rank = static_cast<size_t>(r);
-      ranks_[rank] = std::make_unique<cuda::Rank>(r, r, program, memory_[rank], constants_,
-                                                  std::make_unique<cuda::Communicators>(program, r, ids), spans);
-    });
+    auto comms = std::make_unique<cuda::Communicators>(program, rank_, prepared.job.ranks, *peers_);
+    if (std::getenv("MOP_WINDOWS") != nullptr) comms->register_memory(hbm_.get(), (prepared.memory.arenas.hbm.bytes + (2 << 20) - 1) / (2 << 20) * (2 << 20));
+    backend_ = std::make_unique<cuda::Rank>(device_, rank_, program, memory_, constants_, std::move(comms), spans);
   }
 
-  const interpreter::Memory& memory(int rank) const override { return memory_[static_cast<size_t>(rank)]; }
-  interpreter::Backend& backend(int rank) override { return *ranks_[static_cast<size_t>(rank)]; }
-
-  void run(const std::function<void(int)>& body) override {
-    std::exception_ptr first;
-    std::mutex mutex;
-    std::vector<std::jthread> threads;
-    for (int r = 0; r < static_cast<int>(ranks_.size()); ++r)
-      threads.emplace_back([&, r] {
-        try {
-          check(cudaSetDevice(r), "the device");
-          body(r);
-        } catch (...) {
-          const std::lock_guard lock(mutex);
-          if (!first) first = std::current_exception();
-        }
-      });
-    threads.clear();
-    if (first) std::rethrow_exception(first);
-  }
-
-  void read(int rank, const std::byte* from, std::byte* to, int64_t bytes) const override {
-    check(cudaSetDevice(rank), "the device");
+  std::ranges::iota_view<int, int> ranks() const override { return {rank_, rank_ + 1}; }
+  launch::Peers& peers() override { return *peers_; }
+  const interpreter::Memory& memory(int) const override { return memory_; }
+  interpreter::Backend& backend(int) override { return *backend_; }
+  void run(const std::function<void(int)>& body) override { body(rank_); }
+  void read(int, const std::byte* from, std::byte* to, int64_t bytes) const override {
     check(cudaMemcpy(to, from, static_cast<size_t>(bytes), cudaMemcpyDefault), "a copy");
   }
-  void write(int rank, std::byte* to, const std::byte* from, int64_t bytes) override {
-    check(cudaSetDevice(rank), "the device");
+  void write(int, std::byte* to, const std::byte* from, int64_t bytes) override {
     check(cudaMemcpy(to, from, static_cast<size_t>(bytes), cudaMemcpyDefault), "a copy");
   }
-  std::vector<program::OpSpan> trace(int rank) const override { return ranks_[static_cast<size_t>(rank)]->trace(); }
-  void clear_trace() override {
-    for (const auto& rank : ranks_) rank->clear_trace();
+  std::vector<program::OpSpan> trace(int) const override { return backend_->trace(); }
+  void clear_trace() override { backend_->clear_trace(); }
+  double take_expert_imbalance() override { return backend_->take_expert_imbalance(); }
+  int64_t workspace_bytes() const override { return backend_->workspace_bytes(); }
+  int64_t device_bytes_in_use() const override {
+    size_t free = 0, total = 0;
+    check(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
+    return static_cast<int64_t>(total - free);
   }
-  int64_t workspace_bytes() const override { return ranks_.front()->workspace_bytes(); }
   std::optional<std::string> first_not_finite() const override { return std::nullopt; }
 
  private:
+  static cuda::DeviceBytes experimental_bytes(int64_t bytes) {
+    if (std::getenv("MOP_WINDOWS") == nullptr) return cuda::device_bytes(bytes, "the arena of a rank");
+    void* p = nullptr;
+    cuda::check(ncclMemAlloc(&p, static_cast<size_t>(bytes)), "ncclMemAlloc");
+    return cuda::DeviceBytes(static_cast<std::byte*>(p));
+  }
+  // Made current on this thread, the only one that launches.
+  static int choose_device(const launch::Place& place) {
+    int devices = 0;
+    if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
+      cudaGetLastError();
+      throw UserError("no GPU is found, or its driver is too old for this CUDA (nvidia-smi tells); run without --gpus on "
+                      "the CPU");
+    }
+    // A launcher that shows each process one GPU has chosen already.
+    const int device = devices == 1 && std::getenv("CUDA_VISIBLE_DEVICES") != nullptr ? 0 : place.local_rank;
+    if (device >= devices)
+      throw UserError(fmt::format("{} ranks are on this host, which has {} GPUs; start as many as GPUs", place.local_size,
+                                  devices));
+    check(cudaSetDevice(device), "the GPU");
+    return device;
+  }
+
+  const std::unique_ptr<launch::Peers> peers_;
+  const int rank_, device_;
   const cpu::Constants constants_;
-  std::vector<cuda::DeviceBytes> hbm_;
-  std::vector<cuda::PinnedBytes> host_;
-  std::vector<interpreter::Memory> memory_;
-  std::vector<std::unique_ptr<cuda::Rank>> ranks_;
+  const cuda::PinnedSlab host_;  // pinned before NCCL starts
+  const cuda::DeviceBytes hbm_;
+  const interpreter::Memory memory_;
+  std::unique_ptr<cuda::Rank> backend_;
 };
 
 }  // namespace
 
-std::unique_ptr<Machine> make_cuda_machine(const Prepared& prepared, const MachineOptions& options) {
-  return std::make_unique<CudaMachine>(prepared, options);
+std::unique_ptr<Machine> make_cuda_machine(const Prepared& prepared, const MachineOptions& options,
+                                           const launch::Place& place, std::unique_ptr<launch::Peers> peers) {
+  return std::make_unique<CudaMachine>(prepared, options, place, std::move(peers));
 }
 
 }  // namespace mop::train

@@ -1,15 +1,18 @@
-// What a trainer runs on: the ranks of this process with their memory and their queues, on the CPU or on GPUs.
+// What a trainer runs on: the ranks of this process with their memory and their queues, on the CPU or on a GPU, and the
+// other processes of the run.
 #pragma once
 #include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <memory>
 #include <optional>
+#include <ranges>
 #include <string>
 #include <vector>
 
 #include "exec/interpreter/backend.h"
 #include "exec/interpreter/memory.h"
+#include "exec/launch/peers.h"
 #include "exec/train/job.h"
 #include "sim/program/timeline.h"
 
@@ -19,11 +22,16 @@ class Machine {
  public:
   virtual ~Machine() = default;
 
+  // Those of this process; every `rank` below is one of them.
+  virtual std::ranges::iota_view<int, int> ranks() const = 0;
+  // The processes that have the others. Collective calls on it are collective calls on whatever uses the machine.
+  virtual launch::Peers& peers() = 0;
+
   // Rank's arenas; addresses of the machine's own memory.
   virtual const interpreter::Memory& memory(int rank) const = 0;
   virtual interpreter::Backend& backend(int rank) = 0;
 
-  // Calls body(rank) on a thread of every rank and waits for all. Errors: the first of any rank, in a body or an
+  // Calls body(rank) on a thread of every one of ranks() and waits for all. Errors: the first of any, in a body or an
   // operation; the machine is unusable then.
   virtual void run(const std::function<void(int rank)>& body) = 0;
 
@@ -35,7 +43,12 @@ class Machine {
   virtual std::vector<program::OpSpan> trace(int rank) const = 0;
   virtual void clear_trace() = 0;
 
+  // Rows of the fullest expert over the mean of all, over an expert group: the worst layer since the last call. 1: none.
+  virtual double take_expert_imbalance() = 0;
+
   virtual int64_t workspace_bytes() const = 0;  // of a rank, beside its arenas
+  // Memory of the GPU in use, whoever uses it: context, libraries and NCCL as well. 0: no GPU.
+  virtual int64_t device_bytes_in_use() const = 0;
   // The first operation, in issue order, that made a number that is not finite, where somebody watched.
   virtual std::optional<std::string> first_not_finite() const = 0;
 };
@@ -49,8 +62,10 @@ struct MachineOptions {
 // All ranks in this process, each a few threads. Errors: UserError when the machine lacks the memory.
 std::unique_ptr<Machine> make_cpu_machine(const Prepared& prepared, const MachineOptions& options);
 
-// Ranks 0, 1, ... on the GPUs of this host, a thread of this process each. In builds with CUDA only. Errors: UserError
-// for fewer GPUs than ranks, too little memory.
-std::unique_ptr<Machine> make_cuda_machine(const Prepared& prepared, const MachineOptions& options);
+// Rank place.rank on GPU place.local_rank of this host; peers: of the other ranks' processes. Collective. In builds with
+// CUDA only. Errors: UserError for fewer GPUs than ranks, too little memory of the GPU or the host, libraries older than
+// those built against.
+std::unique_ptr<Machine> make_cuda_machine(const Prepared& prepared, const MachineOptions& options,
+                                           const launch::Place& place, std::unique_ptr<launch::Peers> peers);
 
 }  // namespace mop::train

@@ -1,6 +1,12 @@
 #include "exec/train/shards.h"
 
 #include <algorithm>
+#include <array>
+#include <atomic>
+#include <cstring>
+#include <exception>
+#include <mutex>
+#include <thread>
 
 #include "exec/weights/convert.h"
 #include "sim/base/error.h"
@@ -27,18 +33,46 @@ bool inside(const program::Piece& piece, int64_t first, int64_t last) {
   return piece.offset >= first && piece.offset + (piece.rows - 1) * piece.ld + piece.cols <= last;
 }
 
+// body(i) for i < n on the cores that this process may use. Errors: the first of any.
+void parallel_for(size_t n, const std::function<void(size_t)>& body) {
+  const size_t threads = std::min<size_t>(n, std::max(1U, std::thread::hardware_concurrency()));
+  std::atomic<size_t> next = 0;
+  std::exception_ptr first;
+  std::mutex mutex;
+  const auto work = [&] {
+    try {
+      for (size_t i = next++; i < n; i = next++) body(i);
+    } catch (...) {
+      next = n;
+      const std::lock_guard lock(mutex);
+      if (!first) first = std::current_exception();
+    }
+  };
+  {
+    std::vector<std::jthread> others;
+    for (size_t t = 1; t < threads; ++t) others.emplace_back(work);
+    work();
+  }
+  if (first) std::rethrow_exception(first);
+}
+
 weights::Type stored_as(Type type) {
   return type == Type::f32 ? weights::Type::f32 : weights::Type::bf16;
 }
 
 }  // namespace
 
+Shards::Shards(const Prepared& prepared, Machine& machine) : prepared_(prepared), machine_(machine) {
+  for (const Shard& shard : prepared.program.shards)
+    for (const program::Piece& piece : prepared.parameters.pieces(shard.flat))
+      places_[piece.parameter].emplace_back(&shard, piece);
+}
+
 Shards::Range Shards::range(int rank, const Shard& shard) const {
-  const auto index = [&](const plan::Span& span) { return rank / span.stride % span.size; };
-  const int64_t outer = index(shard.outer) * shard.outer_elements;
+  const int64_t outer = shard.outer.index(rank) * shard.outer_elements;
   const int64_t end =
       shard.outer_elements > 0 ? outer + shard.outer_elements : prepared_.parameters.elements(shard.flat);
-  const int64_t first = std::min(end, outer + index(shard.inner) * shard.elements);
+  const int64_t first = std::min(end, outer + shard.inner.index(rank) * shard.elements);
   return {first, std::min(shard.elements, end - first)};
 }
 
@@ -67,68 +101,105 @@ std::vector<Shards::Stretch> Shards::stretches(int rank, const Shard& shard, Wha
   return parts;
 }
 
-void Shards::fill_shard(int rank, const Shard& shard, What what, const Read& read) {
+void Shards::fill_shard(int rank, const Shard& shard, std::initializer_list<What> whats, const Read& read) {
+  const Range all = range(rank, shard);
+  const int64_t first = all.first, last = all.first + all.count;
+  std::vector<float> values(static_cast<size_t>(all.count), 0.0F);
+  // Pieces are cut to a size that many threads can share evenly.
+  constexpr int64_t kElements = int64_t{1} << 20;
+  struct Block {
+    const program::Piece* piece;
+    int64_t row, rows;
+  };
   const std::vector<program::Piece> pieces = prepared_.parameters.pieces(shard.flat);
-  for (const Stretch& stretch : stretches(rank, shard, what)) {
-    const int64_t first = stretch.range.first, last = first + stretch.range.count;
-    std::vector<float> values(static_cast<size_t>(stretch.range.count), 0.0F);
-    for (const program::Piece& piece : pieces) {
-      if (piece.offset >= last) continue;
-      if (inside(piece, first, last)) {
-        read(piece.parameter, piece.row, piece.col, piece.rows, piece.cols,
-             &values[static_cast<size_t>(piece.offset - first)], piece.ld);
-        continue;
-      }
-      rows_inside(piece, first, last, [&](int64_t row, int64_t col, int64_t count, int64_t at) {
-        read(piece.parameter, piece.row + row, piece.col + col, 1, count, &values[static_cast<size_t>(at - first)],
-             count);
-      });
-    }
-    std::vector<std::byte> stored(static_cast<size_t>(stretch.range.count * program::size_of(stretch.type)));
-    weights::from_float(stored_as(stretch.type), values.data(), stretch.range.count, stored.data());
-    machine_.write(rank, stretch.data, stored.data(), static_cast<int64_t>(stored.size()));
+  std::vector<Block> blocks;
+  for (const program::Piece& piece : pieces) {
+    if (piece.offset >= last) continue;
+    const int64_t step = std::max<int64_t>(1, kElements / piece.cols);
+    for (int64_t row = 0; row < piece.rows; row += step) blocks.push_back({&piece, row, std::min(step, piece.rows - row)});
   }
+  parallel_for(blocks.size(), [&](size_t i) {
+    const auto& [whole, row, rows] = blocks[i];
+    program::Piece piece = *whole;
+    piece.offset += row * piece.ld;
+    piece.row += row;
+    piece.rows = rows;
+    if (inside(piece, first, last)) {
+      read(piece.parameter, piece.row, piece.col, piece.rows, piece.cols,
+           &values[static_cast<size_t>(piece.offset - first)], piece.ld);
+      return;
+    }
+    rows_inside(piece, first, last, [&](int64_t r, int64_t col, int64_t count, int64_t at) {
+      read(piece.parameter, piece.row + r, piece.col + col, 1, count, &values[static_cast<size_t>(at - first)], count);
+    });
+  });
+  for (const What what : whats)
+    for (const Stretch& stretch : stretches(rank, shard, what)) {
+      const auto element = static_cast<size_t>(program::size_of(stretch.type));
+      const auto count = static_cast<size_t>(stretch.range.count);
+      std::vector<std::byte> stored(count * element);
+      const float* const from = values.data() + (stretch.range.first - first);
+      parallel_for((count + kElements - 1) / kElements, [&](size_t i) {
+        const size_t begin = i * kElements, n = std::min<size_t>(kElements, count - begin);
+        weights::from_float(stored_as(stretch.type), from + begin, static_cast<int64_t>(n), stored.data() + begin * element);
+      });
+      machine_.write(rank, stretch.data, stored.data(), static_cast<int64_t>(stored.size()));
+    }
 }
 
 void Shards::fill_weights(const Read& read) {
-  for (int rank = 0; rank < prepared_.job.ranks; ++rank)
-    for (const Shard& shard : prepared_.program.shards) {
-      fill_shard(rank, shard, What::weights, read);
-      if (shard.states != program::kNoBuffer && shard.master) fill_shard(rank, shard, What::master, read);
-    }
+  for (const int rank : machine_.ranks())
+    for (const Shard& shard : prepared_.program.shards)
+      if (shard.states != program::kNoBuffer && shard.master)
+        fill_shard(rank, shard, {What::weights, What::master}, read);
+      else
+        fill_shard(rank, shard, {What::weights}, read);
 }
 
 void Shards::fill(What what, const Read& read) {
-  for (int rank = 0; rank < prepared_.job.ranks; ++rank)
+  for (const int rank : machine_.ranks())
     for (const Shard& shard : prepared_.program.shards)
-      if (shard.states != program::kNoBuffer) fill_shard(rank, shard, what, read);
+      if (shard.states != program::kNoBuffer) fill_shard(rank, shard, {what}, read);
 }
 
 void Shards::read(model::ParameterId id, What what, float* out) const {
+  // Of the ranks of this process: runs of elements, each behind where it belongs and how long it is.
   const model::MatrixShape shape = model::shape(prepared_.job.model, id);
   std::vector<bool> found(static_cast<size_t>(shape.rows * shape.cols), false);
-  for (const Shard& shard : prepared_.program.shards) {
-    std::vector<program::Piece> pieces = prepared_.parameters.pieces(shard.flat);
-    std::erase_if(pieces, [&](const program::Piece& piece) { return piece.parameter != id; });
-    if (pieces.empty()) continue;
-    for (int rank = 0; rank < prepared_.job.ranks; ++rank)
-      for (const Stretch& stretch : stretches(rank, shard, what)) {
+  std::vector<std::byte> held;
+  std::vector<float> values;
+  std::vector<std::array<int64_t, 2>> runs;
+  for (const auto& [shard, piece] : places_.at(id))
+    for (const int rank : machine_.ranks())
+      for (const Stretch& stretch : stretches(rank, *shard, what)) {
         const int64_t element = program::size_of(stretch.type);
-        std::vector<std::byte> held;  // read when the shard turns out to have some of it
-        for (const program::Piece& piece : pieces)
-          rows_inside(piece, stretch.range.first, stretch.range.first + stretch.range.count,
-                      [&](int64_t row, int64_t col, int64_t count, int64_t at) {
-                        const int64_t to = (piece.row + row) * shape.cols + piece.col + col;
-                        if (found[static_cast<size_t>(to)]) return;  // a replica
-                        if (held.empty()) {
-                          held.resize(static_cast<size_t>(stretch.range.count * element));
-                          machine_.read(rank, stretch.data, held.data(), static_cast<int64_t>(held.size()));
-                        }
-                        weights::to_float(stored_as(stretch.type), held.data() + (at - stretch.range.first) * element,
-                                          1, count, out + to, 1);
-                        std::fill_n(found.begin() + to, count, true);
-                      });
+        rows_inside(piece, stretch.range.first, stretch.range.first + stretch.range.count,
+                    [&, &where = piece](int64_t row, int64_t col, int64_t count, int64_t at) {
+                      const int64_t to = (where.row + row) * shape.cols + where.col + col;
+                      if (found[static_cast<size_t>(to)]) return;  // a replica
+                      held.resize(static_cast<size_t>(count * element));
+                      machine_.read(rank, stretch.data + (at - stretch.range.first) * element, held.data(),
+                                    count * element);
+                      values.resize(values.size() + static_cast<size_t>(count));
+                      weights::to_float(stored_as(stretch.type), held.data(), 1, count, values.data() + values.size() - count,
+                                        1);
+                      runs.push_back({to, count});
+                      std::fill_n(found.begin() + to, count, true);
+                    });
       }
+  launch::Peers& peers = machine_.peers();
+  const auto bytes = [](const auto& all) { return std::as_bytes(std::span(all)); };
+  const std::vector<std::vector<std::byte>> all_runs = peers.gather(bytes(runs)), all_values = peers.gather(bytes(values));
+  if (peers.rank() != 0) return;
+  for (size_t peer = 0; peer < all_runs.size(); ++peer) {
+    const std::byte* from = all_values[peer].data();
+    for (size_t at = 0; at < all_runs[peer].size(); at += sizeof(std::array<int64_t, 2>)) {
+      std::array<int64_t, 2> run;
+      std::memcpy(&run, all_runs[peer].data() + at, sizeof run);
+      std::memcpy(out + run[0], from, static_cast<size_t>(run[1]) * sizeof(float));
+      std::fill_n(found.begin() + run[0], run[1], true);
+      from += static_cast<size_t>(run[1]) * sizeof(float);
+    }
   }
   ensure(std::ranges::find(found, false) == found.end(), "the ranks hold every element of every parameter");
 }
@@ -142,7 +213,8 @@ std::vector<std::vector<checkpoint::Part>> Shards::copy_state(std::vector<std::b
   };
   std::vector<Wanted> all;
   int64_t bytes = 0;
-  for (int rank = 0; rank < prepared_.job.ranks; ++rank)
+  const auto own = machine_.ranks();
+  for (const int rank : own)
     for (const Shard& shard : prepared_.program.shards) {
       const auto add = [&](What what, checkpoint::What name) {
         for (const Stretch& s : stretches(rank, shard, what))
@@ -166,12 +238,12 @@ std::vector<std::vector<checkpoint::Part>> Shards::copy_state(std::vector<std::b
       add(What::v, checkpoint::What::v);
     }
   copy.resize(static_cast<size_t>(bytes));
-  std::vector<std::vector<checkpoint::Part>> parts(static_cast<size_t>(prepared_.job.ranks));
+  std::vector<std::vector<checkpoint::Part>> parts(own.size());
   std::byte* to = copy.data();
   for (const Wanted& w : all) {
     const int64_t size = w.stretch.range.count * program::size_of(w.stretch.type);
     machine_.read(w.rank, w.stretch.data, to, size);
-    parts[static_cast<size_t>(w.rank)].push_back(
+    parts[static_cast<size_t>(w.rank - own.front())].push_back(
         {w.shard->flat, w.what, w.stretch.type, w.stretch.range.first, {to, static_cast<size_t>(size)}});
     to += size;
   }

@@ -1,7 +1,9 @@
 // Parameters, gradients and optimizer states in the ranks' arenas, by name: filled from weights or a checkpoint, read
-// as whole parameters, listed for a checkpoint.
+// as whole parameters, listed for a checkpoint. Each process does it for its own ranks.
 #pragma once
 #include <functional>
+#include <initializer_list>
+#include <map>
 #include <span>
 #include <vector>
 
@@ -12,24 +14,26 @@ namespace mop::train {
 
 enum class What : uint8_t { weights, gradient, master, m, v };  // gradient: reduced, before clipping
 
-// Elements of a parameter: rows [row, row + rows), columns [col, col + cols) to out, ld from row to row.
+// Elements of a parameter: rows [row, row + rows), columns [col, col + cols) to out, ld from row to row. Called from
+// several threads at once.
 using Read = std::function<void(model::ParameterId id, int64_t row, int64_t col, int64_t rows, int64_t cols, float* out,
                                 int64_t ld)>;
 
 class Shards {
  public:
-  // Both outlive this; the machine has all ranks.
-  Shards(const Prepared& prepared, Machine& machine) : prepared_(prepared), machine_(machine) {}
+  // Both outlive this.
+  Shards(const Prepared& prepared, Machine& machine);
 
   // Between steps, nothing deferred. Padding becomes zero.
   void fill_weights(const Read& read);  // master copies, too
   void fill(What what, const Read& read);
 
-  // A whole parameter, rows end to end.
+  // A whole parameter, rows end to end. Collective over the machine's peers: the first of them gets it, the others' `out`
+  // is not touched.
   void read(model::ParameterId id, What what, float* out) const;
 
-  // What a checkpoint holds of each rank: master, m and v, and the weights that no optimizer has. The parts point into
-  // `copy`, which becomes as large as it must.
+  // What a checkpoint holds of each rank of this process: master, m and v, and the weights that no optimizer has. The
+  // parts point into `copy`, which becomes as large as it must.
   std::vector<std::vector<checkpoint::Part>> copy_state(std::vector<std::byte>& copy) const;
 
  private:
@@ -42,12 +46,15 @@ class Shards {
     std::byte* data = nullptr;
     program::Type type = program::Type::f32;
   };
+  using Placed = std::pair<const program::Shard*, program::Piece>;
   Range range(int rank, const program::Shard& shard) const;
   std::vector<Stretch> stretches(int rank, const program::Shard& shard, What what) const;
-  void fill_shard(int rank, const program::Shard& shard, What what, const Read& read);
+  // The same values to each of `whats`.
+  void fill_shard(int rank, const program::Shard& shard, std::initializer_list<What> whats, const Read& read);
 
   const Prepared& prepared_;
   Machine& machine_;
+  std::map<model::ParameterId, std::vector<Placed>> places_;
 };
 
 }  // namespace mop::train

@@ -34,7 +34,7 @@ Trainer::Trainer(const Prepared& prepared, const data::Sequences& data, const Tr
   options.hyper.schedule.validate();
   const Job& job = prepared.job;
   const int64_t sharing = prepared.layout.sequence.size;
-  for (int r = 0; r < job.ranks; ++r) {
+  for (const int r : machine_->ranks()) {
     batches_.emplace_back(data, data::Share{prepared.micro_sequences(), job.workload.accumulate, r / sharing,
                                             job.workload.sequences, r % sharing, prepared.tokens()});
     interpreters_.emplace_back(prepared.program, machine_->memory(r), machine_->backend(r), r);
@@ -73,19 +73,20 @@ interpreter::AdamW Trainer::adam_of(int64_t number) const {
   return {number + 1, h.schedule.rate(number), h.beta1, h.beta2, h.eps, h.weight_decay};
 }
 
-interpreter::Step Trainer::step_of(int64_t number, size_t rank) {
+interpreter::Step Trainer::step_of(int64_t number, int rank) {
   interpreter::Step step;
   step.number = number;
   step.adam = adam_of(number);
   step.deferred = adam_of(number - 1);
   step.max_norm = options_.hyper.max_norm;
-  step.data = &batches_[rank];
+  step.data = &batches_[own(rank)];
   return step;
 }
 
 Trainer::Sums Trainer::sums() const {
   Sums sums{};
-  machine_->read(0, machine_->memory(0).at(sums_buffer_, 0), reinterpret_cast<std::byte*>(&sums), sizeof sums);
+  const int rank = machine_->ranks().front();
+  machine_->read(rank, machine_->memory(rank).at(sums_buffer_, 0), reinterpret_cast<std::byte*>(&sums), sizeof sums);
   return sums;
 }
 
@@ -97,10 +98,9 @@ StepReport Trainer::step() {
   for (data::Batches& batches : batches_) batches.begin_step(position_);
   const auto begin = std::chrono::steady_clock::now();
   try {
-    machine_->run([&](int r) {
-      const auto rank = static_cast<size_t>(r);
-      interpreters_[rank].run(step_of(step_, rank));
-      machine_->backend(r).synchronize();
+    machine_->run([&](int rank) {
+      interpreters_[own(rank)].run(step_of(step_, rank));
+      machine_->backend(rank).synchronize();
     });
   } catch (const UserError& error) {
     const Sums so_far = sums();
@@ -113,7 +113,8 @@ StepReport Trainer::step() {
   report.loss = result.loss + result.balance_loss;
   if (prepared_.job.plan.clip) report.gradient_norm = std::sqrt(result.squared_norm);
   if (!std::isfinite(report.loss)) not_finite(report);
-  if (options_.trace) report.overlap = interpreter::summarize(prepared_.program, machine_->trace(0));
+  if (options_.trace) report.overlap = interpreter::summarize(prepared_.program, machine_->trace(machine_->ranks().front()));
+  report.expert_imbalance = machine_->take_expert_imbalance();
   position_ = batches_.front().end_of_step();
   ++step_;
   return report;
@@ -129,10 +130,9 @@ void Trainer::not_finite(const StepReport& report) const {
 }
 
 void Trainer::flush() {
-  machine_->run([&](int r) {
-    const auto rank = static_cast<size_t>(r);
-    interpreters_[rank].flush(step_of(step_, rank));
-    machine_->backend(r).synchronize();
+  machine_->run([&](int rank) {
+    interpreters_[own(rank)].flush(step_of(step_, rank));
+    machine_->backend(rank).synchronize();
   });
 }
 

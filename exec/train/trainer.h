@@ -33,7 +33,8 @@ struct StepReport {
   std::optional<double> gradient_norm;  // before clipping; none where the plan does not clip
   double learning_rate = 0;
   double seconds = 0;
-  interpreter::StepSummary overlap;  // of rank 0; with trace only
+  double expert_imbalance = 1;       // rows of the fullest expert over the mean, worst layer of this process
+  interpreter::StepSummary overlap;  // of the process's first rank; with trace only
 };
 
 class Trainer {
@@ -64,9 +65,12 @@ class Trainer {
   int64_t bytes_addressed(program::Space space) const;  // highest of any rank, from the arena's start
   std::vector<program::OpSpan> trace(int rank) const { return machine_->trace(rank); }
   int64_t workspace_bytes() const { return machine_->workspace_bytes(); }
+  const Machine& machine() const { return *machine_; }
+  launch::Peers& peers() { return machine_->peers(); }
 
  private:
-  interpreter::Step step_of(int64_t number, size_t rank);
+  size_t own(int rank) const { return static_cast<size_t>(rank - machine_->ranks().front()); }
+  interpreter::Step step_of(int64_t number, int rank);
   interpreter::AdamW adam_of(int64_t number) const;
   [[noreturn]] void not_finite(const StepReport& report) const;
   struct Sums {
@@ -78,8 +82,8 @@ class Trainer {
   const TrainerOptions options_;
   std::unique_ptr<Machine> machine_;
   Shards shards_;
-  std::vector<data::Batches> batches_;                      // by rank
-  std::vector<interpreter::Interpreter> interpreters_;      // by rank
+  std::vector<data::Batches> batches_;                      // by rank of this process
+  std::vector<interpreter::Interpreter> interpreters_;      // likewise
   program::BufferId sums_buffer_ = program::kNoBuffer;
   int64_t step_ = 0;
   data::Position position_;

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cstring>
 #include <nlohmann/json.hpp>
@@ -184,13 +185,26 @@ void read_block(const Tensor& tensor, const model::Stored& stored, int64_t row, 
   const int64_t size = size_of(*type);
   const std::byte* first =
       tensor.data + size * (stored.offset + row * stored.row_stride + col * stored.col_stride);
-  // Along the direction in which the file is denser.
   if (stored.col_stride <= stored.row_stride) {
     for (int64_t r = 0; r < rows; ++r)
       to_float(*type, first + r * stored.row_stride * size, stored.col_stride, cols, out + r * ld, 1);
-  } else {
-    for (int64_t c = 0; c < cols; ++c)
-      to_float(*type, first + c * stored.col_stride * size, stored.row_stride, rows, out + c, ld);
+    return;
+  }
+  // Transposed: by tiles, each read along the columns and written along the rows, so that what lies together
+  // is touched together on both sides.
+  constexpr int64_t kTile = 64;
+  std::array<float, kTile * kTile> tile;
+  for (int64_t c0 = 0; c0 < cols; c0 += kTile) {
+    const int64_t width = std::min(kTile, cols - c0);
+    for (int64_t r0 = 0; r0 < rows; r0 += kTile) {
+      const int64_t height = std::min(kTile, rows - r0);
+      for (int64_t c = 0; c < width; ++c)
+        to_float(*type, first + (r0 * stored.row_stride + (c0 + c) * stored.col_stride) * size,
+                 stored.row_stride, height, tile.data() + c * kTile, 1);
+      for (int64_t r = 0; r < height; ++r)
+        for (int64_t c = 0; c < width; ++c)
+          out[(r0 + r) * ld + c0 + c] = tile[static_cast<size_t>(c * kTile + r)];
+    }
   }
 }
 

@@ -128,7 +128,7 @@ int fail(int status, std::string message) {
 }  // namespace
 
 int run(int argc, char** argv, std::span<const AddCommand> more) {
-  const Invocation invocation{command_line(argc, argv)};
+  const Invocation invocation{command_line(argc, argv), {argv + 1, argv + argc}};
   CLI::App program("Predicts memory and step time of training Mixture-of-Experts models on GPU clusters, and trains them.",
                    "mop");
   try {
@@ -145,7 +145,9 @@ int run(int argc, char** argv, std::span<const AddCommand> more) {
   } catch (const UserError& error) {
     return fail(2, fmt::format("error: {}", error.what()));
   } catch (const Interrupted& interrupted) {
-    return fail(130, interrupted.message);
+    return fail(kInterrupted, interrupted.message);
+  } catch (const Ended& ended) {
+    return ended.status;
   } catch (const std::system_error& error) {  // of fmt::print
     return fail(2, fmt::format("error: standard output cannot be written: {}", error.code().message()));
   } catch (const std::exception& error) {

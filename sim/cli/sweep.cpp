@@ -4,9 +4,7 @@
 
 #include <algorithm>
 #include <array>
-#include <atomic>
 #include <cerrno>
-#include <csignal>
 #include <cstring>
 #include <fstream>
 #include <memory>
@@ -16,6 +14,7 @@
 #include "sim/cli/answer.h"
 #include "sim/cli/commands.h"
 #include "sim/cli/flags.h"
+#include "sim/cli/stop_on_signal.h"
 #include "sim/cli/sweep_rows.h"
 #include "sim/cli/text.h"
 #include "sim/search/parallel.h"
@@ -23,29 +22,6 @@
 
 namespace mop::cli {
 namespace {
-
-std::atomic<bool> stop = false;
-
-// While it lives, Ctrl-C and a polite kill raise `stop` instead of ending the process; a second one ends it.
-class StopOnSignal {
- public:
-  StopOnSignal() {
-    struct sigaction action = {};
-    action.sa_handler = [](int) { stop = true; };
-    action.sa_flags = static_cast<int>(SA_RESETHAND);
-    sigaction(SIGINT, &action, &before_int_);
-    sigaction(SIGTERM, &action, &before_term_);
-  }
-  ~StopOnSignal() {
-    sigaction(SIGINT, &before_int_, nullptr);
-    sigaction(SIGTERM, &before_term_, nullptr);
-  }
-  StopOnSignal(const StopOnSignal&) = delete;
-  StopOnSignal& operator=(const StopOnSignal&) = delete;
-
- private:
-  struct sigaction before_int_ = {}, before_term_ = {};
-};
 
 struct Sweep {
   Flags flags;
@@ -127,7 +103,8 @@ struct Sweep {
       const StopOnSignal guard;
       Progress progress("sweep");
       search::run(
-          open.size(), jobs, stop, [&](size_t i) { return search::point(sweep, points[open[i]]); },
+          open.size(), jobs, StopOnSignal::stop,
+          [&](size_t i) { return search::point(sweep, points[open[i]]); },
           [&](std::vector<search::Outcome>&& finished, size_t done) {
             std::vector<store::RunRecord> records;
             for (const search::Outcome& outcome : finished) {

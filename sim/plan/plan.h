@@ -12,8 +12,8 @@ namespace mop::plan {
 enum class Family : uint8_t { fsdp2, mop };
 enum class Place : uint8_t { automatic, hbm, host };
 enum class Switch : uint8_t { automatic, off, on };
-enum class Recompute : uint8_t { none, full };     // activation checkpointing of whole blocks
-enum class Reduce : uint8_t { bf16, fp32 };        // type in which gradients are reduced (and, mop, held)
+enum class Recompute : uint8_t { none, full };  // activation checkpointing of whole blocks
+enum class Reduce : uint8_t { bf16, fp32 };     // type in which gradients are reduced (and, mop, held)
 // fsdp2: PyTorch eager, torch.compile of each block, or our executor (native).
 enum class Runtime : uint8_t { eager, compiled, native };
 enum class ExpertPlacement : uint8_t {
@@ -101,6 +101,8 @@ void validate(const Plan& plan, const model::ModelConfig& model, int64_t gpus, i
 // Where a degree's ranks are: groups of `size` ranks, `stride` apart; a rank's group is {base + i * stride}.
 struct Span {
   int64_t size = 1, stride = 1;
+  int64_t index(int64_t rank) const { return rank / stride % size; }        // of a rank in its group
+  int64_t base(int64_t rank) const { return rank - index(rank) * stride; }  // lowest rank of its group
 };
 
 // Which ranks share what. fsdp2 is TorchTitan's mesh (replicate, shard, cp, tp), the last one innermost, with

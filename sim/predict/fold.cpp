@@ -14,18 +14,14 @@ uint64_t mix(uint64_t x) {
   return x ^ (x >> 33);
 }
 
-int64_t base_of(int64_t rank, const program::Group& g) {
-  return rank - rank / g.stride % g.size * g.stride;
-}
-
 // By rank: a hash of how often each color occurs in its group.
 void group_colors(const std::vector<uint64_t>& color, const program::Group& g, std::vector<uint64_t>& out) {
   const auto ranks = static_cast<int64_t>(color.size());
   out.assign(color.size(), 0);
   for (int64_t r = 0; r < ranks; ++r)
-    out[static_cast<size_t>(base_of(r, g))] += mix(color[static_cast<size_t>(r)] + 1);
+    out[static_cast<size_t>(g.span().base(r))] += mix(color[static_cast<size_t>(r)] + 1);
   for (int64_t r = 0; r < ranks; ++r) {
-    const int64_t base = base_of(r, g);
+    const int64_t base = g.span().base(r);
     if (base != r) out[static_cast<size_t>(r)] = out[static_cast<size_t>(base)];
   }
 }
@@ -78,7 +74,7 @@ Fold fold(const std::vector<uint32_t>& kinds, const std::vector<program::Group>&
     std::map<std::vector<int64_t>, uint32_t> kind_of;
     for (RankClass& c : result.classes) {
       std::vector<int64_t> members;
-      const int64_t base = base_of(c.rank, g);
+      const int64_t base = g.span().base(c.rank);
       for (int64_t i = 0; i < g.size; ++i)
         members.push_back(class_of_color[color[static_cast<size_t>(base + i * g.stride)]]);
       std::sort(members.begin(), members.end());

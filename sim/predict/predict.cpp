@@ -30,10 +30,6 @@ struct Kinds {
   std::vector<Kind> kinds;
 };
 
-int64_t index_in(int64_t rank, const plan::Span& span) {
-  return rank / span.stride % span.size;
-}
-
 // Number of the group of `span` that holds `rank`.
 int64_t group_of(int64_t rank, const plan::Span& span) {
   return rank / (span.stride * span.size) * span.stride + rank % span.stride;
@@ -46,9 +42,9 @@ Kinds find_kinds(const Scenario& s, const plan::Layout& layout) {
   std::map<std::array<int64_t, 3>, uint32_t> known;
   for (int64_t r = 0; r < layout.ranks; ++r) {
     const std::array<int64_t, 3> kind{
-        skewed ? index_in(r, layout.expert) : 0,
+        skewed ? layout.expert.index(r) : 0,
         skewed && s.workload.routing.independent_groups ? group_of(r, layout.expert) : 0,
-        ring ? index_in(r, layout.context) : 0};
+        ring ? layout.context.index(r) : 0};
     const auto [found, fresh] = known.try_emplace(kind, static_cast<uint32_t>(known.size()));
     if (fresh) result.kinds.push_back({kind[0], kind[1], kind[2]});
     result.of_rank.push_back(found->second);

@@ -16,7 +16,6 @@ namespace {
 using plan::Recompute;
 using plan::Runtime;
 
-
 // Kernels that eager PyTorch launches for one layer operation, counted in profiles of
 // tests/peers/fsdp2_pytorch.py (reports/measurements/h200x4/fsdp2_profiles.json). A compiled block fuses the
 // element-wise ones.

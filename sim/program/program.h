@@ -271,6 +271,7 @@ enum class Axis : uint8_t {
 struct Group {
   Axis axis;
   int64_t size, stride;
+  plan::Span span() const { return {size, stride}; }
 };
 
 // Where this rank's shard of a flat parameter group (parameters.h) is, for whoever fills, saves or checks it.

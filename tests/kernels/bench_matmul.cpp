@@ -1,14 +1,16 @@
-// TFLOP/s of the library-based kernels on random numbers, at the sizes of large models. Backward attention
-// counts 2.5 times the forward's operations.
+// TFLOP/s of the library-based kernels on random numbers, at the sizes of large models, and of the head with
+// the loss, which is mostly products. Backward attention counts 2.5 times the forward's operations.
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <functional>
 #include <numeric>
 
 #include "kernels/attention.h"
 #include "kernels/grouped_matmul.h"
+#include "kernels/loss.h"
 #include "kernels/matmul.h"
 #include "tests/kernels/device_array.h"
 
@@ -18,9 +20,9 @@ namespace {
 // One block of random numbers, repeated.
 class Random {
  public:
-  explicit Random(size_t bytes) : bytes_(bytes) {
+  explicit Random(size_t bytes, double deviation = 1) : bytes_(bytes) {
     std::mt19937 random(3);
-    const DeviceArray block(random_values(1 << 20, Type::bf16, random), Type::bf16);
+    const DeviceArray block(random_values(1 << 20, Type::bf16, random, deviation), Type::bf16);
     for (size_t at = 0; at < bytes; at += 2U << 20)
       check(cudaMemcpy(static_cast<std::byte*>(bytes_.get()) + at, block.get(),
                        std::min<size_t>(2U << 20, bytes - at), cudaMemcpyDeviceToDevice),
@@ -56,29 +58,39 @@ double rate(double flops, const std::function<void()>& work) {
   return flops / milliseconds(work) * 1e-9;
 }
 
+struct Product {
+  int64_t m, n, k;
+};
+struct DenseRates {
+  double forward, added;  // A B^T to bf16; A^T B added to fp32
+};
+DenseRates dense_rates(const Product& product) {
+  const auto [m, n, k] = product;
+  Matmul matmul;
+  const DeviceBytes workspace(Matmul::kWorkspaceBytes);
+  const Random a(static_cast<size_t>(2 * m * k)), b(static_cast<size_t>(2 * n * k)),
+      c(static_cast<size_t>(4 * m * n));
+  MatmulShape s;
+  s.m = m, s.n = n, s.k = k, s.lda = k, s.ldb = k, s.ldc = n, s.transpose_b = true;
+  const double flops = 2.0 * static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(k);
+  const auto run = [&] { matmul.run(s, a.get(), b.get(), nullptr, c.get(), workspace.get(), nullptr); };
+  const double forward = rate(flops, run);
+  check(cudaMemset(c.get(), 0, static_cast<size_t>(4 * m * n)), "zeros");
+  s.transpose_a = true, s.transpose_b = false;
+  s.lda = m, s.ldb = n;
+  s.out = Type::f32;
+  s.accumulate = true;
+  return {forward, rate(flops, run)};
+}
+
 void dense() {
   fmt::print("dense (m, n, k): forward, to fp32 added, TFLOP/s\n");
-  Matmul matmul;
-  DeviceBytes workspace(Matmul::kWorkspaceBytes);
-  struct Size {
-    int64_t m, n, k;
-  };
-  for (const auto [m, n, k] :
-       {Size{8192, 8192, 8192}, Size{4096, 4096, 2048}, Size{8192, 2048, 4096}, Size{16384, 5120, 2048},
-        Size{65536, 4096, 2048}, Size{4096, 151936, 2048}, Size{8192, 18432, 7168}}) {
-    const Random a(static_cast<size_t>(2 * m * k)), b(static_cast<size_t>(2 * n * k)),
-        c(static_cast<size_t>(4 * m * n));
-    MatmulShape s;
-    s.m = m, s.n = n, s.k = k, s.lda = k, s.ldb = k, s.ldc = n, s.transpose_b = true;
-    const double flops = 2.0 * static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(k);
-    const auto run = [&] { matmul.run(s, a.get(), b.get(), nullptr, c.get(), workspace.get(), nullptr); };
-    const double forward = rate(flops, run);
-    check(cudaMemset(c.get(), 0, static_cast<size_t>(4 * m * n)), "zeros");
-    s.transpose_a = true, s.transpose_b = false;
-    s.lda = m, s.ldb = n;
-    s.out = Type::f32;
-    s.accumulate = true;
-    fmt::print("  {:>26} {:6.0f} {:6.0f}\n", fmt::format("({}, {}, {})", m, n, k), forward, rate(flops, run));
+  for (const Product& p : {Product{8192, 8192, 8192}, Product{4096, 4096, 2048}, Product{8192, 2048, 4096},
+                           Product{16384, 5120, 2048}, Product{65536, 4096, 2048},
+                           Product{4096, 151936, 2048}, Product{8192, 18432, 7168}}) {
+    const DenseRates rates = dense_rates(p);
+    fmt::print("  {:>26} {:6.0f} {:6.0f}\n", fmt::format("({}, {}, {})", p.m, p.n, p.k), rates.forward,
+               rates.added);
   }
 }
 
@@ -204,10 +216,145 @@ void attention() {
   }
 }
 
+// The head and the loss tile by tile, as sim/program/native/vocabulary.cpp lowers them: logits = X W^T, their
+// statistics, their gradient in place, dW += logits^T X, dX = logits W. On `ranks` ranks each has its part of
+// the columns and works on everyone's tokens; dX is then sent on in bf16. The exchanges between ranks are
+// left out.
+class Head {
+ public:
+  static constexpr int64_t kHidden = 2048, kVocabulary = 151936, kTokens = 32768;  // tokens of a rank
+  static constexpr double kFlops = 6.0 * kHidden * kVocabulary * kTokens;
+  enum Stage { logits, statistics, gradient, weights, inputs, kStages };
+
+  // tile: tokens of each rank.
+  Head(int64_t ranks, int64_t tile, Type dw_type)
+      : rows_(ranks * tile),
+        columns_(kVocabulary / ranks),
+        tokens_(ranks * kTokens),
+        x_(bytes(tokens_, kHidden, Type::bf16)),
+        w_(bytes(columns_, kHidden, Type::bf16), 0.02),
+        logits_(bytes(rows_, columns_, Type::bf16)),
+        dx_(bytes(tokens_, kHidden, Type::f32)),
+        dw_(bytes(columns_, kHidden, dw_type)),
+        statistics_(bytes(rows_, 3, Type::f32)),
+        targets_(bytes(1, tokens_, Type::i32)),
+        sums_(2 * sizeof(double)),
+        workspace_(Matmul::kWorkspaceBytes) {
+    forward_ = product(rows_, columns_, kHidden, false, true, Type::bf16);
+    to_weights_ = product(columns_, kHidden, rows_, true, false, dw_type);
+    to_weights_.accumulate = true;
+    to_inputs_ = product(rows_, kHidden, columns_, false, false, ranks == 1 ? Type::f32 : Type::bf16);
+    std::vector<int32_t> targets(static_cast<size_t>(tokens_));
+    std::mt19937 random(4);
+    for (int32_t& t : targets) t = static_cast<int32_t>(random() % kVocabulary);
+    const std::array<double, 2> sums{static_cast<double>(tokens_), 0};  // tokens that count, the loss
+    check(cudaMemcpy(targets_.get(), targets.data(), targets_.size(), cudaMemcpyHostToDevice), "targets");
+    check(cudaMemcpy(sums_.get(), sums.data(), sizeof sums, cudaMemcpyHostToDevice), "sums");
+    check(cudaMemset(dw_.get(), 0, dw_.size()), "zeros");
+    check(cudaEventCreate(&begin_), "event");
+    for (int64_t begin = 0; begin < tokens_; begin += rows_)
+      for (int i = 0; i < kStages; ++i) check(cudaEventCreate(&ends_.emplace_back()), "event");
+  }
+  ~Head() {
+    for (cudaEvent_t event : ends_) cudaEventDestroy(event);
+    cudaEventDestroy(begin_);
+  }
+
+  struct Times {
+    double all = 0;
+    std::array<double, kStages> of{};
+    bool operator<(const Times& other) const { return all < other.all; }
+  };
+  // Milliseconds of all tiles.
+  Times run() {
+    check(cudaEventRecord(begin_), "event");
+    size_t ended = 0;
+    const auto end = [&] { check(cudaEventRecord(ends_[ended++]), "event"); };
+    auto* const valid = static_cast<double*>(sums_.get());
+    auto* const kept = static_cast<float*>(statistics_.get());
+    for (int64_t begin = 0; begin < tokens_; begin += rows_) {
+      void* const x = at(x_.get(), begin * kHidden, Type::bf16);
+      const Matrix tile{logits_.get(), Type::bf16, rows_, columns_, columns_};
+      const Targets targets{static_cast<const int32_t*>(targets_.get()) + begin, rows_, rows_};
+      multiply(forward_, x, w_.get(), logits_.get());
+      end();
+      cross_entropy({tile, {0, kVocabulary}, targets, kept, false, nullptr}, nullptr);
+      end();
+      cross_entropy_bwd({tile, {0, kVocabulary}, targets, kept, 1, valid, valid + 1, 0, rows_, true},
+                        nullptr);
+      end();
+      multiply(to_weights_, logits_.get(), x, dw_.get());
+      end();
+      multiply(to_inputs_, logits_.get(), w_.get(), at(dx_.get(), begin * kHidden, to_inputs_.out));
+      end();
+    }
+    check(cudaEventSynchronize(ends_.back()), "the head");
+    Times times;
+    cudaEvent_t before = begin_;
+    for (size_t i = 0; i < ended; ++i) {
+      float ms = 0;
+      check(cudaEventElapsedTime(&ms, before, ends_[i]), "event");
+      times.of[i % kStages] += ms;
+      times.all += ms;
+      before = ends_[i];
+    }
+    return times;
+  }
+
+ private:
+  static size_t bytes(int64_t rows, int64_t cols, Type type) {
+    return static_cast<size_t>(rows * cols) * size_of(type);
+  }
+  static void* at(void* data, int64_t element, Type type) {
+    return static_cast<std::byte*>(data) + element * static_cast<int64_t>(size_of(type));
+  }
+  static MatmulShape product(int64_t m, int64_t n, int64_t k, bool transpose_a, bool transpose_b, Type out) {
+    MatmulShape s;
+    s.m = m, s.n = n, s.k = k, s.transpose_a = transpose_a, s.transpose_b = transpose_b, s.out = out;
+    s.lda = transpose_a ? m : k, s.ldb = transpose_b ? k : n, s.ldc = n;
+    return s;
+  }
+  void multiply(const MatmulShape& shape, const void* a, const void* b, void* c) {
+    matmul_.run(shape, a, b, nullptr, c, workspace_.get(), nullptr);
+  }
+
+  const int64_t rows_, columns_, tokens_;
+  Matmul matmul_;
+  const Random x_, w_, logits_;
+  const DeviceBytes dx_, dw_, statistics_, targets_, sums_, workspace_;
+  MatmulShape forward_, to_weights_, to_inputs_;
+  cudaEvent_t begin_ = nullptr;
+  std::vector<cudaEvent_t> ends_;  // of every stage of every tile
+};
+
+void head() {
+  fmt::print(
+      "head and loss (H {}, V {}, {} tokens a rank; ranks, tokens a tile of each, type of dW): ms, TFLOP/s, "
+      "share of the "
+      "rate of (8192, 8192, 8192); ms of logits, cross entropy, its gradient, dW, dX\n",
+      Head::kHidden, Head::kVocabulary, Head::kTokens);
+  for (const int64_t ranks : {1, 4})
+    for (const Type type : {Type::f32, Type::bf16})
+      for (const int64_t tile : {1024, 2048, 4096, 8192}) {
+        const double dense = dense_rates({8192, 8192, 8192}).forward;  // next to what is compared with it
+        Head head(ranks, tile, type);
+        std::vector<Head::Times> times;
+        head.run();
+        for (int i = 0; i < 5; ++i) times.push_back(head.run());
+        std::nth_element(times.begin(), times.begin() + 2, times.end());
+        const Head::Times& t = times[2];
+        const double rate = Head::kFlops / t.all * 1e-9;
+        fmt::print("  ({}, {:4}, {:>4}) {:7.2f} {:4.0f} {:5.1f} % of {:3.0f};", ranks, tile,
+                   type == Type::f32 ? "fp32" : "bf16", t.all, rate, 100 * rate / dense, dense);
+        for (const double ms : t.of) fmt::print(" {:6.2f}", ms);
+        fmt::print("\n");
+      }
+}
+
 }  // namespace
 }  // namespace mop::kernels
 
-// bench_matmul [dense] [grouped] [attention]: these, or all.
+// bench_matmul [dense] [grouped] [attention] [head]: these, or all.
 int main(int count, char** names) {
   if (const std::string reason = mop::kernels::no_gpu(); !reason.empty()) {
     fmt::print("no benchmark: {}\n", reason);
@@ -219,4 +366,5 @@ int main(int count, char** names) {
   if (chosen("dense")) mop::kernels::dense();
   if (chosen("grouped")) mop::kernels::grouped();
   if (chosen("attention")) mop::kernels::attention();
+  if (chosen("head")) mop::kernels::head();
 }

@@ -1,15 +1,24 @@
 #!/usr/bin/env python3
-"""One honest PyTorch FSDP2 training step, timed: the peer that the `fsdp2` plan must predict.
+"""Honest PyTorch FSDP2 training steps, timed, one process a GPU.
 
     NCCL_NVLS_ENABLE=0 torchrun --standalone --nproc-per-node 4 fsdp2_pytorch.py --model olmoe-1b-7b --context 4096 --sequences 1
 
-Settings (all the peer's best known ones; eager unless --compile): one FSDP group a block and one root group (embedding,
-final norm, untied head), all resharded after forward; bf16 gather, bf16 reduce, fp32 sharded parameters; block-level
-non-reentrant checkpointing; loss in checkpointed chunks of 4096 tokens with fp32 logits; cuDNN attention; experts as stacked
-3-D parameters through torch._grouped_mm behind a real top-k router; fused AdamW; clipping by global norm every step.
-RMSNorm, RoPE and SwiGLU are written as Hugging Face's modelling code writes them. Attention is full and without sinks in
-every family. One JSON line a run goes to stdout and, with --out, to DIR/fsdp2_runs.jsonl; --profile adds one to
-DIR/fsdp2_profiles.jsonl.
+Common to both blocks: one FSDP group a block, bf16 gather, bf16 reduce, fp32 sharded parameters, a real top-k router over
+torch._grouped_mm, fused AdamW, clipping by global norm every step.
+
+--block plain, the peer that the `fsdp2` plan must predict (default but for gpt-oss): eager unless --compile; one root group
+(embedding, final norm, untied head), all resharded after forward; block-level non-reentrant checkpointing; loss in checkpointed
+chunks of 4096 tokens with fp32 logits; cuDNN attention; torch's clip_grad_norm_. RMSNorm, RoPE and SwiGLU are written as Hugging
+Face's modelling code writes them. Attention is full and without sinks in every family.
+
+--block strong, the peer that our executor must beat (default for gpt-oss): fsdp2_strong.py, with gpt-oss's windows, sinks and YaRN.
+Embedding and head are groups of their own; the last block and the head stay gathered for the backward pass. Clipping costs one
+pass over the gradients: AdamW divides them by the factor as it reads them. With --offload not even that: FSDP2's hook takes the norm
+on the GPU, where the reduced gradients are before they travel, and that also moves the copies to the host off the stream of the
+reductions. Each rank's CPU threads keep to its share of the cores; host memory is pinned (gradients and parameters, no copy between)
+and in huge pages (AdamW's moments).
+
+One JSON line a run goes to stdout and, with --out, to DIR/fsdp2_runs.jsonl; --profile adds one to DIR/fsdp2_profiles.jsonl.
 """
 import argparse
 import bisect
@@ -25,6 +34,27 @@ import time
 
 os.environ.setdefault("NCCL_NVLS_ENABLE", "0")
 
+
+def default_block(model):
+    return "strong" if "oss" in model else "plain"
+
+
+def environment(arguments):
+    """What PyTorch reads when it is loaded."""
+    p = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    p.add_argument("--model", default="")
+    p.add_argument("--block")
+    p.add_argument("--offload", action="store_true")
+    o, _ = p.parse_known_args(arguments)
+    if (o.block or default_block(o.model)) == "strong":
+        pinned = ",pinned_use_cuda_host_register:True,pinned_num_register_threads:8" if o.offload else ""
+        os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True" + pinned)
+        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+
+if __name__ == "__main__":
+    environment(sys.argv[1:])
+
 import torch
 import torch.distributed as dist
 import torch.nn as nn
@@ -32,6 +62,8 @@ import torch.nn.functional as F
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.utils.checkpoint import checkpoint
+
+import fsdp2_strong as strong
 
 # ------------------------------------------------------------------ models: fields as in the published config.json
 CONFIGS = {
@@ -43,7 +75,8 @@ CONFIGS = {
                         vocab_size=50304, rope_theta=1e4, rms_norm_eps=1e-5),
     "gpt-oss-20b": dict(model_type="gpt_oss", num_hidden_layers=24, hidden_size=2880, num_attention_heads=64, num_key_value_heads=8,
                         head_dim=64, num_experts=32, num_experts_per_tok=4, moe_intermediate_size=2880, norm_topk_prob=True,
-                        vocab_size=201088, rope_theta=150000.0, rms_norm_eps=1e-5, swiglu_limit=7.0),
+                        vocab_size=201088, rope_theta=150000.0, rms_norm_eps=1e-5, swiglu_limit=7.0, sliding_window=128,
+                        rope_scaling=dict(factor=32.0, original_max_position_embeddings=4096, beta_fast=32.0, beta_slow=1.0)),
     "mixtral-8x7b": dict(model_type="mixtral", num_hidden_layers=32, hidden_size=4096, num_attention_heads=32, num_key_value_heads=8,
                          head_dim=128, num_experts=8, num_experts_per_tok=2, moe_intermediate_size=14336, norm_topk_prob=True,
                          vocab_size=32000, rope_theta=1e6, rms_norm_eps=1e-5),
@@ -52,7 +85,8 @@ CONFIGS = {
                  rms_norm_eps=1e-6),
     "tiny-oss": dict(model_type="gpt_oss", num_hidden_layers=2, hidden_size=64, num_attention_heads=4, num_key_value_heads=2, head_dim=32,
                      num_experts=8, num_experts_per_tok=2, moe_intermediate_size=64, norm_topk_prob=True, vocab_size=512,
-                     rope_theta=1e4, rms_norm_eps=1e-6, swiglu_limit=7.0),
+                     rope_theta=1e4, rms_norm_eps=1e-6, swiglu_limit=7.0, sliding_window=16,
+                     rope_scaling=dict(factor=32.0, original_max_position_embeddings=64, beta_fast=32.0, beta_slow=1.0)),
     "tiny-olmoe": dict(model_type="olmoe", num_hidden_layers=2, hidden_size=64, num_attention_heads=4, num_key_value_heads=4, head_dim=16,
                        num_experts=8, num_experts_per_tok=2, moe_intermediate_size=64, norm_topk_prob=False, vocab_size=512,
                        rope_theta=1e4, rms_norm_eps=1e-6),
@@ -249,10 +283,12 @@ def counts(c):
     return L * per_all + 2 * V, L * per_act + V
 
 
-def flops_per_token(c, S):
-    """Model FLOPs forward + backward: 6 a weight used, causal attention halved, no input embedding, no recompute."""
+def flops_per_token(c, S, windows):
+    """Model FLOPs forward + backward: 6 a weight used, attention to the keys that are seen, no input embedding, no recompute."""
     _, act = counts(c)
-    return 6 * act + 6 * c["num_hidden_layers"] * c["num_attention_heads"] * c["head_dim"] * S
+    L, W = c["num_hidden_layers"], min(S, c.get("sliding_window", S)) if windows else S
+    keys = sum(W * (S - W / 2) / S if windows and strong.layer_kind(c, i) == "sliding" else S / 2 for i in range(L))
+    return 6 * act + 12 * keys * c["num_attention_heads"] * c["head_dim"]
 
 
 # ------------------------------------------------------------------ analysis of one profiled step
@@ -480,6 +516,110 @@ def live_at_peak(trace, base):
 
 
 # ------------------------------------------------------------------ run
+
+class ClippedAdamW:
+    """Fused AdamW over the local shards after clipping by the global norm: torch.nn.utils.clip_grad_norm_ and AdamW in one pass.
+
+    A norm that FSDP2's hook took (offload) is of the reduced bf16 gradients, the very values that AdamW gets.
+    """
+
+    def __init__(self, model, lr, max_norm, offload, divide=1):
+        self.params, self.max_norm, self.offload, self.squares = list(model.parameters()), max_norm, offload, []
+        with torch.no_grad():
+            self.shards = [nn.Parameter(p.to_local()) for p in self.params]
+        self.adam = torch.optim.AdamW(self.shards, lr=lr, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+        if offload:
+            def hook(reduced):           # on the hook's stream; what is reduced was allocated on another
+                if reduced.is_cuda:
+                    reduced.record_stream(torch.cuda.current_stream())
+                self.squares.append(torch.linalg.vector_norm(reduced, dtype=torch.float32).div(divide).square())
+            for m in model.modules():
+                if isinstance(m, FSDPModule):
+                    m.set_all_reduce_hook(hook)
+
+    def norm(self):
+        grads = [p.grad.to_local() for p in self.params]
+        for shard, p, g in zip(self.shards, self.params, grads):
+            assert shard.data_ptr() == p._local_tensor.data_ptr()
+            shard.grad = g
+        square = (torch.stack(self.squares) if self.offload else torch.stack(torch._foreach_norm(grads)).square()).sum()
+        self.squares.clear()
+        dist.all_reduce(square)
+        self.total = square.sqrt()
+        return self.total
+
+    def step(self):
+        scale = ((self.total + 1e-6) / self.max_norm).clamp(min=1.0)
+        self.adam.grad_scale = scale.cpu() if self.offload else scale       # AdamW divides by it
+        self.adam.step()
+        for shard, p in zip(self.shards, self.params):
+            shard.grad = p.grad = None
+
+
+class Batches:
+    """Tokens and labels of a step: the bytes of a file, sequences in an order that a seed shuffles; without a file random, the same each step."""
+
+    def __init__(self, path, vocab, context, sequences, rank, world, device):
+        self.context, self.sequences, self.rank, self.world, self.device = context, sequences, rank, world, device
+        self.data = torch.from_file(path, size=os.path.getsize(path), dtype=torch.uint8) if path else None
+        if path:
+            self.order = torch.randperm((len(self.data) - 1) // context, generator=torch.Generator().manual_seed(0)).tolist()
+        else:
+            self.rows = torch.randint(0, vocab, (sequences, context + 1), device=device)
+
+    def __call__(self, step):
+        rows = self.rows if self.data is None else None
+        if rows is None:
+            first = (step * self.world + self.rank) * self.sequences
+            at = [self.order[i % len(self.order)] * self.context for i in range(first, first + self.sequences)]
+            rows = torch.stack([self.data[i:i + self.context + 1] for i in at]).long()
+            if self.device.type == "cuda":
+                rows = rows.pin_memory().to(self.device, non_blocking=True)
+        return rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
+
+
+def attention_paths(o, c, dev, rank, gloo):
+    """{kind: path} for the strong block, the same on all ranks, and what was measured."""
+    def say(text):
+        if rank == 0:
+            print(text, flush=True)
+
+    kinds = sorted({strong.layer_kind(c, i) for i in range(c["num_hidden_layers"])})
+    if dev.type == "cpu":
+        paths, measured = {k: "cpu" for k in kinds}, {}
+    elif c["model_type"] != "gpt_oss":
+        paths, measured = {"full": "cudnn"}, {}          # scaled_dot_product_attention with the other backends off
+    elif "=" in o.attention:
+        paths, measured = dict(x.split("=") for x in o.attention.split(",")), {}
+    else:
+        got = [None]
+        if rank == 0:
+            try:
+                got = [strong.choose_attention(c, o.sequences, o.context, dev, say, None if o.attention == "auto" else o.attention.split(","))]
+            except Exception as e:
+                got = [e]
+        dist.broadcast_object_list(got, src=0, group=gloo)
+        if isinstance(got[0], Exception):
+            raise got[0]
+        paths, measured = got[0]
+    assert set(kinds) <= set(paths), (kinds, paths)
+    for k in kinds:
+        say(f"attention of {k} layers: {paths[k]}")
+    return paths, measured
+
+
+def versions():
+    import triton
+    return dict(torch=torch.__version__, cuda=torch.version.cuda, cudnn=torch.backends.cudnn.version(), nccl=".".join(map(str, torch.cuda.nccl.version())),
+                triton=triton.__version__, python=sys.version.split()[0], driver=driver())
+
+
+def driver():
+    try:
+        return re.search(r"(\d+\.\d+(\.\d+)?)", open("/proc/driver/nvidia/version").read()).group(1)
+    except Exception:
+        return None
+
 
 def host_rss():
     out = {}

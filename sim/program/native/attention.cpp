@@ -227,13 +227,10 @@ void NativeLowering::attention_backward(int layer, const Checkpoint& saved, cons
   const auto own = [&](const char* label, int64_t rows, int64_t cols) {
     return matrix(transient(label, es_ * rows * cols, Holds::attention_activations, layer), ct_, rows, cols);
   };
-  const auto back = [&](const Operand& sum) {  // accumulates after the first time
-    return again(sum);
-  };
   const Operand gradient_rows = matrix(d_out, ct_, n_, h), d_x = matrix(d_normed, ct_, n_, h);
   const Operand normed = matrix(in.normed, ct_, n_, h);
   const Operand d_o_weight = gradient(dw, layer, Role::o, h, all_heads);
-  gemm(part, gradient_rows, true, matrix(out, ct_, n_, all_heads), false, d_o_weight, back(d_o_weight));
+  gemm(part, gradient_rows, true, matrix(out, ct_, n_, all_heads), false, d_o_weight, again(d_o_weight));
   if (c_.out_bias) column_sum(part, gradient_rows, gradient(dw, layer, Role::o_bias, 1, h));
 
   Operand d_q_latent, d_kv_latent;
@@ -350,9 +347,9 @@ void NativeLowering::attention_backward(int layer, const Checkpoint& saved, cons
     const Role q_role = q_lora ? Role::q_b : Role::q;
     const Operand d_wq = gradient(dw, layer, q_role, heads * qd, q_width, q_first * q_width);
     const Operand d_from = q_lora ? d_q_latent : d_x;
-    gemm(part, d_q, true, q_lora ? matrix(in.q, ct_, n_, q_width) : normed, false, d_wq, back(d_wq));
+    gemm(part, d_q, true, q_lora ? matrix(in.q, ct_, n_, q_width) : normed, false, d_wq, again(d_wq));
     if (c_.qkv_bias && !mla()) column_sum(part, d_q, gradient(dw, layer, Role::q_bias, 1, heads * qd, q_first));
-    gemm(part, d_q, false, weight(g, q_role, heads * qd, q_width, q_first * q_width), false, d_from, back(d_from));
+    gemm(part, d_q, false, weight(g, q_role, heads * qd, q_width, q_first * q_width), false, d_from, again(d_from));
     if (!give_back) continue;
     if (mla()) {
       const int64_t up = c_.qk_nope_dim + vd, tokens = latent() ? t_ : n_, width = latent() ? chunks_.heads : heads;
@@ -373,17 +370,17 @@ void NativeLowering::attention_backward(int layer, const Checkpoint& saved, cons
       const Operand latents = columns(matrix(latent() ? in.kv_all : in.kv, ct_, tokens, kv_latent), 0, kv_rank),
                     d_latents = columns(d_kv_latent, 0, kv_rank);
       const bool cleared = latent() && sequence_ != kNoGroup;
-      gemm(part, d_up, true, latents, false, d_w, back(d_w) || cleared, {}, index);
-      gemm(part, d_up, false, w, false, d_latents, back(d_latents), {}, index);
+      gemm(part, d_up, true, latents, false, d_w, again(d_w) || cleared, {}, index);
+      gemm(part, d_up, false, w, false, d_latents, again(d_latents), {}, index);
     } else {
       const int64_t width = key_heads * (qd + vd), first = chunks_.kv_chunks == 1 ? 0 : chunk * width;
       rope_back(d_k_home, now.k_raw, Role::k_norm, c_.kv_heads * qd);
       Operand both = d_k_home;  // with the values to its right
       both.view.cols = width;
       const Operand d_w = gradient(dw, layer, Role::k, width, h, first * h);
-      gemm(part, both, true, normed, false, d_w, back(d_w));
+      gemm(part, both, true, normed, false, d_w, again(d_w));
       if (c_.qkv_bias) column_sum(part, both, gradient(dw, layer, Role::k_bias, 1, width, first));
-      gemm(part, both, false, weight(g, Role::k, width, h, first * h), false, d_x, back(d_x));
+      gemm(part, both, false, weight(g, Role::k, width, h, first * h), false, d_x, again(d_x));
     }
   }
   if (mla()) latent_backward(layer, in, g, d_q_latent.buffer, d_kv_latent.buffer, d_normed, dw);

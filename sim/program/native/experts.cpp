@@ -65,13 +65,14 @@ void NativeLowering::router_backward(int layer, BufferId x, const Gathered& g, c
 }
 
 // Order of the own routed copies by expert, counts of all ranks of the expert group, the least-loaded plan and its
-// rounds: known to every rank alike.
+// rounds: known to every rank alike. Kept for backward, a few MiB a layer at most: the host, which has to know the rounds
+// before it can issue their work, then waits for the GPU in forward only.
 NativeLowering::RoundsPlan NativeLowering::plan_rounds(int layer, BufferId saved) {
   const Component part = Component::router;
   const int64_t ranks = layout_.expert.size, e = c_.experts, copies = n_ * c_.top_k;
   const Holds holds = Holds::expert_exchange;
   RoundsPlan out;
-  out.order = matrix(transient("routed_order", kIdBytes * copies, holds, layer), Type::i32, 1, copies);
+  out.order = matrix(transient("routed_order", kIdBytes * copies, Holds::checkpoints, layer), Type::i32, 1, copies);
   const Operand own = matrix(transient("own_counts", kIdBytes * e, holds, layer), Type::i32, 1, e);
   b_.op(local(OpKind::sort, part, {{copies, kIdBytes * copies, kIdBytes * (copies + e)}}), {gates(saved).ids},
         {out.order, own});
@@ -84,7 +85,7 @@ NativeLowering::RoundsPlan NativeLowering::plan_rounds(int layer, BufferId saved
   const int64_t size =
       plan::round_plan_bytes(static_cast<int>(ranks), static_cast<int>(e), static_cast<int>(plan_.spill_slots));
   // What it is made of is the executor's business; it is opaque bytes here.
-  out.rounds = matrix(transient("rounds", size, holds, layer), Type::i32, 1, size / kIdBytes);
+  out.rounds = matrix(transient("rounds", size, Holds::checkpoints, layer), Type::i32, 1, size / kIdBytes);
   out.op = b_.op(local(OpKind::plan_routing, part, {{e, bytes, size}}, {}, expert_), {counts}, {out.rounds});
   return out;
 }
@@ -127,7 +128,7 @@ int64_t NativeLowering::round_rows() const {
 // y (N, H) fp32 += routed experts of x (N, H).
 void NativeLowering::experts_forward(int layer, BufferId x, const Gathered& g, BufferId y, Checkpoint& saved) {
   const Component part = Component::experts;
-  const RoundsPlan plan = plan_rounds(layer, saved.gates);
+  const RoundsPlan plan = saved.rounds = plan_rounds(layer, saved.gates);
   const BufferId slots = spill_slots(layer);
   const int64_t r = round_rows(), h = c_.hidden, i = c_.expert_intermediate, e = c_.experts / layout_.expert.size;
   const double es = static_cast<double>(es_);
@@ -192,10 +193,9 @@ void NativeLowering::experts_forward(int layer, BufferId x, const Gathered& g, B
 void NativeLowering::experts_backward(int layer, BufferId x, const Gathered& g, const Checkpoint& saved, BufferId d_y,
                                       BufferId d_x, BufferId d_gates, BufferId dw) {
   const Component part = Component::experts;
-  b_.at(Phase::recompute, layer);
-  const RoundsPlan plan = plan_rounds(layer, saved.gates);
-  const BufferId slots = spill_slots(layer);
   b_.at(Phase::backward, layer);
+  const RoundsPlan& plan = saved.rounds;
+  const BufferId slots = spill_slots(layer);
   const int64_t each = params_.expert_elements(), own_experts = c_.experts / layout_.expert.size;
   const int64_t r = round_rows(), h = c_.hidden, i = c_.expert_intermediate;
   const double es = static_cast<double>(es_);

@@ -150,8 +150,12 @@ class NativeLowering {
   struct GatedTile {
     Operand hidden, act;
   };
-  // What is kept of a block between its forward and its backward: its input, the attention output and the gates; all
-  // that backward reads when nothing is recomputed (keep_all_).
+  struct RoundsPlan {
+    Operand order, rounds;
+    OpId op = kNoOp;
+  };
+  // What is kept of a block between its forward and its backward: its input, the attention output, the gates and where
+  // the rows go; all that backward reads when nothing is recomputed (keep_all_).
   struct Checkpoint {
     BufferId input = kNoBuffer, attention = kNoBuffer, lse = kNoBuffer, gates = kNoBuffer;  // live in HBM
     BufferId host = kNoBuffer;
@@ -160,6 +164,7 @@ class NativeLowering {
     HeadChunk heads{};
     std::vector<GatedTile> tiles{};
     GatedTile experts{};
+    RoundsPlan rounds{};
   };
 
   // ---- attention.cpp
@@ -196,10 +201,6 @@ class NativeLowering {
   void route(int layer, BufferId x, const Gathered& g, Checkpoint& saved);
   void router_backward(int layer, BufferId x, const Gathered& g, const Checkpoint& saved, BufferId d_gates, BufferId d_x,
                        BufferId dw);
-  struct RoundsPlan {
-    Operand order, rounds;
-    OpId op = kNoOp;
-  };
   RoundsPlan plan_rounds(int layer, BufferId saved);
   struct ExpertWeights {
     Operand own, spilled;

@@ -13,8 +13,9 @@ using plan::Place;
 
 namespace {
 
-constexpr int64_t kHostTrafficBytes = 28;  // DRAM bytes of one CPU Adam update of a parameter: 14 read, 14 written
-constexpr int64_t kFsdpHostTrafficBytes = 28;  // fp32 weight, gradient and two moments: 16 read, 12 written
+// DRAM bytes of one CPU Adam update of a parameter. mop: 14 read, 14 written; fsdp2's fp32 weight, gradient and two
+// moments: 16 read, 12 written.
+constexpr int64_t kHostTrafficBytes = 28;
 constexpr int64_t kStreamBucket = int64_t{1}
                                   << 26;  // parameters in flight of a GPU-streamed update, over its ring
 constexpr int64_t kShardUnit = 8;         // elements: shards keep vector alignment
@@ -282,7 +283,7 @@ void NativeLowering::update(const Weights& w) {
   adam({OpKind::adam_host,
         Stream::host,
         Component::optimizer,
-        {{count, (fsdp_ ? kFsdpHostTrafficBytes : kHostTrafficBytes) * count}}},
+        {{count, kHostTrafficBytes * count}}},
        matrix(w.states, Type::f32, 1, state_elements), segments(w, 0, count, true, gradients),
        segments(w, 0, count, false, fresh));
   if (!fsdp_)

@@ -1,4 +1,4 @@
-#include "tests/exec/cpu/allocations.h"
+#include "tests/exec/support/allocations.h"
 
 #include <gtest/gtest.h>
 
@@ -16,11 +16,11 @@ TEST(Allocations, AreCounted) {
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
   GTEST_SKIP() << "the sanitizer has its own malloc";
 #endif
-  const int64_t before = allocations_so_far();
+  const int64_t before = test::allocations_of_thread();
   std::vector<int> some(static_cast<size_t>(uniform(10, 20)));
-  EXPECT_EQ(allocations_so_far(), before + 1);
+  EXPECT_EQ(test::allocations_of_thread(), before + 1);
   void* volatile aligned = std::aligned_alloc(64, 128);  // volatile: or the compiler leaves it out
-  EXPECT_EQ(allocations_so_far(), before + 2);
+  EXPECT_EQ(test::allocations_of_thread(), before + 2);
   std::free(aligned);
   EXPECT_EQ(some.front(), 0);
 }

@@ -9,7 +9,7 @@
 
 #include "exec/cpu/gemm.h"
 #include "sim/base/error.h"
-#include "tests/exec/cpu/allocations.h"
+#include "tests/exec/support/allocations.h"
 #include "tests/exec/cpu/routing_support.h"
 
 namespace mop::cpu::test {
@@ -115,7 +115,7 @@ class Worker {
                 plan::round_plan_bytes(layer.ranks, static_cast<int>(layer.experts), layer.slots) / 4 + 1) {}
 
   void run() {
-    const int64_t before = allocations_so_far();
+    const int64_t before = test::allocations_of_thread();
     local(OpKind::sort, {}, {&r_.ids}, {&order_, &counts_});
     remote(OpKind::all_gather, {}, {&counts_}, {&all_counts_});
     local(OpKind::plan_routing, {}, {&all_counts_}, {&rounds_});
@@ -123,7 +123,7 @@ class Worker {
     passes = plan.passes(), rounds = plan.rounds();
     for (round_ = 0; round_ < plan.rounds(); ++round_) forward();
     for (round_ = 0; round_ < plan.rounds(); ++round_) backward();
-    allocations = allocations_so_far() - before;
+    allocations = test::allocations_of_thread() - before;
   }
 
   int passes = 0, rounds = 0;

@@ -4,7 +4,7 @@
 #include <bit>
 #include <cstring>
 
-#include "tests/exec/cpu/allocations.h"
+#include "tests/exec/support/allocations.h"
 
 namespace mop::cpu {
 namespace {
@@ -160,9 +160,9 @@ void run_op(OpKind kind, const Does& does, std::vector<Tensor*> in, std::vector<
                             setting.spill_slots};
   Workspace workspace(workspace_bytes(program));
   const Call call{0, &op, reads, writes, setting.index, setting.size, setting.round};
-  const int64_t allocations = allocations_so_far();
+  const int64_t allocations = test::allocations_of_thread();
   run(call, constants, setting.step, workspace);
-  last_allocations = allocations_so_far() - allocations;
+  last_allocations = test::allocations_of_thread() - allocations;
 
   for (size_t i = 0; i < in.size(); ++i) {
     if (in[i] == nullptr) continue;

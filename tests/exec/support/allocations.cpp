@@ -8,6 +8,7 @@ namespace {
 
 std::atomic<bool> armed = false;
 std::atomic<int64_t> allocations = 0;
+thread_local int64_t own_allocations = 0;
 
 }  // namespace
 
@@ -19,6 +20,7 @@ constexpr bool kCounted = true;
 namespace {
 
 void count_one() {
+  ++own_allocations;
   if (armed.load(std::memory_order_relaxed)) allocations.fetch_add(1, std::memory_order_relaxed);
 }
 
@@ -74,6 +76,10 @@ Allocations::~Allocations() {
 }
 int64_t Allocations::count() const {
   return allocations;
+}
+
+int64_t allocations_of_thread() {
+  return own_allocations;
 }
 
 }  // namespace mop::test

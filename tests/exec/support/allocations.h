@@ -14,4 +14,7 @@ class Allocations {
   int64_t count() const;
 };
 
+// Of the calling thread, ever. Nothing is counted under sanitizers.
+int64_t allocations_of_thread();
+
 }  // namespace mop::test

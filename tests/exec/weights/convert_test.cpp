@@ -2,12 +2,15 @@
 
 #include <gtest/gtest.h>
 
+#include <array>
 #include <bit>
 #include <cmath>
 #include <cstring>
 #include <limits>
 #include <random>
 #include <vector>
+
+#include "exec/weights/safetensors.h"
 
 namespace mop::weights {
 namespace {
@@ -73,6 +76,72 @@ TEST(Convert, ToBf16RoundsToNearestEven) {
   }
   EXPECT_EQ(bf16(std::numeric_limits<float>::infinity()), 0x7f80);
   EXPECT_EQ(bf16(std::numeric_limits<float>::max()), 0x7f80);
+}
+
+// Also one whose upper half alone would be an infinity, and in the vectors of a long run.
+TEST(Convert, NanStaysNan) {
+  std::vector<float> values;
+  for (const uint32_t sign : {0u, 0x80000000u})
+    for (uint32_t mantissa = 1; mantissa < 0x800000; mantissa = mantissa * 3 / 2 + 1)
+      values.push_back(std::bit_cast<float>(sign | 0x7f800000u | mantissa));
+  const auto count = static_cast<int64_t>(values.size());
+  for (const Type type : {Type::f16, Type::bf16, Type::f32, Type::f64}) {
+    std::vector<std::byte> bytes(values.size() * static_cast<size_t>(size_of(type)));
+    from_float(type, values.data(), count, bytes.data());
+    std::vector<float> back(values.size());
+    to_float(type, bytes.data(), 1, count, back.data(), 1);
+    for (const float value : back) ASSERT_TRUE(std::isnan(value)) << name(type);
+  }
+}
+
+TEST(Convert, ALongRunIsItsElements) {
+  std::mt19937 random(3);
+  std::vector<float> values(1003);
+  for (float& value : values) {
+    do value = std::bit_cast<float>(static_cast<uint32_t>(random()));
+    while (std::isnan(value));
+  }
+  const auto count = static_cast<int64_t>(values.size());
+  for (const Type type : {Type::f16, Type::bf16, Type::f32, Type::f64}) {
+    const auto size = static_cast<size_t>(size_of(type));
+    std::vector<std::byte> bytes(1 + values.size() * size), element(size);
+    from_float(type, values.data(), count, bytes.data() + 1);
+    std::vector<float> back(values.size());
+    to_float(type, bytes.data() + 1, 1, count, back.data(), 1);
+    for (size_t i = 0; i < values.size(); ++i) {
+      from_float(type, &values[i], 1, element.data());
+      ASSERT_EQ(std::memcmp(element.data(), bytes.data() + 1 + i * size, size), 0) << name(type) << values[i];
+      ASSERT_EQ(back[i], read(type, element.data()));
+    }
+  }
+}
+
+// A tensor whose rows are a parameter's columns, larger than the tiles it is read by, and of it every other
+// column (gpt-oss: gate and up interleaved).
+TEST(Convert, ABlockOfATransposedTensor) {
+  constexpr int64_t kRows = 200, kCols = 150;  // of the parameter
+  std::vector<float> data(2 * kRows * kCols);
+  for (size_t i = 0; i < data.size(); ++i) data[i] = static_cast<float>(i);
+  const Tensor tensor{"F32",
+                      {kCols, 2 * kRows},
+                      reinterpret_cast<const std::byte*>(data.data()),
+                      static_cast<int64_t>(data.size() * sizeof(float))};
+  const model::Stored stored{
+      .name = "x", .shape = tensor.shape, .offset = 1, .row_stride = 2, .col_stride = 2 * kRows};
+  for (const auto& [row, col, rows, cols] : {std::array<int64_t, 4>{0, 0, kRows, kCols},
+                                             {3, 5, 64, 64},
+                                             {70, 1, 130, 129},
+                                             {199, 149, 1, 1},
+                                             {10, 20, 65, 1},
+                                             {4, 4, 0, 3}}) {
+    const int64_t ld = cols + 2;
+    std::vector<float> out(static_cast<size_t>(rows * ld), -9);
+    read_block(tensor, stored, row, col, rows, cols, out.data(), ld);
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t c = 0; c < ld; ++c)
+        ASSERT_EQ(out[static_cast<size_t>(r * ld + c)],
+                  c < cols ? data[static_cast<size_t>(1 + 2 * (row + r) + 2 * kRows * (col + c))] : -9);
+  }
 }
 
 TEST(Convert, StridesAndUnalignedElements) {

@@ -1,0 +1,46 @@
+// The processes of a run, and what they say to one another over TCP before, between and after steps: NCCL's
+// ids, a plan, parts of a checkpoint. Nothing of a step itself passes here.
+#pragma once
+#include <cstddef>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "exec/launch/place.h"
+
+namespace mop::launch {
+
+// All calls but rank(), size() and abandon() are collective: every process makes them in the same order. One
+// thread at a time, but for abandon().
+class Peers {
+ public:
+  // Waits until everybody is done with theirs. Where an exception destroys them, does not: the others take
+  // this process for lost.
+  virtual ~Peers() = default;
+  virtual int rank() const = 0;
+  virtual int size() const = 0;
+  // What process 0 gives, to everyone.
+  virtual std::vector<std::byte> broadcast(std::span<const std::byte> bytes) = 0;
+  // At process 0: what each gives, by rank; elsewhere nothing.
+  virtual std::vector<std::vector<std::byte>> gather(std::span<const std::byte> bytes) = 0;
+  virtual void barrier() = 0;
+  // Another one between the same processes, for another thread. Lives no longer than this.
+  virtual std::unique_ptr<Peers> channel() = 0;
+  // Ends this process with the status and all others with 1, as if it were lost, but the one message is "rank
+  // 2: reason". For errors that one process has, or all: the first is told. Standard output is flushed,
+  // nothing else.
+  [[noreturn]] virtual void abandon(const std::string& reason, int status = 2) = 0;
+};
+
+// A run of one process.
+std::unique_ptr<Peers> alone();
+
+// Meets the other processes of the run at place.address. Process 0 listens there. From here on until the
+// Peers are gone a process that ends, hangs up or stops answering ends all others within 30 seconds: each
+// exits with status 1, and one message on standard error names the rank that was lost (of spawned processes
+// the parent tells it, spawn.h). Errors: UserError when not everybody has come after `seconds` (says who is
+// missing), or an address that cannot be used.
+std::unique_ptr<Peers> connect(const Place& place, int seconds = 120);
+
+}  // namespace mop::launch
