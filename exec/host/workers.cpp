@@ -25,6 +25,9 @@ void pin_to(int core) {
   CPU_FREE(set);
 }
 
+// Of this process among those of its host.
+std::atomic<int> g_index = 0, g_processes = 1;
+
 void make_denormals_zero() {
 #ifdef __SSE__
   constexpr unsigned kResults = 0x8000, kOperands = 0x40;
@@ -49,6 +52,14 @@ std::vector<int> cores_of_process() {
     if (known) return cores;
   }
   return {};
+}
+
+std::vector<int> share_of(const std::vector<int>& cores, int index, int processes) {
+  if (cores.empty()) return {};
+  const auto n = static_cast<int64_t>(cores.size());
+  const Range part = part_of(n, 1, index, processes);
+  if (part.begin == part.end) return {cores[static_cast<size_t>(index % n)]};  // more processes than cores
+  return {cores.begin() + part.begin, cores.begin() + part.end};
 }
 
 Workers::Workers(std::vector<int> cores) {
@@ -76,11 +87,16 @@ Workers::~Workers() {
 
 Workers& Workers::of_process() {
   static Workers workers([] {
-    std::vector<int> cores = cores_of_process();
+    std::vector<int> cores = share_of(cores_of_process(), g_index, g_processes);
     if (cores.size() > 1) cores.erase(cores.begin());
     return cores;
   }());
   return workers;
+}
+
+void Workers::share_cores(int index, int processes) {
+  g_index = index;
+  g_processes = processes;
 }
 
 void Workers::run_all(Work work, const void* body) {

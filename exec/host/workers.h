@@ -14,6 +14,8 @@ namespace mop::host {
 
 // Cores that the process (its main thread) may run on, ascending; empty where the system does not say.
 std::vector<int> cores_of_process();
+// The part of process `index` of `processes` that may all run on these cores; at least one of them.
+std::vector<int> share_of(const std::vector<int>& cores, int index, int processes);
 
 class Workers {
  public:
@@ -26,6 +28,9 @@ class Workers {
   // On all cores of the process but the first, which stays with the threads that launch. Started by the first
   // call.
   static Workers& of_process();
+  // Before that call, where several processes of a host may run on the same cores (torchrun binds none): this
+  // one keeps to its share.
+  static void share_cores(int index, int processes);
 
   int count() const { return static_cast<int>(threads_.size()); }
 

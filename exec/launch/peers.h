@@ -11,8 +11,8 @@
 
 namespace mop::launch {
 
-// All calls but rank(), size() and abandon() are collective: every process makes them in the same order. One
-// thread at a time, but for abandon().
+// All calls but rank(), size() and abandon() are collective: every process makes them in the same order, and
+// one thread at a time.
 class Peers {
  public:
   // Waits until everybody is done with theirs. Where an exception destroys them, does not: the others take
@@ -27,9 +27,9 @@ class Peers {
   virtual void barrier() = 0;
   // Another one between the same processes, for another thread. Lives no longer than this.
   virtual std::unique_ptr<Peers> channel() = 0;
-  // Ends this process with the status and all others with 1, as if it were lost, but the one message is "rank
-  // 2: reason". For errors that one process has, or all: the first is told. Standard output is flushed,
-  // nothing else.
+  // Ends this process with the status and all others with 1, as if it were lost, but the one message is
+  // "mop: rank 2: reason". For errors that one process has, or all: the first is told. From any thread.
+  // Flushes standard output, and nothing else.
   [[noreturn]] virtual void abandon(const std::string& reason, int status = 2) = 0;
 };
 

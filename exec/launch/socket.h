@@ -36,19 +36,18 @@ struct Address {
   void set_port(int port);
 };
 
-// Of a name or a number. Errors: UserError for one that is not known; none when the name service does not
-// answer now.
+// Of a name or a number; none while the name service does not answer. Errors: UserError for one that is
+// unknown.
 std::vector<Address> addresses_of(const std::string& host, int port);
 Address own_address(const Socket& socket);
-// IPv4 as such, on a socket that takes both as well.
+// IPv4 as such, even where the socket takes both.
 Address other_address(const Socket& socket);
 
-// Listens at a port, or a free one for 0. loopback: only this host reaches it. Nothing, and errno, where that
-// fails.
+// Listens at a port, or a free one for 0. loopback: only this host reaches it. Nothing, and errno, on
+// failure.
 Socket listen_at(int port, bool loopback);
 
-// Keeps a free port of 127.0.0.1 from everybody but those who listen at that very one. Nothing, and errno,
-// without one.
+// Keeps a free port from all but those who ask for this very one. Nothing, and errno, without one.
 Socket hold_port();
 
 // Nothing, and errno, when nobody answers there until then. What it returns does not block; see set_blocking.
@@ -64,13 +63,11 @@ void set_blocking(const Socket& socket, bool blocking);
 // What blocks longer fails with EAGAIN; 0: may block forever.
 void set_timeout(const Socket& socket, std::chrono::milliseconds timeout);
 
-// All of the bytes, however many. False, and errno (0 when the other side hung up), when the connection
-// broke.
+// All of the bytes, however many. False, and errno (0: the other side hung up), when the connection broke.
 bool send_all(const Socket& socket, std::span<const std::byte> bytes);
 bool receive_all(const Socket& socket, std::span<std::byte> bytes);
 
-// From here to then for poll(), rounded up, at most a second: signals and late news are looked for in
-// between.
+// From here to then for poll(), rounded up; at most a second.
 int milliseconds_until(Clock::time_point then);
 
 }  // namespace mop::launch

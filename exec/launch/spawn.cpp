@@ -211,7 +211,8 @@ class Children {
       if (Clock::now() >= tell_at_ || running_ == 0) hear_reports(), tell_once(report_);
       if (Clock::now() >= kill_at_) kill_all(SIGKILL), kill_at_ = Clock::time_point::max();
     }
-    return exited_2_ ? 2 : failed_ ? 1 : 0;
+    if (statuses_.contains(2)) return 2;
+    return statuses_.size() == 1 && !signalled_ ? *statuses_.begin() : 1;
   }
 
  private:
@@ -250,11 +251,13 @@ class Children {
     if (!child.running || waitpid(child.pid, &status, WNOHANG) != child.pid) return;
     child.running = false;
     --running_;
-    if (status == 0) return;
-    if (!failed_) kill_at_ = Clock::now() + patience_;
-    failed_ = true;
-    exited_2_ = exited_2_ || (WIFEXITED(status) && WEXITSTATUS(status) == 2);
-    if (!WIFSIGNALED(status)) return;
+    if (status != 0 && !failed_) kill_at_ = Clock::now() + patience_;
+    failed_ = failed_ || status != 0;
+    if (WIFEXITED(status)) {
+      statuses_.insert(WEXITSTATUS(status));
+      return;
+    }
+    signalled_ = true;
     const int signal = WTERMSIG(status);
     if (handed_on_.contains(signal)) told_ = true;  // the user knows
     if (!(signal == SIGKILL && killed_))
@@ -272,7 +275,8 @@ class Children {
   std::set<int> handed_on_;
   std::string report_;  // the first
   Clock::time_point tell_at_ = Clock::time_point::max(), kill_at_ = Clock::time_point::max();
-  bool told_ = false, killed_ = false, failed_ = false, exited_2_ = false;
+  std::set<int> statuses_;
+  bool told_ = false, killed_ = false, failed_ = false, signalled_ = false;
 };
 
 }  // namespace

@@ -15,8 +15,8 @@ namespace mop::launch {
 // When one fails, the others have `patience` to end, as Peers make them; then they are killed. The user is
 // told once what ended the run: the signal that ended a process, or what the Peers report.
 //
-// Returns 0 when all returned that, 2 when one exited with 2, else 1. Call it before any other thread starts.
-// Errors: UserError when the system starts no more processes.
+// Returns 2 when one exited with 2, the status of all when that is the same, else 1. Call it before any other
+// thread starts. Errors: UserError when the system starts no more processes.
 int spawn(int processes, std::span<const std::string> arguments,
           std::chrono::seconds patience = std::chrono::seconds(30));
 

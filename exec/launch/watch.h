@@ -57,8 +57,7 @@ class Watch {
   void say(char word);
   [[noreturn]] void lost(const Link& link, const std::string& how);
   [[noreturn]] void end_all(const std::string& line);
-  // When process 0 is lost. A process that is being killed may keep its sockets for long: a connection is no
-  // answer.
+  // When process 0 is lost. A process being killed may keep its sockets for long: a connection is no answer.
   bool a_lower_rank_lives() const;
   void answer() const;
   void report(const std::string& line) const;
@@ -76,8 +75,9 @@ class Watch {
 
   // Of the watching thread.
   bool over_ = false, said_goodbye_ = false;
-  std::vector<Reason> reasons_;                           // at process 0: those that it heard,
-  Clock::time_point verdict_ = Clock::time_point::max();  // and when it tells the first
+  // At process 0: the reasons that it heard, and when it tells the first.
+  std::vector<Reason> reasons_;
+  Clock::time_point verdict_ = Clock::time_point::max();
   std::thread thread_;
 };
 

@@ -171,8 +171,8 @@ std::vector<Knob> make_knobs() {
        "least-loaded lambda: below this max/mean load nothing is moved", NUMBER("spill-gate", spill_gate)},
       {"spill-slots", no, yes, count, "foreign experts that a rank holds at most at a time",
        POSITIVE("spill-slots", spill_slots)},
-      {"round-rows", no, yes, count, "rows that a rank sends or receives at most in a streaming round",
-       POSITIVE("round-rows", round_rows)},
+      {"round-rows", no, yes, "auto or a whole number",
+       "rows that a rank sends or receives at most in a streaming round", COUNT("round-rows", round_rows)},
   };
 #undef COUNT
 #undef POSITIVE

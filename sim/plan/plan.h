@@ -65,11 +65,12 @@ struct Plan {
   int64_t spill_min_rows = 1024;  // m
   double spill_gate = 1.3;        // lambda
   int64_t spill_slots = 2;
-  int64_t round_rows = 32768;  // capacity of a streaming round
+  int64_t round_rows = 0;  // capacity of a streaming round; 0: the planner's choice, 32K where nobody plans
 
   bool offloaded() const { return offload == Switch::on; }
   bool native() const { return family == Family::mop || runtime == Runtime::native; }  // by our executor
   bool resolved() const;
+  int64_t round_capacity() const { return round_rows > 0 ? round_rows : 32768; }
 };
 
 // "mop", "fsdp2", or with settings: "fsdp2:context=16,expert=16,offload=true". Settings are the knobs of

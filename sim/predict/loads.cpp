@@ -18,7 +18,7 @@ std::vector<std::vector<ExpertLoad>> expert_loads(const Scenario& s, const plan:
   const bool mop = s.plan.family == plan::Family::mop, streaming = s.plan.native();
   const bool balanced = s.workload.routing.kind == plan::Routing::Kind::balanced;
   const int64_t sent = tokens * s.model.top_k;
-  const int64_t all = std::max<int64_t>(sent, ranks), capacity = mop ? std::min(s.plan.round_rows, all) : all;
+  const int64_t all = std::max<int64_t>(sent, ranks), capacity = mop ? std::min(s.plan.round_capacity(), all) : all;
   std::vector<std::vector<ExpertLoad>> loads(static_cast<size_t>(ranks),
                                              std::vector<ExpertLoad>(static_cast<size_t>(s.model.layers)));
   if (imbalance != nullptr) *imbalance = 1;

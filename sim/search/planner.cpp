@@ -107,6 +107,11 @@ std::vector<Choice> open_choices(const Scenario& s, const Plan& p) {
   add("vp", p.vocabulary == 0, texts(columns));
   add("checkpoints", p.checkpoints == plan::Place::automatic, {"hbm", "host"});
   add("optimizer", p.optimizer == plan::Optimizer::automatic, {"hbm", "host", "stream", "split"});
+  // Few large rounds let the products run at their best; many small ones hide the exchanges and take less memory.
+  std::vector<int64_t> rounds{32768};
+  const int64_t rows = s.workload.sequences * s.workload.context * s.model.top_k;
+  while (rounds.back() < rows && rounds.size() < 5) rounds.push_back(2 * rounds.back());
+  add("round-rows", p.round_rows == 0, texts(rounds));
   return open;
 }
 
@@ -167,7 +172,8 @@ class Planner {
         if (std::stoll(value) <= node) best = &value;
       return *best;
     }
-    if (knob == "tp" || knob == "replicate" || knob == "dense-shard" || knob == "vp" || knob == "optimizer")
+    if (knob == "tp" || knob == "replicate" || knob == "dense-shard" || knob == "vp" || knob == "optimizer" ||
+        knob == "round-rows")
       return choice.values.front();
     return choice.values.back();
   }
@@ -232,7 +238,8 @@ class Planner {
 }  // namespace
 
 plan::Plan choose(const Scenario& scenario, const std::function<void(size_t, size_t)>& progress) {
-  if (scenario.plan.resolved()) return scenario.plan;
+  const bool rounds = scenario.plan.family != Family::mop || scenario.plan.round_rows > 0;
+  if (scenario.plan.resolved() && rounds) return scenario.plan;
   plan::validate(scenario.plan, scenario.model, scenario.gpus(), scenario.workload.context);
   return Planner(scenario, progress).choose();
 }

@@ -568,8 +568,9 @@ class Batches:
             self.rows = torch.randint(0, vocab, (sequences, context + 1), device=device)
 
     def __call__(self, step):
-        rows = self.rows if self.data is None else None
-        if rows is None:
+        if self.data is None:
+            rows = self.rows
+        else:
             first = (step * self.world + self.rank) * self.sequences
             at = [self.order[i % len(self.order)] * self.context for i in range(first, first + self.sequences)]
             rows = torch.stack([self.data[i:i + self.context + 1] for i in at]).long()
@@ -621,6 +622,24 @@ def driver():
         return None
 
 
+def mean_over_ranks(losses, gloo):
+    t = torch.stack([x.float() for x in losses]).cpu()
+    dist.all_reduce(t, group=gloo)
+    return [round(x, 6) for x in (t / dist.get_world_size()).tolist()]
+
+
+def machine(world, cuda):
+    gib = next(int(l.split()[1]) for l in open("/proc/meminfo") if l.startswith("MemTotal")) / 2**20
+    return f"{world} x {torch.cuda.get_device_name() if cuda else 'CPU process'} in one host, {os.cpu_count()} cores, {gib:.0f} GiB seen"
+
+
+def huge_pages():
+    try:
+        return open("/sys/kernel/mm/transparent_hugepage/enabled").read().strip() + ", THP_MEM_ALLOC_ENABLE=" + os.environ.get("THP_MEM_ALLOC_ENABLE", "0")
+    except OSError as e:
+        return str(e)
+
+
 def host_rss():
     out = {}
     with open("/proc/self/status") as f:
@@ -643,17 +662,41 @@ def main():
     ap.add_argument("--context", type=int, default=4096)
     ap.add_argument("--sequences", type=int, default=1, help="sequences a GPU a step")
     ap.add_argument("--offload", action="store_true", help="CPUOffloadPolicy with pinned memory, optimizer on the CPU")
-    ap.add_argument("--compile", choices=["inner", "outer"], help="compile each block, checkpointing outside or inside of it")
+    ap.add_argument("--block", choices=["plain", "strong"], help="default: strong for gpt-oss, plain for the others")
+    ap.add_argument("--compile", choices=["inner", "outer", "no"], help="compile each block, checkpointing outside or inside of it; "
+                    "default: no for plain, outer for strong, which has no other")
     ap.add_argument("--no-checkpoint", action="store_true")
+    ap.add_argument("--gate-up-blocks", type=int, default=0, help="strong: last blocks that keep the experts' first product")
+    ap.add_argument("--attention", default="auto", help="strong gpt-oss: auto measures all paths and takes the fastest; a list as flash,flex only those; "
+                    "sliding=flash,full=cudnn measures nothing")
+    ap.add_argument("--no-reshard", action="store_true", help="strong: blocks stay gathered between forward and backward")
+    ap.add_argument("--nccl-buffers", action="store_true", help="strong: FSDP2's buffers from NCCL's allocator (zero copy)")
+    ap.add_argument("--data", help="file whose bytes are the tokens; default: random tokens, the same each step")
+    ap.add_argument("--lr", type=float, default=1e-5)
+    ap.add_argument("--clip-norm", type=float, default=1.0)
     ap.add_argument("--fused-norm", action="store_true", help="F.rms_norm in place of the separate eager kernels")
     ap.add_argument("--loss-chunk", type=int, default=4096)
     ap.add_argument("--steps", type=int, default=8)
     ap.add_argument("--drop", type=int, default=3, help="first steps left out of the figures")
+    ap.add_argument("--report-last", type=int, help="steps that the figures are of: --drop is all but these")
     ap.add_argument("--profile", action="store_true")
     ap.add_argument("--out", help="folder for the JSON lines")
     ap.add_argument("--label", default="")
     ap.add_argument("--device", default="cuda", choices=["cuda", "cpu"], help="cpu: dry run over gloo")
     o = ap.parse_args()
+    o.block = o.block or default_block(o.model)
+    is_strong = o.block == "strong"
+    if o.compile is None and is_strong:
+        o.compile = "outer"
+    o.compile = None if o.compile == "no" else o.compile
+    if o.report_last:
+        o.drop = o.steps - o.report_last
+    if not 0 <= o.drop < o.steps:
+        ap.error("no step is left to report")
+    if is_strong and o.compile == "inner":
+        ap.error("the strong block checkpoints inside")
+    if not is_strong and (o.gate_up_blocks or o.no_reshard or o.nccl_buffers):
+        ap.error("--gate-up-blocks, --no-reshard and --nccl-buffers are for --block strong")
     c = dict(CONFIGS[o.model])
     if o.layers:
         c["num_hidden_layers"] = o.layers
@@ -661,6 +704,11 @@ def main():
     cuda = o.device == "cuda"
     began = time.time()
     threads = max(1, (os.cpu_count() or 1) // world)
+    if is_strong:                        # each rank's threads on cores of their own, before there are any
+        cores = sorted(os.sched_getaffinity(0))
+        threads = max(1, len(cores) // world)
+        if len(cores) >= world:
+            os.sched_setaffinity(0, cores[local * threads:(local + 1) * threads])
     torch.set_num_threads(threads)
     mem_before = meminfo()
     if cuda:
@@ -677,15 +725,33 @@ def main():
         dist.init_process_group("gloo")
         sync = lambda: None
     gloo = dist.new_group(backend="gloo")
+    if rank == 0:
+        print(f"{world} ranks with {torch.get_num_threads()} CPU threads each on cores of their own: {is_strong}; PYTORCH_CUDA_ALLOC_CONF="
+              f"{os.environ.get('PYTORCH_CUDA_ALLOC_CONF')}; huge pages: {huge_pages()}", flush=True)
     mesh = init_device_mesh(o.device, (world,))
+    paths, measured = attention_paths(o, c, dev, rank, gloo) if is_strong else (None, None)
+    attention_s = time.time() - began
     with torch.device("meta"):
-        model = Model(c, o)
+        model = strong.Model(c, checkpointing="none" if o.no_checkpoint else "selective", gate_up_blocks=o.gate_up_blocks,
+                             compiled=o.compile is not None, loss_chunk=o.loss_chunk) if is_strong else Model(c, o)
     n_params = sum(p.numel() for p in model.parameters())
     kw = dict(mesh=mesh, mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.bfloat16), reshard_after_forward=True,
               offload_policy=CPUOffloadPolicy(pin_memory=cuda) if o.offload else OffloadPolicy())
-    for b in model.blocks:
-        fully_shard(b, **kw)
+    if is_strong:
+        strong.mark, strong.note = mark, note
+        model.set_attention(paths, o.context, dev)
+        fully_shard(model.embed, **kw)
+        for b in model.blocks:
+            fully_shard(b, **dict(kw, reshard_after_forward=b is not model.blocks[-1] and not o.no_reshard))
+        fully_shard(model.head, **dict(kw, reshard_after_forward=False))
+    else:
+        for b in model.blocks:
+            fully_shard(b, **kw)
     fully_shard(model, **kw)
+    if o.nccl_buffers:
+        for m in model.modules():
+            if isinstance(m, FSDPModule):
+                m.set_allocate_memory_from_process_group_for_comm(True)
     if not cuda:
         for m in model.modules():
             if isinstance(m, FSDPModule):
@@ -693,8 +759,8 @@ def main():
     model.to_empty(device="cpu" if o.offload else dev)
     if o.offload and cuda:       # pin before the pages are written, one group at a time
         for m in model.modules():
-            if isinstance(m, FSDPModule):
-                for p in m._get_fsdp_state()._fsdp_param_group.fsdp_params:
+            if isinstance(m, FSDPModule) and (group := m._get_fsdp_state()._fsdp_param_group):
+                for p in group.fsdp_params:
                     p.reset_sharded_param()
     torch.manual_seed(1 + rank)
     with torch.no_grad():
@@ -708,9 +774,11 @@ def main():
                 t.copy_(torch.empty(t.shape, device=dev).normal_(std=0.02))
             else:
                 t.normal_(std=0.02)
-    opt = torch.optim.AdamW(model.parameters(), lr=1e-5, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
-    tok = torch.randint(0, c["vocab_size"], (o.sequences, o.context + 1), device=dev)
-    tokens, labels = tok[:, :-1].contiguous(), tok[:, 1:].contiguous()
+    if is_strong:
+        opt = ClippedAdamW(model, o.lr, o.clip_norm, o.offload, divide=1 if cuda else world)
+    else:
+        opt = torch.optim.AdamW(model.parameters(), lr=o.lr, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    batch = Batches(o.data, c["vocab_size"], o.context, o.sequences, rank, world, dev)
     sync()
     init_s = time.time() - began
 
@@ -724,6 +792,7 @@ def main():
         mark("step")
         rec(0)
         with phase("forward"):
+            tokens, labels = batch(len(losses))
             loss = model(tokens, labels)
         mark("forward_done")
         rec(1)
@@ -732,12 +801,13 @@ def main():
         mark("backward_done")
         rec(2)
         with phase("clip"):
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            norm = opt.norm() if is_strong else torch.nn.utils.clip_grad_norm_(model.parameters(), o.clip_norm)
         mark("clip_done")
         rec(3)
         with phase("optimizer"):
             opt.step()
-            opt.zero_grad(set_to_none=True)
+            if not is_strong:
+                opt.zero_grad(set_to_none=True)
         mark("optimizer_done")
         rec(4)
         losses.append(loss.detach())
@@ -746,9 +816,12 @@ def main():
     result = dict(model=o.model, label=o.label, command="NCCL_NVLS_ENABLE=0 torchrun --standalone --nproc-per-node %d tests/peers/fsdp2_pytorch.py %s" % (
         world, " ".join(a for i, a in enumerate(sys.argv[1:]) if a != "--out" and (i == 0 or sys.argv[i] != "--out"))),
         date=datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-        machine="4 x NVIDIA H200 SXM in one host, 64 cores, 512 GiB", torch=torch.__version__, gpus=world, layers=c["num_hidden_layers"],
+        machine=machine(world, cuda), torch=torch.__version__, versions=versions() if cuda else None, gpus=world, layers=c["num_hidden_layers"],
         context=o.context, sequences=o.sequences, offload=o.offload, compile=o.compile or "no", checkpoint=not o.no_checkpoint,
-        rmsnorm="fused" if o.fused_norm else "separate kernels", parameters=n_params, cpu_threads_each=threads)
+        rmsnorm="fused" if o.fused_norm else "separate kernels", parameters=n_params, cpu_threads_each=threads, block=o.block,
+        attention=paths or "full, without sinks", attention_measured=measured, gate_up_blocks=o.gate_up_blocks, reshard=not o.no_reshard,
+        nccl_buffers=o.nccl_buffers, data=o.data or "random", lr=o.lr, clip_norm=o.clip_norm, steps=o.steps, median_of_last=o.steps - o.drop,
+        alloc_conf=os.environ.get("PYTORCH_CUDA_ALLOC_CONF"), huge_pages=huge_pages() if is_strong else None)
 
     def emit(name, obj):
         if rank == 0 and o.out:
@@ -757,41 +830,52 @@ def main():
                 f.write(json.dumps(obj) + "\n")
 
     try:
-        for _ in range(o.drop):
-            step()
+        n = o.steps - o.drop
+        evs = [[torch.cuda.Event(enable_timing=True) for _ in range(5)] if cuda else None for _ in range(o.steps)]
+        begins, marks = [], []
+        for i in range(o.drop):
+            begins.append(time.perf_counter())
+            step(evs[i])
             sync()
+            if rank == 0:
+                print(f"step {i + 1}: {time.perf_counter() - begins[-1]:.3f} s, loss {losses[-1].item():.4f}", flush=True)
         warm_s = time.time() - began - init_s
         if cuda:
             torch.cuda.reset_peak_memory_stats()
         dist.barrier(gloo)
-        n = o.steps - o.drop
-        evs = [[torch.cuda.Event(enable_timing=True) for _ in range(5)] for _ in range(n)] if cuda else [None] * n
-        marks, walls = [], []
         t0 = time.perf_counter()
-        for i in range(n):               # no synchronisation between steps but FSDP2's own
+        for i in range(o.drop, o.steps):  # no synchronisation between steps but FSDP2's own
             MARKS = []
+            begins.append(time.perf_counter())
             step(evs[i])
             marks.append(MARKS)
         MARKS = None
         sync()
-        wall = (time.perf_counter() - t0) / n
+        begins.append(time.perf_counter())
+        wall = (begins[-1] - t0) / n
         if cuda:
-            ends = [evs[i][0].elapsed_time(evs[i + 1][0]) / 1e3 for i in range(n - 1)] + [evs[-1][0].elapsed_time(evs[-1][4]) / 1e3]
-            split = {k: statistics.median(e[i].elapsed_time(e[i + 1]) / 1e3 for e in evs) for i, k in enumerate(
+            last = (o.drop - 1, o.steps - 1)                 # nothing follows, or a barrier
+            every = [(e[0].elapsed_time(e[4]) if i in last else e[0].elapsed_time(evs[i + 1][0])) / 1e3 for i, e in enumerate(evs)]
+            split = {k: statistics.median(e[i].elapsed_time(e[i + 1]) / 1e3 for e in evs[o.drop:]) for i, k in enumerate(
                 ("forward_s", "backward_s", "clip_s", "optimizer_s"))}
         else:
-            ends, split = [wall], {}
+            every, split = [b - a for a, b in zip(begins, begins[1:])], {}
+        ends = every[o.drop:]
         tokens_gpu = o.sequences * o.context
         med = statistics.median(ends)
-        fl = flops_per_token(c, o.context)
-        result.update(step_s_median=med, step_s_min=min(ends), step_s_mean_wall=wall, step_s_all=[round(x, 4) for x in ends],
+        fl = flops_per_token(c, o.context, is_strong)
+        result.update(step_s_median=med, step_s_min=min(ends), step_s_mean_wall=wall, step_s_all=[round(x, 4) for x in every],
                       tokens_per_s_per_gpu=tokens_gpu / med, model_flops_per_token=fl, model_tflops_per_gpu=fl * tokens_gpu / med / 1e12,
                       split_on_compute_stream={k: round(v, 4) for k, v in split.items()}, init_s=round(init_s, 1), warm_up_s=round(warm_s, 1),
-                      loss_first=float(losses[0]), loss_last=float(losses[-1]),
-                      grad_norm_last=float(norms[-1].full_tensor() if hasattr(norms[-1], "full_tensor") else norms[-1]))
+                      attention_choice_s=round(attention_s, 1), losses=mean_over_ranks(losses, gloo),
+                      grad_norms=[round(float(x.full_tensor() if hasattr(x, "full_tensor") else x), 6) for x in norms])
+        result.update(loss_first=result["losses"][0], loss_last=result["losses"][-1], grad_norm_last=result["grad_norms"][-1])
         if cuda:
             s = torch.cuda.memory_stats()
             free, total = torch.cuda.mem_get_info()
+            peaks = [None] * world
+            dist.all_gather_object(peaks, (torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()), group=gloo)
+            result["peak_allocated_and_reserved_by_rank"] = peaks
             result.update(max_memory_allocated_bytes=torch.cuda.max_memory_allocated(), max_memory_reserved_bytes=torch.cuda.max_memory_reserved(),
                           allocated_between_steps_bytes=torch.cuda.memory_allocated(), device_used_bytes=total - free,
                           device_outside_torch_bytes=total - free - torch.cuda.memory_reserved(), alloc_retries=s.get("num_alloc_retries"))
@@ -824,9 +908,8 @@ def main():
         result["cpu_submit"] = dict({k: round(v * 1e6, 1) for k, v in cpu.items()}, per_block_median_us={
             k: round(statistics.median(v) * 1e6, 1) for k, v in per.items() if v},
             note="host time between submissions; equals launch cost only where the GPU is not the limit")
-        emit("fsdp2_runs.partial.jsonl", result)
-
-        if cuda:                         # one step with a look at memory at every mark
+        if cuda and (not is_strong or o.profile):            # one step with a look at memory at every mark
+            emit("fsdp2_runs.partial.jsonl", result)
             dist.barrier(gloo)
             sync()
             torch.cuda.reset_peak_memory_stats()

@@ -147,7 +147,7 @@ def measure_attention(path, window, batch, hq, hk, s, d, device):
     n = hq // hk
     leaf = lambda heads: torch.randn(batch, s, heads, d, device=device, dtype=torch.bfloat16).requires_grad_()
     q, k, v, sink = leaf(hq), leaf(hk), leaf(hk), torch.randn(hq, device=device, dtype=torch.bfloat16).requires_grad_()
-    g = torch.zeros(batch, hq, s, d, device=device, dtype=torch.bfloat16)
+    g = torch.zeros(batch, s, hq, d, device=device, dtype=torch.bfloat16).transpose(1, 2)
     g[0, :n].normal_()
     mask = block_mask(window, s, device) if path == "flex" else None
 
@@ -191,7 +191,8 @@ def choose_attention(c, batch, s, device, say, only=None):
                 if good and (best is None or seconds < best):
                     best, chosen[kind] = seconds, path
             except Exception as e:
-                measured[f"{kind} {path}"] = dict(failed=f"{type(e).__name__}: {e}"[:300])
+                text = f"{type(e).__name__}: {e}"
+                measured[f"{kind} {path}"] = dict(failed=text if len(text) < 500 else text[:200] + " ... " + text[-300:])
             say(f"attention, {kind} layers, {path}: {measured[f'{kind} {path}']}")
             torch.cuda.empty_cache()
         if best is None:
@@ -347,7 +348,7 @@ def keep(gate_up, ctx, op, *args, **kwargs):
 
 
 class Block(nn.Module):
-    """checkpointing: "none", "all" (nothing is kept within the two halves), "selective" or "gate-up" (selective and that product)."""
+    """checkpointing: "none", "selective" or "gate-up" (selective, and the experts' first product is kept)."""
 
     def __init__(self, c, layer, checkpointing, compiled):
         super().__init__()
@@ -368,9 +369,7 @@ class Block(nn.Module):
     def core(self, x, cos, sin):
         if self.checkpointing == "none":
             return self.second(self.first(x, cos, sin))
-        kw = dict(use_reentrant=False, preserve_rng_state=False)
-        if self.checkpointing != "all":
-            kw["context_fn"] = self.contexts
+        kw = dict(use_reentrant=False, preserve_rng_state=False, context_fn=self.contexts)
         return checkpoint(self.second, checkpoint(self.first, x, cos, sin, **kw), **kw)
 
     def forward(self, x, cos, sin):

@@ -17,10 +17,10 @@ first)
   run 120 4 --model olmoe-1b-7b --profile
   run 150 4 --model qwen3-30b-a3b --profile
   run 230 4 --model qwen3-30b-a3b --sequences 8 --compile inner --steps 7 --drop 3 --profile
-  run 230 4 --model gpt-oss-20b --offload --steps 6 --drop 2 --profile
+  run 230 4 --model gpt-oss-20b --block plain --offload --steps 6 --drop 2 --profile
   run 70 4 --model olmoe-1b-7b --sequences 8 --steps 7 --drop 2
   run 70 4 --model olmoe-1b-7b --context 16384 --steps 7 --drop 2
-  run 80 4 --model gpt-oss-20b --sequences 4 --steps 7 --drop 2
+  run 80 4 --model gpt-oss-20b --block plain --sequences 4 --steps 7 --drop 2
   ;;
 rest)
   run 100 4 --model qwen3-30b-a3b --sequences 4 --steps 7 --drop 2
@@ -30,7 +30,7 @@ rest)
   run 70 2 --model olmoe-1b-7b --steps 8 --drop 3
   ;;
 more)   # launch cost alone (no work on the GPU), the compiled peer, and profiles
-  for m in tiny tiny-olmoe tiny-oss; do run 60 4 --model $m --layers 24 --context 256 --steps 16 --drop 6 --profile --label launch-cost; done
+  for m in tiny tiny-olmoe tiny-oss; do run 60 4 --model $m --block plain --layers 24 --context 256 --steps 16 --drop 6 --profile --label launch-cost; done
   run 90 4 --model tiny --layers 24 --context 256 --steps 16 --drop 6 --compile inner --label launch-cost
   run 90 4 --model olmoe-1b-7b --profile
   run 100 4 --model qwen3-30b-a3b --profile

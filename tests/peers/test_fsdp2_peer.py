@@ -2,14 +2,15 @@
 """The strong FSDP2 peer (fsdp2_strong.py) against Hugging Face transformers, on the CPU: loss and every gradient.
 
     pip install torch transformers        # written with torch 2.11, transformers 5.17
-    tests/peers/test_fsdp2_peer.py        # or names of checks: hf compiled graphs kernels fsdp
+    tests/peers/test_fsdp2_peer.py        # or names of checks: hf kernels choice graphs compiled fsdp
 
 hf        fp64, eager: whole models with windows, sinks, YaRN, biases and clamps, for each attention path that runs here and each
           setting of checkpointing. The sinks' gradients through the log-sum-exp are those that cuDNN and flash attention use.
 compiled  fp32: the block compiled with checkpointing inside, against the same reference
-graphs    what the compiled backward runs again: neither attention, top-k, sort nor the down projection
+graphs    what the compiled backward runs again: neither attention, top-k, sort nor the down projection; no scattered additions
 kernels   the calls of cuDNN and flash attention: shapes and strides with fake CUDA tensors; exactness, eager and compiled, with
           the operators replaced by what their schemas say
+choice    choose_attention with those operators: a path that fails is reported, one whose window is one key too wide is rejected
 fsdp      fsdp2_pytorch.py itself on 2 processes over gloo: the clipped step of the strong peer, with and without offload, against
           torch's own clipping and AdamW of the same gradients; the norm as FSDP2's hook saw it against the gradients' own
 """
@@ -20,6 +21,7 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+import time
 from unittest import mock
 
 import torch
@@ -164,20 +166,25 @@ def largest_error(model, loss, expected_loss, expected):
     return max(errors.values()), max(errors, key=errors.get)
 
 
+def flex_on_cpu(stack):
+    """PyTorch runs its backward on the CPU only uncompiled, and refuses by default."""
+    import torch.nn.attention.flex_attention as flex
+    stack.enter_context(mock.patch.object(flex, "_validate_device", lambda *a: None))
+    stack.enter_context(mock.patch.object(flex, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True))
+
+
 def check_hf():
     from hf_reference import double_precision
     for c in (OSS, QWEN3, OLMOE):
         weights, tokens, labels, loss, grads = reference(c)
         settings = [(path, dict(checkpointing="selective", gate_up_blocks=1)) for path in ("math", "cpu", "flex")]
-        settings += [("cpu", dict(checkpointing=k)) for k in ("none", "all")]
+        settings.append(("cpu", dict(checkpointing="none")))
         for path, kw in settings:
             with contextlib.ExitStack() as stack:
                 stack.enter_context(double_precision())
                 stack.enter_context(mock.patch.object(torch, "_grouped_mm", looped_grouped_mm))
-                if path == "flex":       # PyTorch runs its backward on the CPU only uncompiled, and refuses by default
-                    import torch.nn.attention.flex_attention as flex
-                    stack.enter_context(mock.patch.object(flex, "_validate_device", lambda *a: None))
-                    stack.enter_context(mock.patch.object(flex, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True))
+                if path == "flex":
+                    flex_on_cpu(stack)
                 model = peer(c, weights, torch.float64, dict(sliding=path, full=path), loss_chunk=48, **kw)
                 got = model(tokens, labels)
                 got.backward()
@@ -204,8 +211,26 @@ def check_compiled():
             report(f"compiled {c['model_type']}, {kw}, worst {where}", value, 2e-4)
 
 
-def graphs(c, weights, tokens, labels, **kw):
-    """[(forward, backward)] operator counts of the distinct compiled blocks."""
+    torch.manual_seed(5)                 # bf16 with torch._grouped_mm, against the same uncompiled
+    moe, attention = strong.MoE(OSS).bfloat16(), strong.Attention(OSS, 0).bfloat16()
+    attention.path = "cpu"
+    x = torch.randn(BATCH, CONTEXT, OSS["hidden_size"], dtype=torch.bfloat16)
+    for name, module, arguments in (("experts", moe, (x.view(-1, x.shape[-1]),)),
+                                    ("attention", attention, (x, *strong.rope_tables(OSS, CONTEXT, "cpu", torch.bfloat16)))):
+        for p in module.parameters():
+            torch.nn.init.normal_(p, std=0.3)
+        torch.compiler.reset()
+        got = []
+        for f in (module, torch.compile(module, fullgraph=True, dynamic=False)):
+            module.zero_grad()
+            out = f(*arguments)
+            out.backward(torch.cos(torch.arange(out.numel())).view(out.shape).bfloat16())
+            got.append([out.detach()] + [p.grad for p in module.parameters()])
+        report(f"compiled {name} in bf16", max(((a - b).abs().max() / a.abs().max()).item() for a, b in zip(*got)), 0.05)
+
+
+def graphs(c, weights, tokens, labels, path, **kw):
+    """Operator counts of the distinct compiled blocks, forward and backward."""
     from torch._dynamo.backends.common import aot_autograd
     from torch._functorch.partitioners import min_cut_rematerialization_partition
     seen = {"forward": [], "backward": []}
@@ -219,25 +244,29 @@ def graphs(c, weights, tokens, labels, **kw):
 
     backend = aot_autograd(fw_compiler=count("forward"), bw_compiler=count("backward"), partition_fn=min_cut_rematerialization_partition)
     torch.compiler.reset()
-    model = peer(c, weights, torch.bfloat16, dict(sliding="cpu", full="cpu"), **kw)
+    model = peer(c, weights, torch.bfloat16, dict(sliding=path, full=path), **kw)
     for b in model.blocks:
         b.body = torch.compile(b.core, fullgraph=True, dynamic=False, backend=backend)
-    model(tokens, labels).backward()
-    return seen, len(model.blocks)
+    with contextlib.ExitStack() as stack:
+        if path == "flex":
+            flex_on_cpu(stack)
+        model(tokens, labels).backward()
+    return seen
 
 
 def check_graphs():
     weights, tokens, labels, _, _ = reference(OSS)
-    for name, kw, products in (("selective", dict(checkpointing="selective"), 5), ("gate-up", dict(checkpointing="selective", gate_up_blocks=4), 4),
-                               ("none", dict(checkpointing="none"), 4), ("all", dict(checkpointing="all"), 5)):
-        seen, blocks = graphs(OSS, weights, tokens, labels, **kw)
-        report(f"graphs {name}: kinds of block compiled", len(seen["backward"]), 2)
-        for ops in seen["backward"]:
-            report(f"graphs {name}: grouped products in backward", ops.get("aten._grouped_mm.default", 0), products)
-            again = sum(ops.get(o, 0) for o in ("aten._scaled_dot_product_flash_attention_for_cpu.default", "aten.topk.default", "aten.sort.stable"))
-            if name != "all":
-                report(f"graphs {name}: attention, top-k and sort run again", again, 0)
-            report(f"graphs {name}: scattered additions", sum(v for o, v in ops.items() if "index_add" in o or "index_put" in o or "scatter_add" in o), 0)
+    kept = ("aten._scaled_dot_product_flash_attention_for_cpu.default", "flex_attention", "aten.topk.default", "aten.sort.stable")
+    for name, path, kw, products in (("selective", "cpu", dict(checkpointing="selective"), 5),
+                                     ("gate-up", "cpu", dict(checkpointing="selective", gate_up_blocks=4), 4),
+                                     ("selective", "flex", dict(checkpointing="selective"), 5), ("none", "cpu", dict(checkpointing="none"), 4)):
+        seen = graphs(OSS, weights, tokens, labels, path, **kw)
+        report(f"graphs {name}, {path}: kinds of block compiled", len(seen["backward"]), 2)
+        for forward, backward in zip(seen["forward"], seen["backward"]):
+            report(f"graphs {name}, {path}: kept operators that forward lacks", 3 - sum(o in forward for o in kept), 0)
+            report(f"graphs {name}, {path}: kept operators run again", sum(backward.get(o, 0) for o in kept), 0)
+            report(f"graphs {name}, {path}: grouped products in backward", backward.get("aten._grouped_mm.default", 0), products)
+            report(f"graphs {name}, {path}: scattered additions", sum(v for o, v in backward.items() if "index_add" in o or "index_put" in o or "scatter_add" in o), 0)
 
 
 @contextlib.contextmanager
@@ -311,31 +340,99 @@ def check_kernels():
             report(f"kernels emulated {paths}, compiled, worst {where}", value, 2e-4)
 
 
+class Clock:
+    """In place of torch.cuda.Event."""
+    def __init__(self, enable_timing):
+        self.time = 0.0
+
+    def record(self):
+        self.time = time.perf_counter()
+
+    def synchronize(self):
+        pass
+
+    def elapsed_time(self, end):
+        return (end.time - self.time) * 1e3
+
+
+def check_choice():
+    forward, backward = strong.KERNELS["flash"]
+    other = lambda w: None if w is None else w + 1
+    one_more = (lambda q, k, v, w: forward(q, k, v, other(w)), lambda *a: backward(*a[:-1], other(a[-1])))
+    c = dict(OSS, sliding_window=16)
+    with emulated_kernels(), mock.patch.object(torch.cuda, "Event", Clock):
+        paths, measured = strong.choose_attention(c, 2, 128, "cpu", print)
+        report("choice: kinds of layer without one", len({"sliding", "full"} - set(paths)) + (paths["sliding"] != "flash"), 0)
+        report("choice: flex cannot run here and is not reported", sum("failed" not in measured[f"{k} flex"] for k in ("sliding", "full")), 0)
+        torch.compiler.reset()
+        with mock.patch.dict(strong.KERNELS, flash=one_more):
+            try:
+                strong.choose_attention(c, 2, 128, "cpu", print)
+                report("choice: a window of one key more is taken", 1, 0)
+            except RuntimeError as e:
+                report("choice: a window of one key more is taken", int("rejected" not in str(e)), 0)
+
+
+def fsdp_worker():
+    """Within torchrun: fsdp2_pytorch.py with each clipped step made again by torch's own functions on whole parameters."""
+    import fsdp2_pytorch as run
+    whole, adam, errors = [], [], {"norm": 0.0, "parameters": 0.0}
+    own_norm, own_step = run.ClippedAdamW.norm, run.ClippedAdamW.step
+
+    def norm(self):
+        if not whole:
+            whole.extend(torch.nn.Parameter(p.full_tensor().detach().clone()) for p in self.params)
+            adam.append(torch.optim.AdamW(whole, lr=self.adam.param_groups[0]["lr"], betas=(0.9, 0.95), weight_decay=0.1))
+        for w, p in zip(whole, self.params):
+            w.grad = p.grad.full_tensor().clone()
+        expected = torch.nn.utils.clip_grad_norm_(whole, self.max_norm)
+        got = own_norm(self)
+        assert self.max_norm > 1e6 or got > self.max_norm, "nothing is clipped"
+        errors["norm"] = max(errors["norm"], abs(got / expected - 1).item())
+        return got
+
+    def step(self):
+        own_step(self)
+        adam[0].step()
+        for w, p in zip(whole, self.params):
+            errors["parameters"] = max(errors["parameters"], ((w - p.full_tensor()).abs().max() / w.abs().max()).item())
+
+    run.ClippedAdamW.norm, run.ClippedAdamW.step = norm, step
+    run.main()
+    if int(os.environ["RANK"]) == 0:
+        print("CHECK " + json.dumps(errors), flush=True)
+
+
 def check_fsdp():
-    for arguments in ([], ["--offload"], ["--clip-norm", "1e9"], ["--block", "plain"]):
+    for arguments in (["--block", "strong", "--clip-norm", "0.5"], ["--block", "strong", "--clip-norm", "0.5", "--offload"], ["--block", "strong", "--clip-norm", "1e9"], ["--block", "plain"]):
         with tempfile.TemporaryDirectory() as out:
             data = pathlib.Path(out, "text")
-            data.write_bytes(pathlib.Path(__file__).read_bytes() * 2)
-            command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(HERE / "fsdp2_pytorch.py"), "--model",
-                       "tiny-oss", "--context", "64", "--device", "cpu", "--steps", "4", "--report-last", "2", "--out", out, "--data", str(data), "--lr", "1e-3"]
-            if "plain" not in arguments:
-                command += ["--check", "--block", "strong", "--compile", "no"]
+            data.write_bytes(pathlib.Path(__file__).read_bytes())
+            script = [str(HERE / "fsdp2_pytorch.py")] if "plain" in arguments else [__file__, "worker"]
+            command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *script, "--model", "tiny-oss",
+                       "--context", "64", "--device", "cpu", "--compile", "no", "--steps", "4", "--report-last", "2", "--out", out, "--data", str(data), "--lr", "1e-3"]
             done = subprocess.run(command + arguments, capture_output=True, text=True, env=dict(os.environ, OMP_NUM_THREADS="1"))
+            report(f"fsdp {arguments}: exit status", abs(done.returncode), 0)
             if done.returncode:
                 print(done.stdout[-3000:], done.stderr[-3000:])
-            report(f"fsdp {arguments}: exit status", abs(done.returncode), 0)
-            if done.returncode == 0:
-                r = json.loads(pathlib.Path(out, "fsdp2_runs.jsonl").read_text())
-                report(f"fsdp {arguments}: losses, norms and times of 4 steps are missing", sum(len(r[k]) != 4 for k in ("losses", "grad_norms", "step_s_all")), 0)
-                if "check" in r:
-                    report(f"fsdp {arguments}: norm against the gradients' own", r["check"]["norm"], 1e-3)
-                    report(f"fsdp {arguments}: parameters after clipped steps against torch's", r["check"]["parameters"], 1e-5)
-                report(f"fsdp {arguments}: loss does not fall", r["losses"][-1] - r["losses"][0], 0)
+                continue
+            r = json.loads(pathlib.Path(out, "fsdp2_runs.jsonl").read_text())
+            report(f"fsdp {arguments}: losses, norms and times of 4 steps are missing", sum(len(r[k]) != 4 for k in ("losses", "grad_norms", "step_s_all")), 0)
+            report(f"fsdp {arguments}: loss does not fall", r["losses"][-1] - r["losses"][0], 0)
+            for line in done.stdout.splitlines():
+                if line.startswith("CHECK "):
+                    errors = json.loads(line[6:])
+                    report(f"fsdp {arguments}: norm", errors["norm"], 1e-5)
+                    report(f"fsdp {arguments}: parameters", errors["parameters"], 1e-5)
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["worker"]:
+        del sys.argv[1]
+        fsdp_worker()
+        sys.exit()
     torch.set_num_threads(2)
-    for name in sys.argv[1:] or ("hf", "kernels", "graphs", "compiled", "fsdp"):
+    for name in sys.argv[1:] or ("hf", "kernels", "choice", "graphs", "compiled", "fsdp"):
         globals()[f"check_{name}"]()
     print(f"{sum(RESULTS)} passed, {len(RESULTS) - sum(RESULTS)} failed")
     sys.exit(not all(RESULTS))

@@ -50,7 +50,7 @@ const std::map<std::string, std::vector<std::string>>& values() {
       {"spill-min-rows", {"1K", "1", "333"}},
       {"spill-gate", {"1.3", "2", "inf"}},
       {"spill-slots", {"2", "1", "5"}},
-      {"round-rows", {"32K", "8K", "1000"}},
+      {"round-rows", {"32K", "8K", "1000", "auto"}},
   };
   return all;
 }
@@ -208,7 +208,7 @@ TEST(Knobs, BadValuesSayWhatIsTaken) {
                   }),
                   "")
             << k.name << "=" << bad;
-  for (const char* bad : {"mop:ep=-4", "mop:ep=1.5", "mop:vp-tile=0", "mop:head-chunks=0", "mop:round-rows=0",
+  for (const char* bad : {"mop:ep=-4", "mop:ep=1.5", "mop:vp-tile=0", "mop:head-chunks=0", "mop:round-rows=-1",
                           "mop:spill-slots=0", "fsdp2:loss-chunk=-1", "mop:ep=99999999999999999999"})
     EXPECT_NE(parse_error(bad), "") << bad;
 }

@@ -42,7 +42,7 @@ TEST(Loads, RowsAreConserved) {
               // mop: as many as it says; our fsdp2: as many as the rank sends.
               if (s.plan.native()) {
                 ASSERT_LE(rows_of_round(load.computed, round, load.rounds),
-                          s.plan.family == plan::Family::mop ? s.plan.round_rows : sent);
+                          s.plan.family == plan::Family::mop ? s.plan.round_capacity() : sent);
               }
             }
             EXPECT_EQ(of_rounds, load.computed);

@@ -61,7 +61,7 @@ inline Lowered lower_model(const std::string& name, const std::string& plan_text
   load.computed = load.sent = l.copies();
   load.experts = l.model.experts / l.layout.expert.size;
   if (l.plan.family == plan::Family::mop)
-    load.rounds = (load.sent + l.plan.round_rows - 1) / l.plan.round_rows;
+    load.rounds = (load.sent + l.plan.round_capacity() - 1) / l.plan.round_capacity();
   const std::vector<ExpertLoad> loads(static_cast<size_t>(l.model.layers), load);
   l.program = lower({l.model, l.parameters, l.plan, l.layout, l.work, 0, loads});
   return l;

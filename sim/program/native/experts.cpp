@@ -122,7 +122,7 @@ int64_t NativeLowering::round_rows() const {
   // Without expert parallelism nothing moves, but the rows are still gathered round by round. fsdp2 has one round
   // unless the load is uneven.
   const int64_t copies = std::max(n_ * c_.top_k, layout_.expert.size);
-  return fsdp_ ? copies : std::min(plan_.round_rows, copies);
+  return fsdp_ ? copies : std::min(plan_.round_capacity(), copies);
 }
 
 // y (N, H) fp32 += routed experts of x (N, H).

@@ -220,6 +220,8 @@ class NativeLowering {
   void load_batches();
   BufferId block_buffer(int layer);
   void forward_layer(int layer);
+  bool ahead() const { return !fsdp_ || plan_.prefetch; }  // weights are gathered a layer before their use
+  void gather_again(int layer);
   void backward_layer(int layer, bool last);
   std::vector<Operand> checkpoint_parts(const Checkpoint& saved) const;
   void offload(int layer);

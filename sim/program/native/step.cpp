@@ -173,6 +173,13 @@ void NativeLowering::fetch(int layer) {
         std::array{matrix(saved.host, ct_, 1, bytes / es_)}, checkpoint_parts(saved));
 }
 
+// A layer's weights for its backward; those of the last two layers are still in their slots.
+void NativeLowering::gather_again(int layer) {
+  if ((fsdp_ && !plan_.reshard) || layer >= static_cast<int>(c_.layers) - 2) return;
+  b_.at(Phase::backward, layer);
+  gathered_[static_cast<size_t>(layer)] = gather(layer);
+}
+
 void NativeLowering::backward_layer(int layer, bool last) {
   const auto l = static_cast<size_t>(layer);
   const int64_t h = c_.hidden, attention = c_.heads * c_.v_dim();
@@ -222,6 +229,9 @@ void NativeLowering::backward_layer(int layer, bool last) {
     feed_forward_backward(layer, Component::dense, {Role::dense_gate, Role::dense_down}, c_.dense_intermediate,
                           normed, g, dx_, d_rows, dw, saved);
   }
+  // The next weights arrive under attention: its kernels lose less to a collective beside them than grouped products,
+  // whose tiles are dealt out beforehand to all multiprocessors.
+  if (ahead() && layer > 0) gather_again(layer - 1);
   const auto norm_back = [&](Component part, const Operand& dy, BufferId from, Role role, BufferId residual,
                              BufferId to) {
     const Operand d_w = gradient(dw, layer, role, 1, h);
@@ -274,7 +284,6 @@ StepProgram NativeLowering::run() {
     b_.at(Phase::forward, layers);
     gather_part(head_.dense, root_, "");
   }
-  const bool ahead = !fsdp_ || plan_.prefetch, again_in_backward = !fsdp_ || plan_.reshard;
   for (int64_t micro = 0; micro < in_.workload.accumulate; ++micro) {
     const bool first = micro == 0, last = micro + 1 == in_.workload.accumulate;
     batch_ = batches_[static_cast<size_t>(micro)];
@@ -289,10 +298,10 @@ StepProgram NativeLowering::run() {
     };
     if (updating) update(embedding_);
     embed_forward(micro);
-    if (ahead) prepare(0);
+    if (ahead()) prepare(0);
     for (int l = 0; l < layers; ++l) {
-      if (!ahead) prepare(l);
-      if (ahead && l + 1 < layers) prepare(l + 1);
+      if (!ahead()) prepare(l);
+      if (ahead() && l + 1 < layers) prepare(l + 1);
       if (l + 1 == layers && updating) update(head_);
       forward_layer(l);
     }
@@ -311,16 +320,11 @@ StepProgram NativeLowering::run() {
             {load}, {sum(2)});
     }
     vocabulary(micro, last);
-    const auto prepare_backward = [&](int layer) {
-      b_.at(Phase::backward, layer);
-      // The last two layers' weights are still in the slots.
-      if (again_in_backward && layer < layers - 2) gathered_[static_cast<size_t>(layer)] = gather(layer);
-      fetch(layer);
-    };
-    if (ahead) prepare_backward(layers - 1);
+    if (ahead()) fetch(layers - 1);
     for (int l = layers - 1; l >= 0; --l) {
-      if (!ahead) prepare_backward(l);
-      if (ahead && l > 0) prepare_backward(l - 1);
+      if (!ahead()) gather_again(l);
+      if (!ahead()) fetch(l);
+      if (ahead() && l > 0) fetch(l - 1);
       backward_layer(l, last);
     }
     embed_backward(micro, last);

@@ -349,8 +349,11 @@ BufferId NativeLowering::gradient_target(const char* label, const Part& part, in
 }
 
 // From the gradient of a micro-batch to the shard that the update reads: reduce-scatter, convert or accumulate, sum
-// over replicas, add to the squared norm, bring to the host.
+// over replicas, add to the squared norm, bring to the host. What follows a collective runs on its stream: the next
+// layer's backward does not wait for it.
 void NativeLowering::settle(const Part& part, BufferId whole, bool last) {
+  const Stream stream =
+      part.scatter != kNoGroup || part.replicas != kNoGroup ? Stream::gather : Stream::compute;
   const Operand held = matrix(part.gradient, ht_, 1, part.shard);
   const bool home = on_host(part.gradient), add = whole != part.gradient && !home && again(held);
   Operand reduced = matrix(whole, gt_, 1, part.shard);
@@ -376,9 +379,10 @@ void NativeLowering::settle(const Part& part, BufferId whole, bool last) {
     const Operand to = target();
     std::vector<Operand> reads{reduced};
     if (add) reads.push_back({});
-    b_.op(local(add ? OpKind::add : OpKind::cast, Component::optimizer,
-                {{part.shard, gs_ * part.shard + (add ? to_bytes : 0), to_bytes}}, does),
-          reads, std::array{to});
+    OpSpec convert = local(add ? OpKind::add : OpKind::cast, Component::optimizer,
+                           {{part.shard, gs_ * part.shard + (add ? to_bytes : 0), to_bytes}}, does);
+    convert.stream = stream;
+    b_.op(convert, reads, std::array{to});
     reduced = to;
   }
   if (!last) return;
@@ -389,8 +393,9 @@ void NativeLowering::settle(const Part& part, BufferId whole, bool last) {
     Does does;
     does.accumulate = true;
     does.a = part.replica_count;
-    b_.op(local(OpKind::square_sum, Component::optimizer, {{part.shard, size_of(ht_) * part.shard, 0}}, does),
-          {reduced}, {sum(0)});
+    OpSpec square = local(OpKind::square_sum, Component::optimizer, {{part.shard, size_of(ht_) * part.shard, 0}}, does);
+    square.stream = stream;
+    b_.op(square, {reduced}, {sum(0)});
   }
   if (home)
     b_.op({OpKind::copy_d2h, Stream::d2h, Component::optimizer, {{size_of(ht_) * part.shard}}}, {reduced}, {held});

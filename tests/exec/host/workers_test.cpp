@@ -77,6 +77,18 @@ TEST(Workers, ArePinnedToTheirCores) {
   EXPECT_EQ(on, cores);
 }
 
+TEST(Cores, AreSharedByProcesses) {
+  const std::vector<int> cores{3, 5, 6, 7, 9, 20, 21};
+  for (const int processes : {1, 2, 3, 7}) {
+    std::vector<int> all;
+    for (int i = 0; i < processes; ++i)
+      for (const int core : share_of(cores, i, processes)) all.push_back(core);
+    EXPECT_EQ(all, cores) << processes;
+  }
+  for (int i = 0; i < 9; ++i) EXPECT_EQ(share_of(cores, i, 9).size(), 1U);
+  EXPECT_TRUE(share_of({}, 0, 4).empty());
+}
+
 TEST(Workers, OfTheProcessLeaveOneCore) {
   const auto cores = static_cast<int>(cores_of_process().size());
   EXPECT_EQ(Workers::of_process().count(), std::max(1, cores - 1));

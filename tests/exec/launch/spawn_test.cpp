@@ -49,6 +49,7 @@ TEST_F(SpawnTest, ReturnsTheStatus) {
   EXPECT_EQ(run({"3", "10", "exit", "0", "1", "0"}), 1);
   EXPECT_EQ(run({"3", "10", "exit", "1", "0", "2"}), 2);
   EXPECT_EQ(run({"3", "10", "exit", "0", "7", "0"}), 1);
+  EXPECT_EQ(run({"2", "10", "exit", "130", "130"}), 130);
   EXPECT_EQ(processes.err(), "");
 }
 

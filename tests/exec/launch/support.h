@@ -1,5 +1,6 @@
 // Processes of a run as children of the test, with what they say.
 #pragma once
+#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <signal.h>
 #include <sys/mman.h>
@@ -20,7 +21,7 @@ namespace mop::launch {
 // A file without a name that several processes append to.
 class Text {
  public:
-  explicit Text(const char* name) : fd_(memfd_create(name, 0)) {}
+  explicit Text(const char* name) : fd_(memfd_create(name, 0)) { fcntl(fd_, F_SETFL, O_APPEND); }
   ~Text() { close(fd_); }
   Text(const Text&) = delete;
   Text& operator=(const Text&) = delete;

@@ -1,0 +1,98 @@
+#!/usr/bin/env bash
+# mop run against the strong FSDP2 peer on the 4 GPUs of this host: executor_h200x4.sh OUT MOP [ROW...]
+# Rows: smoke (tiny models, a minute), qwen, oss-offload, oss-hbm; default: all but smoke. WHO=peer or WHO=mop runs one of the two.
+# Both read the same bytes as tokens, 20 steps with clipping; figures are of the last 10. Every run appends to OUT, none stops the next:
+# fsdp2_runs.jsonl (peer), mop_steps.jsonl (a line with the command, then a line a step), results.db, log.txt, summary.jsonl.
+# Limits in seconds: a peer's run takes 90 (qwen) to 240 (oss-offload); what falls back after running out of memory takes that again.
+set -u
+out=$(realpath -m "$1"); mop=$(realpath -m "$2"); shift 2
+here=$(cd "$(dirname "$0")" && pwd); root=$(dirname "$(dirname "$here")")
+who=${WHO:-mop peer}; steps=${STEPS:-20}; last=${LAST:-10}
+export NCCL_NVLS_ENABLE=0 PYTHONUNBUFFERED=1 PYTHONWARNINGS=ignore MOP_HOME=${MOP_HOME:-$root}
+mkdir -p "$out"
+data=${DATA:-/tmp/executor_h200x4.txt}
+if [ ! -s "$data" ]; then   # text: this repository's own, again and again
+  files=$(find "$root" \( -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.py' -o -name '*.md' \) -not -path '*/build/*' -not -path '*/.*' | sort)
+  for _ in $(seq 64); do cat $files; done | head -c 16M > "$data"
+fi
+
+run_mop() {  # run_mop SECONDS ROW ARGUMENTS...
+  local limit=$1 row=$2; shift 2
+  [[ $who == *mop* ]] || return 0
+  local command=("$mop" run --data "$data" --plan mop --gpus 4 --lr-decay constant --steps "$steps" --format json --db "$out/results.db" "$@")
+  echo "== $(date +%T) mop, $row: ${command[*]}" | tee -a "$out/log.txt"
+  printf '{"row":"%s","command":"%s"}\n' "$row" "${command[*]}" >> "$out/mop_steps.jsonl"
+  timeout -k 5 "$limit" "${command[@]}" 2>> "$out/log.txt" >> "$out/mop_steps.jsonl"
+  local status=$?
+  echo "== mop, $row: exit status $status" | tee -a "$out/log.txt"
+}
+
+run_peer() {  # run_peer SECONDS ROW ARGUMENTS...
+  local limit=$1 row=$2; shift 2
+  [[ $who == *peer* ]] || return 0
+  local command=(torchrun --standalone --nproc-per-node 4 "$here/fsdp2_pytorch.py" --block strong --data "$data" --lr 3e-4 --steps "$steps"
+    --report-last "$last" --out "$out" --label "$row" "$@")
+  echo "== $(date +%T) peer, $row: ${command[*]}" | tee -a "$out/log.txt"
+  timeout -k 5 "$limit" "${command[@]}" 2>&1 | grep -vE 'OMP_NUM|\*\*\*\*|^ *$' | cut -c1-3000 | tee -a "$out/log.txt" | grep -E '^(attention|step|RESULT|[0-9]+ ranks)|Error' | cut -c1-900
+  local status=${PIPESTATUS[0]}
+  echo "== peer, $row: exit status $status" | tee -a "$out/log.txt"
+  [ "$status" -eq 124 ] || return "$status"   # out of time: what falls back would be too
+}
+
+for row in "${@:-qwen oss-offload oss-hbm}"; do for row in $row; do
+  case $row in
+  smoke)
+    run_mop 60 smoke --model tiny-gpt-oss --context 256 --sequences 2
+    run_peer 150 smoke --model tiny-oss --context 256 --sequences 2 --gate-up-blocks 1
+    run_peer 120 smoke --model tiny-oss --context 256 --sequences 2 --offload --no-checkpoint
+    run_peer 120 smoke --model tiny --context 256 --sequences 2 --gate-up-blocks 1
+    ;;
+  qwen)
+    run_mop 180 qwen --model qwen3-30b-a3b --context 4096 --sequences 8
+    run_peer 200 qwen --model qwen3-30b-a3b --context 4096 --sequences 8 --gate-up-blocks 12 ||
+      run_peer 200 qwen --model qwen3-30b-a3b --context 4096 --sequences 8
+    ;;
+  oss-offload)   # optimizer states on the host
+    run_mop 300 oss-offload --model gpt-oss-20b --context 4096 --sequences 8 --optimizer host
+    run_peer 330 oss-offload --model gpt-oss-20b --context 4096 --sequences 8 --offload --no-checkpoint ||
+      run_peer 330 oss-offload --model gpt-oss-20b --context 4096 --sequences 8 --offload --gate-up-blocks 24
+    ;;
+  oss-hbm)
+    run_mop 180 oss-hbm --model gpt-oss-20b --context 4096 --sequences 8 --optimizer hbm
+    run_peer 240 oss-hbm --model gpt-oss-20b --context 4096 --sequences 8 --gate-up-blocks 24 ||
+      run_peer 240 oss-hbm --model gpt-oss-20b --context 4096 --sequences 8
+    ;;
+  *) echo "no row is called $row" >&2 ;;
+  esac
+done; done
+
+python3 - "$out" "$last" <<'PY' | tee -a "$out/summary.jsonl"
+import json, os, statistics, sys
+out, last = sys.argv[1], int(sys.argv[2])
+def lines(name):
+    path = os.path.join(out, name)
+    for line in open(path) if os.path.exists(path) else ():
+        try:
+            yield json.loads(line)
+        except ValueError:
+            pass
+runs = []
+for line in lines("mop_steps.jsonl"):
+    if "row" in line:
+        runs.append(dict(line, who="mop", steps=[]))
+    elif runs and "seconds" in line:
+        runs[-1]["steps"].append(line)
+for r in runs:
+    steps = r.pop("steps")
+    tail = steps[-last:]
+    r.update(steps=len(steps), step_s_all=[s["seconds"] for s in steps])
+    if tail:
+        median = statistics.median(s["seconds"] for s in tail)
+        tokens = tail[-1]["tokens_per_s"] * tail[-1]["seconds"] / 4
+        r.update(step_s_median=median, tokens_per_s_per_gpu=tokens / median, tokens_per_gpu=tokens, loss_last=tail[-1]["loss"])
+for r in lines("fsdp2_runs.jsonl"):
+    runs.append(dict(row=r["label"], who="peer", **{k: r.get(k) for k in ("command", "step_s_median", "tokens_per_s_per_gpu", "step_s_all", "loss_last",
+                "max_memory_allocated_bytes", "max_memory_reserved_bytes", "attention", "split_on_compute_stream", "error")}))
+for r in runs:
+    print(json.dumps(r))
+PY
