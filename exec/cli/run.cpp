@@ -54,7 +54,7 @@ struct Run {
   int64_t ranks = 1, gpus = 0;
   std::string rate = "3e-4", minimum_rate = "0", weight_decay = "0.1", beta1 = "0.9", beta2 = "0.95", eps = "1e-8",
               clip_norm = "1", decay = "cosine", order = "shuffled", export_type = "bf16", trace;
-  std::string end_of_document;
+  std::string end_of_document, profile_steps;
   bool dry_run = false, resume = false;
 
   Run(CLI::App& command, const Invocation& call) : flags(command, Flags::Values::one, {"mop"}), invocation(call) {
@@ -111,6 +111,10 @@ struct Run {
     command.add_option("--export-type", export_type, "bf16 or f32")->default_str(export_type)->group(group);
     command.add_option("--trace", trace, "timeline of the last step for Perfetto or chrome://tracing")
         ->type_name("FILE")
+        ->group("Answer");
+    command.add_option("--profile-steps", profile_steps,
+                       "steps that an attached profiler records, and whose last has its timeline in --trace; else the last")
+        ->type_name("N|FIRST..LAST")
         ->group("Answer");
     command.add_flag("--dry-run", dry_run, "show memory and predicted schedule, and run nothing")->group("Answer");
     command.footer(
@@ -202,6 +206,17 @@ struct Run {
     if (!end_of_document.empty())
       options.data.end_of_document = static_cast<int32_t>(number(end_of_document, "end-of-document"));
     options.trainer.trace = true;
+    options.profile_first = options.profile_last = options.steps - 1;
+    if (!profile_steps.empty()) {
+      const size_t dots = profile_steps.find("..");
+      options.profile_first = static_cast<int64_t>(number(profile_steps.substr(0, dots), "profile-steps")) - 1;
+      options.profile_last = dots == std::string::npos
+                                 ? options.profile_first
+                                 : static_cast<int64_t>(number(profile_steps.substr(dots + 2), "profile-steps")) - 1;
+      if (options.profile_first < 0 || options.profile_last < options.profile_first || options.profile_last >= options.steps)
+        throw UserError(fmt::format("--profile-steps is '{}'; it takes steps from 1 to {}, like 3 or 3..5", profile_steps,
+                                    options.steps));
+    }
   }
 
   std::string memory_line(const train::Prepared& p) const {
@@ -389,7 +404,7 @@ struct Run {
     observer.step = [&](const train::StepReport& step) {
       if (first()) print_step(s, step, tokens, bytes);
     };
-    observer.end = [&](train::Trainer& trainer) {
+    observer.profiled = [&](train::Trainer& trainer) {
       if (!trace.empty()) write_trace(s, prepared, trainer);
     };
     const TrainingReport report = run_training(prepared, options, observer, std::move(peers));

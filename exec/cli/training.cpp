@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstring>
 #include <span>
 
@@ -11,12 +12,19 @@
 #ifdef MOP_CUDA
 #include "exec/cuda/libraries.h"
 #include "exec/cuda/memory.h"
+#include "exec/host/adam.h"
+#include "kernels/fallback.h"
 #endif
 #include "sim/base/error.h"
+#include "sim/base/quantity.h"
 #include "sim/cli/stop_on_signal.h"
 
 namespace mop::cli {
 namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
 
 // Saves while the steps go on: what a checkpoint holds is copied, and the copy written by another thread.
 class Saver {
@@ -49,7 +57,8 @@ std::unique_ptr<train::Machine> make_machine(const train::Prepared& prepared, co
 #ifdef MOP_CUDA
   if (options.place) {
     report.libraries = cuda::check_libraries();
-    observer.say(report.libraries);
+    observer.say(fmt::format("{}; CPU AdamW: {}", report.libraries, host::text(host::adam_path())));
+    kernels::warn_of_fallbacks([say = observer.say](const std::string& path) { say("warning: " + path); });
     const std::string warning =
         cuda::check_host_memory(prepared.memory.arenas.host.bytes, options.place->local_size);
     if (!warning.empty()) observer.say(warning);
@@ -118,7 +127,7 @@ void resume(train::Trainer& trainer, const TrainingOptions& options, const Train
 
 void train_and_save(train::Trainer& trainer, const train::Prepared& prepared, const TrainingOptions& options,
                     const TrainingObserver& observer, Saver* saver, const weights::Source* source,
-                    TrainingReport& report) {
+                    Clock::time_point begin, TrainingReport& report) {
   const train::Job& job = prepared.job;
   launch::Peers& peers = trainer.peers();
   if (!options.resume.empty())
@@ -128,6 +137,7 @@ void train_and_save(train::Trainer& trainer, const train::Prepared& prepared, co
   else
     trainer.start(weights::RandomSource(job.model, options.seed));
 
+  observer.say(fmt::format("ready after {}", format_seconds(seconds_since(begin))));
   report.tokens_per_step = prepared.micro_sequences() * job.workload.accumulate * job.workload.context;
   report.hbm_bytes = prepared.memory.arenas.hbm.bytes;
   report.host_bytes = prepared.memory.arenas.host.bytes;
@@ -140,8 +150,14 @@ void train_and_save(train::Trainer& trainer, const train::Prepared& prepared, co
     saved = trainer.steps_done();
   };
   while (trainer.steps_done() < options.steps && !report.interrupted) {
+    const int64_t step = trainer.steps_done();
+    if (step == options.profile_first) trainer.machine().profile(true);
     report.steps.push_back(trainer.step());
     observer.step(report.steps.back());
+    if (step == options.profile_last) {
+      trainer.machine().profile(false);
+      observer.profiled(trainer);
+    }
     if (options.save_every > 0 && trainer.steps_done() % options.save_every == 0) save();
     report.interrupted = most_of(peers, StopOnSignal::stop ? 1 : 0) > 0;  // a signal may have reached some of them
   }
@@ -158,7 +174,6 @@ void train_and_save(train::Trainer& trainer, const train::Prepared& prepared, co
     export_weights(trainer, job.model, options);
     observer.say(fmt::format("weights exported to {}", options.export_folder));
   }
-  if (observer.end) observer.end(trainer);
 }
 
 }  // namespace
@@ -183,6 +198,7 @@ TrainingReport run_training(const train::Prepared& prepared, const TrainingOptio
   std::unique_ptr<weights::Source> source;
   if (!options.weights.empty()) source = std::make_unique<weights::HuggingFaceSource>(job.model, options.weights);
 
+  const Clock::time_point begin = Clock::now();
   TrainingReport report;
   launch::Peers* const before = given.get();
   // Before the long part: a folder that cannot be written is known now.
@@ -192,7 +208,7 @@ TrainingReport run_training(const train::Prepared& prepared, const TrainingOptio
                          make_machine(prepared, options, std::move(given), report, observer));
   launch::Peers& peers = trainer.peers();
   try {
-    train_and_save(trainer, prepared, options, observer, saver.get(), source.get(), report);
+    train_and_save(trainer, prepared, options, observer, saver.get(), source.get(), begin, report);
   } catch (const std::exception& error) {
     // Here, while everything is still there: what hangs in NCCL would hang in the course of an exception, too.
     if (peers.size() > 1) peers.abandon(error.what(), dynamic_cast<const UserError*>(&error) != nullptr ? 2 : 1);

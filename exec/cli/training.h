@@ -21,6 +21,7 @@ struct TrainingOptions {
   std::string data_path;
   std::string weights;              // a Hugging Face folder; empty: random
   std::string save, resume;         // folders of checkpoints; empty: none
+  int64_t profile_first = 0, profile_last = 0;  // steps, from 0; the timeline is that of the last of them
   int64_t save_every = 0;           // steps; 0: at the end only
   int keep = 2;
   std::string export_folder;        // Hugging Face folder to write at the end; empty: none
@@ -44,7 +45,7 @@ struct TrainingReport {
 struct TrainingObserver {
   std::function<void(const std::string&)> say;  // a line of progress: resumed from, saved to
   std::function<void(const train::StepReport&)> step;
-  std::function<void(train::Trainer&)> end;  // in every process, before the trainer is gone
+  std::function<void(train::Trainer&)> profiled;  // in every process, after the last profiled step
 };
 
 // Runs until the last step or the first Ctrl-C (or SIGTERM), which finishes the step and writes a checkpoint. Errors:

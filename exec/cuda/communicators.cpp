@@ -61,14 +61,6 @@ Communicators::~Communicators() {
   for (ncclComm_t comm : all_) std::uncaught_exceptions() > 0 ? ncclCommAbort(comm) : ncclCommDestroy(comm);
 }
 
-void Communicators::register_memory(std::byte* base, int64_t bytes) {
-  for (ncclComm_t comm : all_) {
-    ncclWindow_t window = nullptr;
-    check(ncclCommWindowRegister(comm, base, static_cast<size_t>(bytes), &window, NCCL_WIN_COLL_SYMMETRIC),
-          "ncclCommWindowRegister");
-  }
-}
-
 void Communicators::check_health() const {
   for (ncclComm_t comm : all_) {
     ncclResult_t found = ncclSuccess;

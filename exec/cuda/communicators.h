@@ -23,9 +23,6 @@ class Communicators {
   Communicators& operator=(const Communicators&) = delete;
 
   ncclComm_t of(const program::Op& op) const { return by_use_.at({op.group, op.stream}); }
-  // Tells NCCL of the memory that its operands are in: all-gathers between GPUs of one host can then be left to the copy
-  // engines. Collective; the same size everywhere.
-  void register_memory(std::byte* base, int64_t bytes);
   size_t count() const { return all_.size(); }
   // Errors: kernels::CudaError for what NCCL found out by itself, such as a peer that is gone.
   void check_health() const;

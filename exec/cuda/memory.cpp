@@ -11,6 +11,7 @@
 #include <thread>
 #include <vector>
 
+#include "exec/host/workers.h"
 #include "sim/base/error.h"
 #include "sim/base/quantity.h"
 
@@ -83,7 +84,7 @@ PinnedSlab::PinnedSlab(int64_t bytes)
   data_ = reinterpret_cast<std::byte*>(start);
   madvise(data_, bytes_, MADV_HUGEPAGE);
   {
-    const size_t threads = std::clamp<size_t>(std::thread::hardware_concurrency(), 1, 64), pages = bytes_ / kHugePage;
+    const size_t threads = std::max<size_t>(1, host::cores_of_process().size()), pages = bytes_ / kHugePage;
     std::vector<std::jthread> touching;
     for (size_t t = 0; t < threads; ++t)
       touching.emplace_back([this, first = pages * t / threads * kHugePage, last = pages * (t + 1) / threads * kHugePage] {

@@ -1,6 +1,7 @@
 #include "exec/cuda/rank.h"
 
 #include <fmt/format.h>
+#include <nvtx3/nvToolsExt.h>
 
 #include <algorithm>
 #include <chrono>
@@ -60,6 +61,7 @@ Rank::Rank(int device, int rank, const program::StepProgram& program, const inte
   std::vector<Operand> operands;
   for (program::OpId id = 0; id < program.ops.size(); ++id) {
     const program::Op& op = program.ops[id];
+    names_.push_back(program.op_name(id));
     operands.clear();
     size_t reads = 0;
     for (const program::Use& use : program.operands(op)) {
@@ -148,6 +150,7 @@ void Rank::launch(Stream stream, const Launch& launch) {
     span->op = launch.call.id;
     check(cudaEventRecord(span->start, queue), "recording an event");
   }
+  nvtxRangePushA(names_[launch.call.id].c_str());
   try {
     if (program::is_collective(launch.call.op->kind))
       run_exchange(launch.call, queue);
@@ -159,6 +162,7 @@ void Rank::launch(Stream stream, const Launch& launch) {
     throw InternalError(fmt::format("rank {}, operation {} ({}): {}", rank_, launch.call.id,
                                     program_.op_name(launch.call.id), error.what()));
   }
+  nvtxRangePop();
   if (span != nullptr) check(cudaEventRecord(span->end, queue), "recording an event");
 }
 

@@ -100,6 +100,7 @@ class Rank final : public interpreter::Backend {
   kernels::Matmul matmul_;
   kernels::GroupedMatmul grouped_;
   kernels::Attention attention_;
+  std::vector<std::string> names_;  // of operations, for NVTX
   std::array<cudaStream_t, program::kStreams> streams_{};
   std::array<DeviceBytes, program::kStreams> scratch_;  // of whatever runs on the stream
   std::vector<cudaEvent_t> events_;

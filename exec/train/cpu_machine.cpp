@@ -69,6 +69,7 @@ class CpuMachine final : public Machine {
   void write(int, std::byte* to, const std::byte* from, int64_t bytes) override { std::copy_n(from, bytes, to); }
   std::vector<program::OpSpan> trace(int rank) const override { return world_->trace(rank); }
   void clear_trace() override { world_->clear_trace(); }
+  void profile(bool) override {}
   double take_expert_imbalance() override { return imbalance_.exchange(1); }
   int64_t workspace_bytes() const override { return ranks_.front()->workspace_bytes; }
   int64_t device_bytes_in_use() const override { return 0; }

@@ -1,10 +1,14 @@
 #include <fmt/format.h>
 
+#include <cuda_profiler_api.h>
+
 #include <cstdlib>
+#include <thread>
 
 #include "exec/cuda/libraries.h"
 #include "exec/cuda/memory.h"
 #include "exec/cuda/rank.h"
+#include "exec/host/workers.h"
 #include "exec/train/machine.h"
 #include "kernels/check.h"
 #include "sim/base/error.h"
@@ -27,14 +31,14 @@ class CudaMachine final : public Machine {
                    prepared.least_loaded(), prepared.program.round_rows,
                    static_cast<int>(prepared.job.plan.spill_slots)},
         host_(prepared.memory.arenas.host.bytes),
-        hbm_(experimental_bytes(prepared.memory.arenas.hbm.bytes)),
+        hbm_(cuda::device_bytes(prepared.memory.arenas.hbm.bytes, "the arena of a rank")),
         memory_(prepared.program, prepared.memory, hbm_.get(), host_.data()) {
     check(cudaMemset(hbm_.get(), 0, static_cast<size_t>(prepared.memory.arenas.hbm.bytes)), "the arena");
     const program::StepProgram& program = prepared.program;
     const size_t spans = options.trace ? 4 * program.ops.size() + 4096 : 0;
-    auto comms = std::make_unique<cuda::Communicators>(program, rank_, prepared.job.ranks, *peers_);
-    if (std::getenv("MOP_WINDOWS") != nullptr) comms->register_memory(hbm_.get(), (prepared.memory.arenas.hbm.bytes + (2 << 20) - 1) / (2 << 20) * (2 << 20));
-    backend_ = std::make_unique<cuda::Rank>(device_, rank_, program, memory_, constants_, std::move(comms), spans);
+    backend_ = std::make_unique<cuda::Rank>(
+        device_, rank_, program, memory_, constants_,
+        std::make_unique<cuda::Communicators>(program, rank_, prepared.job.ranks, *peers_), spans);
   }
 
   std::ranges::iota_view<int, int> ranks() const override { return {rank_, rank_ + 1}; }
@@ -50,6 +54,7 @@ class CudaMachine final : public Machine {
   }
   std::vector<program::OpSpan> trace(int) const override { return backend_->trace(); }
   void clear_trace() override { backend_->clear_trace(); }
+  void profile(bool on) override { check(on ? cudaProfilerStart() : cudaProfilerStop(), "the profiler"); }
   double take_expert_imbalance() override { return backend_->take_expert_imbalance(); }
   int64_t workspace_bytes() const override { return backend_->workspace_bytes(); }
   int64_t device_bytes_in_use() const override {
@@ -60,12 +65,6 @@ class CudaMachine final : public Machine {
   std::optional<std::string> first_not_finite() const override { return std::nullopt; }
 
  private:
-  static cuda::DeviceBytes experimental_bytes(int64_t bytes) {
-    if (std::getenv("MOP_WINDOWS") == nullptr) return cuda::device_bytes(bytes, "the arena of a rank");
-    void* p = nullptr;
-    cuda::check(ncclMemAlloc(&p, static_cast<size_t>(bytes)), "ncclMemAlloc");
-    return cuda::DeviceBytes(static_cast<std::byte*>(p));
-  }
   // Made current on this thread, the only one that launches.
   static int choose_device(const launch::Place& place) {
     int devices = 0;
@@ -80,6 +79,9 @@ class CudaMachine final : public Machine {
       throw UserError(fmt::format("{} ranks are on this host, which has {} GPUs; start as many as GPUs", place.local_size,
                                   devices));
     check(cudaSetDevice(device), "the GPU");
+    // Launchers that bind no cores leave the processes of a host to share them.
+    if (host::cores_of_process().size() == std::thread::hardware_concurrency())
+      host::Workers::share_cores(place.local_rank, place.local_size);
     return device;
   }
 

@@ -42,6 +42,8 @@ class Machine {
   // What a rank executed since the last clear_trace; nothing where the machine keeps no trace.
   virtual std::vector<program::OpSpan> trace(int rank) const = 0;
   virtual void clear_trace() = 0;
+  // Between the two, an attached profiler records (nsys --capture-range=cudaProfilerApi).
+  virtual void profile(bool on) = 0;
 
   // Rows of the fullest expert over the mean of all, over an expert group: the worst layer since the last call. 1: none.
   virtual double take_expert_imbalance() = 0;

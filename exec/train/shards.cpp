@@ -8,6 +8,7 @@
 #include <mutex>
 #include <thread>
 
+#include "exec/host/workers.h"
 #include "exec/weights/convert.h"
 #include "sim/base/error.h"
 
@@ -35,7 +36,7 @@ bool inside(const program::Piece& piece, int64_t first, int64_t last) {
 
 // body(i) for i < n on the cores that this process may use. Errors: the first of any.
 void parallel_for(size_t n, const std::function<void(size_t)>& body) {
-  const size_t threads = std::min<size_t>(n, std::max(1U, std::thread::hardware_concurrency()));
+  const size_t threads = std::clamp<size_t>(n, 1, std::max<size_t>(1, host::cores_of_process().size()));
   std::atomic<size_t> next = 0;
   std::exception_ptr first;
   std::mutex mutex;

@@ -65,7 +65,7 @@ class Trainer {
   int64_t bytes_addressed(program::Space space) const;  // highest of any rank, from the arena's start
   std::vector<program::OpSpan> trace(int rank) const { return machine_->trace(rank); }
   int64_t workspace_bytes() const { return machine_->workspace_bytes(); }
-  const Machine& machine() const { return *machine_; }
+  Machine& machine() { return *machine_; }
   launch::Peers& peers() { return machine_->peers(); }
 
  private:

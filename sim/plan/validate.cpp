@@ -105,6 +105,9 @@ void validate(const Plan& plan, const model::ModelConfig& model, int64_t gpus, i
       chunks.push_back({"splits heads whose norm spans all of them", [](int64_t d) { return d == 1; }});
     require("head-chunks", plan.head_chunks, heads, chunks);
   }
+  if (plan.optimizer_staged_layers > model.layers)
+    throw UserError(fmt::format("plan setting optimizer-staged-layers is {}, but {} has {} layers",
+                                plan.optimizer_staged_layers, model.name, model.layers));
   if (plan.optimizer_hbm_layers > model.layers)
     throw UserError(fmt::format("plan setting optimizer-hbm-layers is {}, but {} has {} layers",
                                 plan.optimizer_hbm_layers, model.name, model.layers));

@@ -156,8 +156,7 @@ class Planner {
       }
       if (!changed) break;
     }
-    settle_schemes(s_, best);
-    settle_split(best);
+    settle(best);
     return best;
   }
 
@@ -189,31 +188,54 @@ class Planner {
         s_.model.name, s_.gpus()));
   }
 
+  void settle(Plan& p) const {
+    settle_schemes(s_, p);
+    settle_split(p);
+    settle_staged(p);
+  }
+
+  // HBM that a plan leaves free, less a margin.
+  double room(const Plan& p) const {
+    Scenario there = s_;
+    there.plan = p;
+    const predict::Prediction memory = predict::predict(there, {.only_memory = true});
+    return 0.97 * static_cast<double>(memory.hbm_capacity) - static_cast<double>(memory.hbm_peak);
+  }
+
+  // As many layers, the first ones first, as `bytes` a parameter of theirs have room for.
+  int64_t layers_in(double room, double bytes, const Plan& p) const {
+    int64_t count = 0;
+    for (const auto& layer : model::count_parameters(s_.model).layers) {
+      room -= bytes * (static_cast<double>(layer.dense()) / static_cast<double>(p.dense_shard) +
+                       static_cast<double>(layer.experts) / static_cast<double>(s_.gpus()));
+      if (room < 0) break;
+      ++count;
+    }
+    return count;
+  }
+
+  // Stream: states come up ahead for as many layers as HBM has room for beside the embedding's.
+  void settle_staged(Plan& p) const {
+    if (p.optimizer != plan::Optimizer::stream || !p.clip || s_.plan.optimizer_staged_layers > 0) return;
+    const double ends = 12.0 * 2 * static_cast<double>(s_.model.vocab * s_.model.hidden) /
+                        static_cast<double>(std::min(p.dense_shard, p.vocabulary));
+    p.optimizer_staged_layers = layers_in(room(p) - ends, 12, p);
+  }
+
   // Split: the states of as many layers in HBM as the plan with all of them on the host leaves room for. A
   // layer that moves brings its states and its held gradients.
   void settle_split(Plan& p) const {
     if (p.optimizer != plan::Optimizer::split || s_.plan.optimizer == plan::Optimizer::split ||
         s_.plan.optimizer_hbm_layers > 0)
       return;
-    Scenario on_host = s_;
-    on_host.plan = p;
-    on_host.plan.optimizer = plan::Optimizer::host;
-    const predict::Prediction memory = predict::predict(on_host, {.only_memory = true});
-    const model::Parameters parameters = model::count_parameters(s_.model);
-    double room = 0.97 * static_cast<double>(memory.hbm_capacity) - static_cast<double>(memory.hbm_peak);
-    p.optimizer_hbm_layers = 0;
-    for (const auto& layer : parameters.layers) {
-      room -= 16.0 * (static_cast<double>(layer.dense()) / static_cast<double>(p.dense_shard) +
-                      static_cast<double>(layer.experts) / static_cast<double>(s_.gpus()));
-      if (room < 0) break;
-      ++p.optimizer_hbm_layers;
-    }
+    Plan on_host = p;
+    on_host.optimizer = plan::Optimizer::host;
+    p.optimizer_hbm_layers = layers_in(room(on_host), 16, p);
     if (p.optimizer_hbm_layers == 0) p.optimizer = plan::Optimizer::host;
   }
 
   Score score(Plan p) {
-    settle_schemes(s_, p);
-    settle_split(p);
+    settle(p);
     const std::string text = plan::describe(p);
     if (const auto found = known_.find(text); found != known_.end()) return found->second;
     Scenario tried = s_;

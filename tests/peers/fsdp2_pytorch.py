@@ -556,12 +556,17 @@ class ClippedAdamW:
             shard.grad = p.grad = None
 
 
+def read_tokens(path):
+    kind = torch.int32 if path.endswith(".bin") else torch.uint8
+    return torch.from_file(path, size=os.path.getsize(path) // kind.itemsize, dtype=kind)
+
+
 class Batches:
     """Tokens and labels of a step: the bytes of a file, sequences in an order that a seed shuffles; without a file random, the same each step."""
 
     def __init__(self, path, vocab, context, sequences, rank, world, device):
         self.context, self.sequences, self.rank, self.world, self.device = context, sequences, rank, world, device
-        self.data = torch.from_file(path, size=os.path.getsize(path), dtype=torch.uint8) if path else None
+        self.data = read_tokens(path) if path else None
         if path:
             self.order = torch.randperm((len(self.data) - 1) // context, generator=torch.Generator().manual_seed(0)).tolist()
         else:
@@ -671,7 +676,7 @@ def main():
                     "sliding=flash,full=cudnn measures nothing")
     ap.add_argument("--no-reshard", action="store_true", help="strong: blocks stay gathered between forward and backward")
     ap.add_argument("--nccl-buffers", action="store_true", help="strong: FSDP2's buffers from NCCL's allocator (zero copy)")
-    ap.add_argument("--data", help="file whose bytes are the tokens; default: random tokens, the same each step")
+    ap.add_argument("--data", help="file whose bytes (of a .bin: 32-bit integers) are the tokens; default: random tokens, the same each step")
     ap.add_argument("--lr", type=float, default=1e-5)
     ap.add_argument("--clip-norm", type=float, default=1.0)
     ap.add_argument("--fused-norm", action="store_true", help="F.rms_norm in place of the separate eager kernels")

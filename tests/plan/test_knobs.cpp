@@ -45,12 +45,13 @@ const std::map<std::string, std::vector<std::string>>& values() {
       {"checkpoints", {"auto", "hbm", "host"}},
       {"optimizer", {"auto", "hbm", "host", "stream", "split"}},
       {"optimizer-hbm-layers", {"0", "12"}},
+      {"optimizer-staged-layers", {"0", "12"}},
       {"least-loaded", {"on", "off"}},
       {"capacity-factor", {"1", "1.25", "0.5"}},
       {"spill-min-rows", {"1K", "1", "333"}},
       {"spill-gate", {"1.3", "2", "inf"}},
       {"spill-slots", {"2", "1", "5"}},
-      {"round-rows", {"32K", "8K", "1000", "auto"}},
+      {"round-rows", {"auto", "8K", "1000"}},
   };
   return all;
 }

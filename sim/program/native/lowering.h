@@ -44,6 +44,7 @@ class NativeLowering {
     int layer = -1;
     Part dense, experts;
     BufferId states = kNoBuffer, correction = kNoBuffer;
+    BufferId staged = kNoBuffer;  // where its states wait in HBM for the clip factor
     bool on_host = false;
     int64_t bucket = 0, buckets = 1;  // states: blocks of this many elements
     int64_t elements() const { return dense.shard + experts.shard; }
@@ -125,6 +126,7 @@ class NativeLowering {
   BufferId gather_part(const Part& part, BufferId slot, const char* label);
   BufferId gradient_target(const char* label, const Part& part, int layer);
   void settle(const Part& part, BufferId whole, bool last);
+  void stage(const Weights& w);
   void update(const Weights& w);
   std::vector<Operand> segments(const Weights& w, int64_t first, int64_t count, bool gradients, BufferId in) const;
 
@@ -221,6 +223,7 @@ class NativeLowering {
   BufferId block_buffer(int layer);
   void forward_layer(int layer);
   bool ahead() const { return !fsdp_ || plan_.prefetch; }  // weights are gathered a layer before their use
+  bool gathers_again(int layer) const;
   void gather_again(int layer);
   void backward_layer(int layer, bool last);
   std::vector<Operand> checkpoint_parts(const Checkpoint& saved) const;

@@ -173,9 +173,13 @@ void NativeLowering::fetch(int layer) {
         std::array{matrix(saved.host, ct_, 1, bytes / es_)}, checkpoint_parts(saved));
 }
 
-// A layer's weights for its backward; those of the last two layers are still in their slots.
+// The weights of the last two layers are still in their slots when backward comes to them.
+bool NativeLowering::gathers_again(int layer) const {
+  return layer >= 0 && layer < c_.layers - 2 && (!fsdp_ || plan_.reshard);
+}
+
 void NativeLowering::gather_again(int layer) {
-  if ((fsdp_ && !plan_.reshard) || layer >= static_cast<int>(c_.layers) - 2) return;
+  if (!gathers_again(layer)) return;
   b_.at(Phase::backward, layer);
   gathered_[static_cast<size_t>(layer)] = gather(layer);
 }
@@ -231,7 +235,7 @@ void NativeLowering::backward_layer(int layer, bool last) {
   }
   // The next weights arrive under attention: its kernels lose less to a collective beside them than grouped products,
   // whose tiles are dealt out beforehand to all multiprocessors.
-  if (ahead() && layer > 0) gather_again(layer - 1);
+  if (ahead()) gather_again(layer - 1);
   const auto norm_back = [&](Component part, const Operand& dy, BufferId from, Role role, BufferId residual,
                              BufferId to) {
     const Operand d_w = gradient(dw, layer, role, 1, h);
@@ -318,6 +322,11 @@ StepProgram NativeLowering::run() {
       does.c = in_.workload.accumulate;
       b_.op(local(OpKind::balance_loss, Component::router, {{2 * c_.experts, 2 * kFp32 * c_.experts, 8}}, does, world_),
             {load}, {sum(2)});
+    }
+    if (last) {
+      stage(embedding_);
+      for (const Weights& w : layers_) stage(w);
+      stage(head_);
     }
     vocabulary(micro, last);
     if (ahead()) fetch(layers - 1);

@@ -69,7 +69,12 @@ NativeLowering::Part NativeLowering::make_part(FlatGroup flat, Component compone
 
 void NativeLowering::make_states(Weights& w) {
   w.bucket = w.elements();
-  if (w.on_host && plan_.optimizer == Optimizer::stream && !fsdp_) {
+  // The head's come last.
+  const bool staged = plan_.optimizer == Optimizer::stream && deferred() &&
+                      (w.layer < plan_.optimizer_staged_layers || plan_.optimizer_staged_layers == c_.layers);
+  if (staged && plan_.optimizer_staged_layers > 0) {
+    w.staged = b_.persistent("staged_states", state_bytes_ * w.bucket, Holds::staging, w.layer);
+  } else if (w.on_host && plan_.optimizer == Optimizer::stream && !fsdp_) {
     w.buckets = ceil_div(w.elements(), kStreamBucket);
     w.bucket = ceil_div(w.elements(), w.buckets);
   }
@@ -225,6 +230,16 @@ std::vector<Operand> NativeLowering::segments(const Weights& w, int64_t first, i
   return all;
 }
 
+// Brings the states up for the update that the next step's forward begins with: the way up is free during backward,
+// while the clip factor is not known yet, and the way down is taken by the update before.
+void NativeLowering::stage(const Weights& w) {
+  if (w.staged == kNoBuffer) return;
+  b_.at(Phase::optimizer, w.layer);
+  const int64_t elements = state_bytes_ / kFp32 * w.bucket;
+  b_.op({OpKind::copy_h2d, Stream::h2d, Component::optimizer, {{kFp32 * elements}}},
+        {matrix(w.states, Type::f32, 1, elements)}, {matrix(w.staged, Type::f32, 1, elements)});
+}
+
 // The update of what w holds: CPU Adam, Adam streamed through the GPU, or Adam in HBM.
 void NativeLowering::update(const Weights& w) {
   b_.at(Phase::optimizer, w.layer);
@@ -257,6 +272,12 @@ void NativeLowering::update(const Weights& w) {
   if (!w.on_host) {
     adam(on_gpu(count), matrix(w.states, Type::f32, 1, state_elements), segments(w, 0, count, true, kNoBuffer),
          segments(w, 0, count, false, kNoBuffer));
+    return;
+  }
+  if (w.staged != kNoBuffer) {
+    const Operand staged = matrix(w.staged, Type::f32, 1, state_elements);
+    adam(on_gpu(count), staged, segments(w, 0, count, true, kNoBuffer), segments(w, 0, count, false, kNoBuffer));
+    copy(OpKind::copy_d2h, Stream::d2h, state_bytes_ * count, {staged}, {matrix(w.states, Type::f32, 1, state_elements)});
     return;
   }
   if (!fsdp_ && plan_.optimizer == Optimizer::stream) {
@@ -349,11 +370,13 @@ BufferId NativeLowering::gradient_target(const char* label, const Part& part, in
 }
 
 // From the gradient of a micro-batch to the shard that the update reads: reduce-scatter, convert or accumulate, sum
-// over replicas, add to the squared norm, bring to the host. What follows a collective runs on its stream: the next
-// layer's backward does not wait for it.
+// over replicas, add to the squared norm, bring to the host. What follows a collective runs on its stream, so that
+// backward goes on meanwhile, where a gather behind it on that stream soon lets the compute stream know that the
+// gradient's bytes are free again.
 void NativeLowering::settle(const Part& part, BufferId whole, bool last) {
+  const bool collective = part.scatter != kNoGroup || part.replicas != kNoGroup;
   const Stream stream =
-      part.scatter != kNoGroup || part.replicas != kNoGroup ? Stream::gather : Stream::compute;
+      collective && ahead() && gathers_again(part.flat.layer - 1) ? Stream::gather : Stream::compute;
   const Operand held = matrix(part.gradient, ht_, 1, part.shard);
   const bool home = on_host(part.gradient), add = whole != part.gradient && !home && again(held);
   Operand reduced = matrix(whole, gt_, 1, part.shard);

@@ -114,7 +114,7 @@ std::vector<Plan> plans(int64_t chunks) {
       {mop_plan(4, 4, 4, 4, "vp-tile=24"), 4, 8},
       {mop_plan(2, 8, 2, 2, "vp-scheme=weights,vp-tile=10,mla-exchange=latent,checkpoints=host,optimizer=host" + split),
        8, 2},
-      {mop_plan(8, 4, 4, 8, skewed + "vp-scheme=weights,save-attention=off,optimizer=stream,round-rows=64"), 8, 4},
+      {mop_plan(8, 4, 4, 8, skewed + "vp-scheme=weights,save-attention=off,optimizer=stream,optimizer-staged-layers=1,round-rows=64"), 8, 4},
       {mop_plan(2, 2, 1, 4,
                 skewed + "expert-placement=across,mla-exchange=latent,checkpoints=host,save-attention=off,"
                          "optimizer=split,optimizer-hbm-layers=2,spill-slots=1,round-rows=50"),
@@ -194,7 +194,8 @@ TEST(Lossless, BitwiseWhereTheOrderIsTheSame) {
   setup.sequences = 4;
   setup.plan = mop_plan(2, 4, 2, 2);
   const Result hbm = run(setup, data);
-  for (const char* more : {"optimizer=host", "optimizer=stream", "checkpoints=host,optimizer=split,optimizer-hbm-layers=1"}) {
+  for (const char* more : {"optimizer=host", "optimizer=stream", "optimizer=stream,optimizer-staged-layers=1",
+                           "optimizer=stream,optimizer-staged-layers=2", "checkpoints=host,optimizer=split,optimizer-hbm-layers=1"}) {
     setup.plan = mop_plan(2, 4, 2, 2, more);
     const Result result = run(setup, data);
     EXPECT_EQ(result.loss, hbm.loss) << more;
