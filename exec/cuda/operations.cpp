@@ -15,6 +15,7 @@
 #include "kernels/norm.h"
 #include "kernels/rope.h"
 #include "kernels/router.h"
+#include "kernels/to_host.h"
 #include "sim/base/error.h"
 
 namespace mop::cuda {
@@ -388,8 +389,7 @@ void Rank::adam_host(const Launch& launch, cudaStream_t stream) {
     first += weights.view.elements();
   }
   job.clipped = static_cast<bool>(call.in[0]);
-  if (job.clipped)
-    check(cudaMemcpyAsync(job.factor.get(), call.in[0].data, sizeof(float), cudaMemcpyDeviceToHost, stream), "a copy");
+  if (job.clipped) kernels::to_host(call.in[0].data, job.factor.get(), sizeof(float), stream);
   check(cudaLaunchHostFunc(
             stream, [](void* data) { static_cast<AdamJob*>(data)->run(); }, &job),
         "a CPU update");

@@ -10,6 +10,7 @@
 #include "kernels/check.h"
 #include "kernels/column_sum.h"
 #include "kernels/elementwise.h"
+#include "kernels/to_host.h"
 #include "sim/base/error.h"
 
 namespace mop::cuda {
@@ -112,10 +113,7 @@ void Rank::run_routed(const Call& call, cudaStream_t stream) {
   switch (op.kind) {
     case OpKind::plan_routing:
       // The counts go to the host, which plans in rounds().
-      check(cudaMemcpyAsync(plans_.at(out[0].data).counts, in[0].data, static_cast<size_t>(bytes_of(in[0])),
-                            cudaMemcpyDeviceToHost, stream),
-            "the counts");
-      return;
+      return kernels::to_host(in[0].data, plans_.at(out[0].data).counts, bytes_of(in[0]), stream);
     case OpKind::permute:
       return kernels::permute({sent(in[1], in[2]), matrix(in[0]), matrix(in[3]),
                                in[4] ? pointer<const float>(in[4]) : nullptr, matrix(out[0]), matrix(out[1]),

@@ -105,9 +105,14 @@ std::vector<Shards::Stretch> Shards::stretches(int rank, const Shard& shard, Wha
 void Shards::fill_shard(int rank, const Shard& shard, std::initializer_list<What> whats, const Read& read) {
   const Range all = range(rank, shard);
   const int64_t first = all.first, last = all.first + all.count;
-  std::vector<float> values(static_cast<size_t>(all.count), 0.0F);
-  // Pieces are cut to a size that many threads can share evenly.
+  // Work is cut to a size that many threads can share evenly.
   constexpr int64_t kElements = int64_t{1} << 20;
+  const auto n = static_cast<size_t>(all.count);
+  if (values_.size() < n) values_.resize(n);
+  float* const values = values_.data();
+  parallel_for((n + kElements - 1) / kElements, [&](size_t i) {
+    std::fill(values + i * kElements, values + std::min(n, (i + 1) * kElements), 0.0F);
+  });
   struct Block {
     const program::Piece* piece;
     int64_t row, rows;
@@ -138,13 +143,14 @@ void Shards::fill_shard(int rank, const Shard& shard, std::initializer_list<What
     for (const Stretch& stretch : stretches(rank, shard, what)) {
       const auto element = static_cast<size_t>(program::size_of(stretch.type));
       const auto count = static_cast<size_t>(stretch.range.count);
-      std::vector<std::byte> stored(count * element);
-      const float* const from = values.data() + (stretch.range.first - first);
+      if (stored_.size() < count * element) stored_.resize(count * element);
+      const float* const from = values + (stretch.range.first - first);
       parallel_for((count + kElements - 1) / kElements, [&](size_t i) {
-        const size_t begin = i * kElements, n = std::min<size_t>(kElements, count - begin);
-        weights::from_float(stored_as(stretch.type), from + begin, static_cast<int64_t>(n), stored.data() + begin * element);
+        const size_t begin = i * kElements, some = std::min<size_t>(kElements, count - begin);
+        weights::from_float(stored_as(stretch.type), from + begin, static_cast<int64_t>(some),
+                            stored_.data() + begin * element);
       });
-      machine_.write(rank, stretch.data, stored.data(), static_cast<int64_t>(stored.size()));
+      machine_.write(rank, stretch.data, stored_.data(), static_cast<int64_t>(count * element));
     }
 }
 
@@ -155,12 +161,19 @@ void Shards::fill_weights(const Read& read) {
         fill_shard(rank, shard, {What::weights, What::master}, read);
       else
         fill_shard(rank, shard, {What::weights}, read);
+  release();
 }
 
 void Shards::fill(What what, const Read& read) {
   for (const int rank : machine_.ranks())
     for (const Shard& shard : prepared_.program.shards)
       if (shard.states != program::kNoBuffer) fill_shard(rank, shard, {what}, read);
+  release();
+}
+
+void Shards::release() {
+  values_ = {};
+  stored_ = {};
 }
 
 void Shards::read(model::ParameterId id, What what, float* out) const {

@@ -50,11 +50,15 @@ class Shards {
   Range range(int rank, const program::Shard& shard) const;
   std::vector<Stretch> stretches(int rank, const program::Shard& shard, What what) const;
   // The same values to each of `whats`.
+  void release();
   void fill_shard(int rank, const program::Shard& shard, std::initializer_list<What> whats, const Read& read);
 
   const Prepared& prepared_;
   Machine& machine_;
   std::map<model::ParameterId, std::vector<Placed>> places_;
+  // Of a shard on its way: as large as the largest so far, since fresh pages cost more than the work on them.
+  std::vector<float> values_;
+  std::vector<std::byte> stored_;
 };
 
 }  // namespace mop::train

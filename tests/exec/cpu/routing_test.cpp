@@ -115,7 +115,7 @@ class Worker {
                 plan::round_plan_bytes(layer.ranks, static_cast<int>(layer.experts), layer.slots) / 4 + 1) {}
 
   void run() {
-    const int64_t before = test::allocations_of_thread();
+    const int64_t before = mop::test::allocations_of_thread();
     local(OpKind::sort, {}, {&r_.ids}, {&order_, &counts_});
     remote(OpKind::all_gather, {}, {&counts_}, {&all_counts_});
     local(OpKind::plan_routing, {}, {&all_counts_}, {&rounds_});
@@ -123,7 +123,7 @@ class Worker {
     passes = plan.passes(), rounds = plan.rounds();
     for (round_ = 0; round_ < plan.rounds(); ++round_) forward();
     for (round_ = 0; round_ < plan.rounds(); ++round_) backward();
-    allocations = test::allocations_of_thread() - before;
+    allocations = mop::test::allocations_of_thread() - before;
   }
 
   int passes = 0, rounds = 0;

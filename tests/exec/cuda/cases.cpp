@@ -288,7 +288,7 @@ void route_tokens(Sample& s, bool correction, bool balanced) {
   s.op(OpKind::topk, adding(accumulate), {logits, bias}, {ids, weights, load});
   const Operand d_logits = s.blank(s.real(), n, e);
   s.expect(d_logits, {.floor = 1e-6});  // with one choice, normalised, there is nothing but roundings
-  s.op(OpKind::topk_bwd, {.a = 3, .b = n, .c = 2}, {s.normal(Type::f32, n, k, {.dense = true}), ids, weights, logits, all_load},
+  s.op(OpKind::topk_bwd, {.a = 2, .b = 10, .c = 2}, {s.normal(Type::f32, n, k, {.dense = true}), ids, weights, logits, all_load},
        {d_logits});
 }
 
