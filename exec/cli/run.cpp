@@ -388,7 +388,9 @@ struct Run {
     if (first()) {
       const predict::Prediction p = predict::predict(s);
       if (dry_run) {
-        fmt::print("{}", flags.json() ? pretty(answer_json(s, p)) + "\n" : answer_text(s, p) + "\n" + memory_line(prepared));
+        fmt::print("{}", flags.json() ? pretty(answer_json(s, p)) + "\n"
+                                      : fmt::format("{}\n{} backend: {}", answer_text(s, p),
+                                                    gpus > 0 || on_gpus() ? "CUDA" : "CPU", memory_line(prepared)));
         return std::nullopt;
       }
       predicted = record(key, s, p, invocation.command_line);

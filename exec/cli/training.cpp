@@ -137,7 +137,7 @@ void train_and_save(train::Trainer& trainer, const train::Prepared& prepared, co
   else
     trainer.start(weights::RandomSource(job.model, options.seed));
 
-  observer.say(fmt::format("ready after {}", format_seconds(seconds_since(begin))));
+  if (options.place) observer.say(fmt::format("weights ready after {}", format_seconds(seconds_since(begin))));
   report.tokens_per_step = prepared.micro_sequences() * job.workload.accumulate * job.workload.context;
   report.hbm_bytes = prepared.memory.arenas.hbm.bytes;
   report.host_bytes = prepared.memory.arenas.host.bytes;
@@ -206,6 +206,8 @@ TrainingReport run_training(const train::Prepared& prepared, const TrainingOptio
   if (!options.save.empty()) saver = std::make_unique<Saver>(options.save, options.keep, *before);
   train::Trainer trainer(prepared, data, options.trainer,
                          make_machine(prepared, options, std::move(given), report, observer));
+  if (options.place)
+    observer.say(fmt::format("memory and communicators ready after {}", format_seconds(seconds_since(begin))));
   launch::Peers& peers = trainer.peers();
   try {
     train_and_save(trainer, prepared, options, observer, saver.get(), source.get(), begin, report);

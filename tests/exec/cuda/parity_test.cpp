@@ -21,7 +21,11 @@ class Parity : public ::testing::TestWithParam<Case> {
       Sample sample(seed);
       GetParam().build(sample);
       sample.finish();
-      compare(sample);
+      try {
+        compare(sample);
+      } catch (const std::exception& error) {
+        ADD_FAILURE() << error.what();  // here, where the seed is told
+      }
       if (HasFailure()) return;
     }
   }
@@ -32,15 +36,16 @@ TEST_P(Parity, AGpuComputesWhatTheCpuDoes) {
   for_each_sample([](Sample& sample) { expect_alike(sample, run_on_cpu(sample), run_on_gpu(sample)); });
 }
 
-// Needs no GPU: with every number of bf16 in fp32, the CPU's results differ by the roundings that the tolerances are made
-// for; a unit more, as only one side rounds.
+// Needs no GPU: with every number of bf16 in fp32, the CPU's results differ by the roundings that the
+// tolerances are made for; a unit more, as only one side rounds.
 TEST_P(Parity, TheTolerancesAllowRounding) {
   for_each_sample([](Sample& sample) {
     if (sample.widens) expect_alike(sample, run_on_cpu(sample), run_on_cpu(sample, true), 1);
   });
 }
 
-INSTANTIATE_TEST_SUITE_P(Operations, Parity, ::testing::ValuesIn(cases()), [](const auto& suite) { return suite.param.name; });
+INSTANTIATE_TEST_SUITE_P(Operations, Parity, ::testing::ValuesIn(cases()),
+                         [](const auto& suite) { return suite.param.name; });
 
 // Every kind of operation that some native program has is compared above.
 TEST(Parity, EveryKindOfOperationHasACase) {
@@ -54,9 +59,10 @@ TEST(Parity, EveryKindOfOperationHasACase) {
   for (const char* model : {"tiny-qwen3-moe", "tiny-gpt-oss", "tiny-deepseek-v3", "tiny-olmoe"})
     for (const bool balanced : {false, true})
       for (const std::string& plan :
-           {std::string("fsdp2:runtime=native,offload=on,ep=2,cp=4"), std::string("fsdp2:runtime=native,recompute=none,replicate=2"),
-            mop_plan(4, 4, 4, 4, "checkpoints=host,optimizer=host"), mop_plan(2, 4, 2, 2, "vp-scheme=weights,optimizer=stream"),
-            mop_plan(1, 2, 1, 1, "clip=off")}) {
+           {std::string("fsdp2:runtime=native,offload=on,ep=2,cp=4"),
+            std::string("fsdp2:runtime=native,recompute=none,replicate=2"),
+            mop_plan(4, 4, 4, 4, "checkpoints=host,optimizer=host"),
+            mop_plan(2, 4, 2, 2, "vp-scheme=weights,optimizer=stream"), mop_plan(1, 2, 1, 1, "clip=off")}) {
         train::testing::Trial trial{model, plan, 4, 4, 2};
         trial.precision = plan::Precision::bf16;
         trial.balance_loss = balanced;
@@ -93,20 +99,23 @@ INSTANTIATE_TEST_SUITE_P(
     ::testing::Values(Wrong{"token",
                             [](Sample& s) {
                               s.model.vocab = 10;
-                              s.op(OpKind::embedding, {}, {s.whole(1, 4, {1, 9, 10, 3}), s.normal(Type::f32, 10, 8)},
+                              s.op(OpKind::embedding, {},
+                                   {s.whole(1, 4, {1, 9, 10, 3}), s.normal(Type::f32, 10, 8)},
                                    {s.blank(Type::f32, 4, 8)});
                             },
                             "vocabulary"},
                       Wrong{"target",
                             [](Sample& s) {
                               s.model.vocab = 10;
-                              s.op(OpKind::cross_entropy, {}, {s.normal(Type::f32, 3, 10), s.whole(1, 3, {1, 11, -100})},
+                              s.op(OpKind::cross_entropy, {},
+                                   {s.normal(Type::f32, 3, 10), s.whole(1, 3, {1, 11, -100})},
                                    {s.blank(Type::f32, 3, 3, {.dense = true})});
                             },
                             "vocabulary"},
                       Wrong{"norm",
                             [](Sample& s) {
-                              s.op(OpKind::clip_factor, {}, {s.number_of(Type::f64, INFINITY)}, {s.blank(Type::f32, 1, 1)});
+                              s.op(OpKind::clip_factor, {}, {s.number_of(Type::f64, INFINITY)},
+                                   {s.blank(Type::f32, 1, 1)});
                             },
                             "gradient norm"}),
     [](const auto& suite) { return std::string(suite.param.name); });

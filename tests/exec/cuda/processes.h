@@ -1,4 +1,5 @@
-// Processes that a test starts and looks after: with an environment of theirs, killed when they take too long.
+// Processes that a test starts and looks after: with an environment of theirs, killed when they take too
+// long.
 #pragma once
 #include <fcntl.h>
 #include <gtest/gtest.h>
@@ -11,7 +12,6 @@
 #include <filesystem>
 #include <fstream>
 #include <functional>
-#include <iterator>
 #include <map>
 #include <sstream>
 #include <string>
@@ -22,8 +22,9 @@
 namespace mop::cuda::testing {
 
 inline std::string slurp(const std::filesystem::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(file), {}};
+  std::ostringstream text;
+  text << std::ifstream(path, std::ios::binary).rdbuf();
+  return text.str();
 }
 
 // Polls until `done`; whether it was within the time.
@@ -59,7 +60,8 @@ class Process {
     kill(pid_, SIGKILL);
     waitpid(pid_, nullptr, 0);
   }
-  Process(Process&& other) noexcept : pid_(std::exchange(other.pid_, -1)), out_(other.out_), err_(other.err_) {}
+  Process(Process&& other) noexcept
+      : pid_(std::exchange(other.pid_, -1)), out_(other.out_), err_(other.err_) {}
   Process& operator=(Process&&) = delete;
 
   // Exit status, or 128 + signal. Who takes longer is killed, and the test fails.
@@ -80,6 +82,7 @@ class Process {
   std::vector<pid_t> children() const {
     std::vector<pid_t> all;
     for (const auto& entry : std::filesystem::directory_iterator("/proc")) {
+      if (entry.path().filename().string().find_first_not_of("0123456789") != std::string::npos) continue;
       const std::string stat = slurp(entry.path() / "stat");  // pid (name) state parent ...
       std::istringstream rest(stat.substr(std::min(stat.size(), stat.rfind(')') + 1)));
       std::string state;

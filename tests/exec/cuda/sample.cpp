@@ -23,7 +23,9 @@ namespace {
 constexpr std::byte kPoison{0xFF};  // NaN in every floating type
 constexpr int64_t kMargin = 64;     // bytes behind every operand that belong to nobody
 
-int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+int64_t round_up(int64_t n, int64_t unit) {
+  return (n + unit - 1) / unit * unit;
+}
 
 // f(address, index of the element) for every element of a view.
 template <class F>
@@ -54,7 +56,8 @@ class Image {
     for (const Sample::Tensor& t : tensors_)
       for_each_element(t.operand.view, at(t.operand), [&](std::byte* to, size_t i) {
         double value = t.values[i];
-        if (!std::isnan(value)) cpu::convert({reinterpret_cast<std::byte*>(&value), 1, Type::f64}, {to, 1, t.operand.view.type});
+        if (!std::isnan(value))
+          cpu::convert({reinterpret_cast<std::byte*>(&value), 1, Type::f64}, {to, 1, t.operand.view.type});
       });
     for (const auto& bytes : all()) before_.emplace_back(bytes.begin(), bytes.end());
   }
@@ -88,10 +91,10 @@ class Image {
       const Sample::Tensor& t = tensors_[i];
       const auto bytes = static_cast<size_t>(memory_.slot_bytes(t.operand.buffer));
       const std::byte* const now = memory_.at(t.operand.buffer, 0);
-      const size_t changed =
-          static_cast<size_t>(std::mismatch(now, now + bytes, before(now)).first - now);
-      EXPECT_EQ(changed, bytes) << who << ": byte " << changed << " of operand " << i << ", which has its elements from byte "
-                                << t.operand.view.offset << " on, was written";
+      const size_t changed = static_cast<size_t>(std::mismatch(now, now + bytes, before(now)).first - now);
+      EXPECT_EQ(changed, bytes) << who << ": byte " << changed << " of operand " << i
+                                << ", which has its elements from byte " << t.operand.view.offset
+                                << " on, was written";
     }
   }
 
@@ -110,7 +113,9 @@ class Image {
   std::vector<std::vector<std::byte>> before_;
 };
 
-cpu::Constants constants_of(const Sample& s) { return {s.model, s.rope, s.least_loaded, s.round_rows, s.spill_slots}; }
+cpu::Constants constants_of(const Sample& s) {
+  return {s.model, s.rope, s.least_loaded, s.round_rows, s.spill_slots};
+}
 
 // Runs what it is given at once, in the order in which it comes.
 class Direct final : public interpreter::Backend {
@@ -198,17 +203,23 @@ Operand Sample::of(Type type, int64_t rows, int64_t cols, Values values, Layout 
   return tensors_.back().operand;
 }
 
-void Sample::expect(const Operand& output, Tolerance tolerance) { tensors_[output.buffer].tolerance = tolerance; }
-void Sample::opaque(const Operand& output) { tensors_[output.buffer].opaque = true; }
-void Sample::heads_first(const Operand& lse, int64_t context) { tensors_[lse.buffer].context = context; }
+void Sample::expect(const Operand& output, Tolerance tolerance) {
+  tensors_[output.buffer].tolerance = tolerance;
+}
+void Sample::opaque(const Operand& output) {
+  tensors_[output.buffer].opaque = true;
+}
+void Sample::heads_first(const Operand& lse, int64_t context) {
+  tensors_[lse.buffer].context = context;
+}
 
 void Sample::group(int64_t ranks, int rank) {
   group_ = builder_.group(program::Axis::expert, ranks, 1);
   rank_ = rank;
 }
 
-program::OpId Sample::op(OpKind kind, Does does, std::vector<Operand> reads, std::vector<Operand> writes, Stream stream,
-                         program::Shape shape) {
+program::OpId Sample::op(OpKind kind, Does does, std::vector<Operand> reads, std::vector<Operand> writes,
+                         Stream stream, program::Shape shape) {
   for (const Operand& output : writes)
     if (output.buffer != program::kNoBuffer) tensors_[output.buffer].written = true;
   program::OpSpec spec{kind, stream, program::Component::other, shape, group_};
@@ -272,13 +283,14 @@ Outcome run_on_gpu(Sample& sample) {
   Rank rank(0, sample.rank(), sample.program(), memory, constants,
             std::make_unique<Communicators>(sample.program(), 0, 1, *peers), 0);
   if (sample.workspace && rank.workspace_bytes() < static_cast<int64_t>(sample.workspace()))
-    throw InternalError(fmt::format("a rank's workspace is of {} bytes, and an operation takes {}", rank.workspace_bytes(),
-                                    sample.workspace()));
+    throw InternalError(fmt::format("a rank's workspace is of {} bytes, and an operation takes {}",
+                                    rank.workspace_bytes(), sample.workspace()));
   interpreter::Interpreter interpreter(sample.program(), memory, rank, sample.rank());
   const std::vector<std::byte> before_hbm(hbm.begin(), hbm.end()), before_host(host.begin(), host.end());
   std::vector<std::byte> first;
   for (int run = 0; run < 2; ++run) {
-    kernels::check(cudaMemcpy(device.get(), before_hbm.data(), before_hbm.size(), cudaMemcpyHostToDevice), "operands");
+    kernels::check(cudaMemcpy(device.get(), before_hbm.data(), before_hbm.size(), cudaMemcpyHostToDevice),
+                   "operands");
     std::ranges::copy(before_host, pinned.get());
     kernels::check(cudaDeviceSynchronize(), "operands");
     interpreter.run(sample.step);
@@ -327,19 +339,22 @@ void expect_alike(const Sample& sample, const Outcome& expected, const Outcome& 
     for (size_t e = 0; e < expected[i].size(); ++e) {
       const double want = expected[i][e], got = actual[i][e];
       if (got == want || (std::isnan(got) && std::isnan(want))) continue;
-      const double allowed =
-          whole ? 0 : t.tolerance.floor + t.tolerance.noise * std::max(std::abs(want), typical) + ulps * ulp(std::max(std::abs(want), std::abs(got)));
+      const double allowed = whole
+                                 ? 0
+                                 : t.tolerance.floor + t.tolerance.noise * std::max(std::abs(want), typical) +
+                                       ulps * ulp(std::max(std::abs(want), std::abs(got)));
       if (std::abs(got - want) <= allowed) continue;
       const program::View& v = t.operand.view;
       const auto at = static_cast<int64_t>(e);
-      ADD_FAILURE() << "operand " << i << " (" << program::name(type) << " " << v.count << " x " << v.rows << " x " << v.cols
-                    << ", ld " << v.ld << ") of" << kinds << ": element (" << at / v.cols / v.rows << ", " << at / v.cols % v.rows
-                    << ", " << at % v.cols << ") is " << got << ", not " << want << " within " << allowed
-                    << "; typical are " << typical;
+      ADD_FAILURE() << "operand " << i << " (" << program::name(type) << " " << v.count << " x " << v.rows
+                    << " x " << v.cols << ", ld " << v.ld << ") of" << kinds << ": element ("
+                    << at / v.cols / v.rows << ", " << at / v.cols % v.rows << ", " << at % v.cols << ") is "
+                    << got << ", not " << want << " within " << allowed << "; typical are " << typical;
       break;
     }
     if (t.tolerance.norm > 0) {
-      EXPECT_LE(std::sqrt(difference), t.tolerance.norm * std::sqrt(squares)) << "operand " << i << " of" << kinds;
+      EXPECT_LE(std::sqrt(difference), t.tolerance.norm * std::sqrt(squares))
+          << "operand " << i << " of" << kinds;
     }
   }
 }
@@ -363,10 +378,13 @@ Routed route(Sample& s, bool one_round) {
     for (int64_t t = 0; t < r.tokens; ++t) {
       std::vector<int64_t> order(static_cast<size_t>(r.experts));
       std::iota(order.begin(), order.end(), 0);
-      for (size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[static_cast<size_t>(s.number(0, static_cast<int64_t>(i) - 1))]);
+      for (size_t i = order.size(); i > 1; --i)
+        std::swap(order[i - 1], order[static_cast<size_t>(s.number(0, static_cast<int64_t>(i) - 1))]);
       const auto to = std::ranges::find(order, hot);
-      if (s.number(0, 9) < share) std::iter_swap(order.begin(), to);
-      else if (shunned) std::iter_swap(order.end() - 1, to);
+      if (s.number(0, 9) < share)
+        std::iter_swap(order.begin(), to);
+      else if (shunned)
+        std::iter_swap(order.end() - 1, to);
       for (int64_t i = 0; i < r.k; ++i) {
         mine.push_back(static_cast<double>(order[static_cast<size_t>(i)]));
         ++counts[static_cast<size_t>(source * r.experts + order[static_cast<size_t>(i)])];
@@ -382,8 +400,10 @@ Routed route(Sample& s, bool one_round) {
 
   // As the operations will plan it.
   std::vector<int32_t> numbers(counts.begin(), counts.end());
-  plan::Counts sums(static_cast<int>(r.ranks), static_cast<int>(r.experts), numbers, std::pmr::get_default_resource());
-  const plan::LeastLoadedPlan assigned = plan::least_loaded(sums.loads(), static_cast<int>(r.ranks), s.least_loaded);
+  plan::Counts sums(static_cast<int>(r.ranks), static_cast<int>(r.experts), numbers,
+                    std::pmr::get_default_resource());
+  const plan::LeastLoadedPlan assigned =
+      plan::least_loaded(sums.loads(), static_cast<int>(r.ranks), s.least_loaded);
   const plan::RoundPlan plan(sums, assigned, r.capacity, s.spill_slots);
   r.times = plan.rounds();
   for (int round = 0; round < plan.rounds(); ++round) {

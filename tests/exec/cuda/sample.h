@@ -1,5 +1,5 @@
-// Small programs with random operands that the CPU and a GPU run alike, each operation through the interpreter as in a
-// training step: what one leaves has to be what the other leaves.
+// Small programs with random operands that the CPU and a GPU run alike, each operation through the
+// interpreter as in a training step: what one leaves has to be what the other leaves.
 #pragma once
 #include <array>
 #include <cmath>
@@ -27,17 +27,20 @@ using Values = std::vector<double>;  // NaN: what nobody wrote
 
 // How far apart two backends may be. Whole numbers are the same.
 struct Tolerance {
-  // Of an element, or of the root mean square of all where that is more. Of fp32 numbers and sums in fp32 that differ in
-  // their order: 2^-24 grows with the square root of the terms, which are at most some thousand here.
+  // Of an element, or of the root mean square of all where that is more. Of fp32 numbers and sums in fp32
+  // that differ in their order: 2^-24 grows with the square root of the terms, which are at most some
+  // thousand here.
   double noise = 2e-5;
-  double ulps = 1;  // of a bf16 element: both round the same number, which may lie beside the middle of two
-  double norm = 0;  // |difference| / |expected|, all elements; 0: not looked at
+  double ulps = 1;   // of a bf16 element: both round the same number, which may lie beside the middle of two
+  double norm = 0;   // |difference| / |expected|, all elements; 0: not looked at
   double floor = 0;  // of an element, whatever its size
   static constexpr Tolerance exact() { return {0, 0, 0, 0}; }
 };
-// Sums that are rounded to bf16 `times` on the way: by a library that adds parts, or round by round. Each costs a unit
-// of what is typical, 2^-8.
-constexpr Tolerance rounded(int times) { return {.noise = times * 4e-3}; }
+// Sums that are rounded to bf16 `times` on the way: by a library that adds parts, or round by round. Each
+// costs a unit of what is typical, 2^-8.
+constexpr Tolerance rounded(int times) {
+  return {.noise = times * 4e-3};
+}
 
 struct Layout {
   int64_t count = 1;
@@ -49,13 +52,15 @@ struct Layout {
 
 class Sample final : public interpreter::BatchSource {
  public:
-  // Twelve seeds: sizes and addresses that allow wide accesses, the same with gaps between rows, and odd ones; bf16 and
-  // fp32; twice each with other choices.
+  // Twelve seeds: sizes and addresses that allow wide accesses, the same with gaps between rows, and odd
+  // ones; bf16 and fp32; twice each with other choices.
   static constexpr int kSeeds = 12;
   explicit Sample(int seed);
 
   // ---- choices
-  int64_t number(int64_t least, int64_t most) { return std::uniform_int_distribution<int64_t>(least, most)(random_); }
+  int64_t number(int64_t least, int64_t most) {
+    return std::uniform_int_distribution<int64_t>(least, most)(random_);
+  }
   int64_t size(int64_t least, int64_t most);  // a multiple of 8 where accesses are to be wide
   bool coin() { return number(0, 1) == 1; }
   template <class T>
@@ -76,13 +81,16 @@ class Sample final : public interpreter::BatchSource {
   }
   // What the operations are to write: full of NaN.
   Operand blank(Type type, int64_t rows, int64_t cols, Layout layout = {}) {
-    return of(type, rows, cols, Values(static_cast<size_t>(rows * cols * layout.count), std::nan("")), layout);
+    return of(type, rows, cols, Values(static_cast<size_t>(rows * cols * layout.count), std::nan("")),
+              layout);
   }
   // What they add to if `accumulate`.
   Operand target(bool accumulate, Type type, int64_t rows, int64_t cols, Layout layout = {}) {
     return accumulate ? normal(type, rows, cols, layout) : blank(type, rows, cols, layout);
   }
-  Operand whole(int64_t rows, int64_t cols, Values values) { return of(Type::i32, rows, cols, std::move(values), {.dense = true}); }
+  Operand whole(int64_t rows, int64_t cols, Values values) {
+    return of(Type::i32, rows, cols, std::move(values), {.dense = true});
+  }
   Operand number_of(Type type, double value) { return of(type, 1, 1, {value}, {.dense = true}); }
 
   void expect(const Operand& output, Tolerance tolerance);
@@ -109,11 +117,12 @@ class Sample final : public interpreter::BatchSource {
   int64_t round_rows = 1;
   int spill_slots = 1;
   interpreter::Step step;
-  std::vector<std::array<std::vector<int32_t>, 4>> batches;  // by micro-batch: ids, targets, positions, starts
+  std::vector<std::array<std::vector<int32_t>, 4>>
+      batches;  // by micro-batch: ids, targets, positions, starts
   void fill(int64_t micro, const interpreter::Batch& batch) override;
 
-  bool widens = true;          // what is bf16 may be fp32
-  bool fixed_order = true;     // two runs give the same bits
+  bool widens = true;                 // what is bf16 may be fp32
+  bool fixed_order = true;            // two runs give the same bits
   std::function<size_t()> workspace;  // on a GPU: bytes that a rank has to have at least
 
   // ---- for those who run it
@@ -166,7 +175,9 @@ struct Case {
   void (*build)(Sample&);
   int seeds = Sample::kSeeds;
 };
-inline void PrintTo(const Case& one, std::ostream* to) { *to << one.name; }
+inline void PrintTo(const Case& one, std::ostream* to) {
+  *to << one.name;
+}
 const std::vector<Case>& cases();
 
 }  // namespace mop::cuda::testing

@@ -60,8 +60,8 @@ inline std::vector<float> reference_gradient(const weights::TensorFile& file, co
   const model::MatrixShape shape = model::shape(model, id);
   const model::Stored stored = model::stored(model, id);
   std::vector<float> values(static_cast<size_t>(shape.rows * shape.cols));
-  weights::read_block(file.tensors().at(kind + ".gradient." + stored.name), stored, 0, 0, shape.rows, shape.cols,
-                      values.data(), shape.cols);
+  weights::read_block(file.tensors().at(kind + ".gradient." + stored.name), stored, 0, 0, shape.rows,
+                      shape.cols, values.data(), shape.cols);
   return values;
 }
 
