@@ -107,7 +107,9 @@ int64_t exchange_bytes(std::span<const Operand> operands) {
 
 }  // namespace
 
-int64_t Rank::scratch_of(const program::Op& op, std::span<const Operand> in, std::span<const Operand> out) {
+// documents: of the batch that attention works on; 0: one a sequence.
+int64_t Rank::scratch_of(const program::Op& op, std::span<const Operand> in, std::span<const Operand> out,
+                         int64_t documents) {
   switch (op.kind) {
     case OpKind::gemm:
       matmul_.prepare(shape_of(op.does, in, out[0]));
@@ -116,11 +118,11 @@ int64_t Rank::scratch_of(const program::Op& op, std::span<const Operand> in, std
       return static_cast<int64_t>(grouped_.workspace_bytes());
     case OpKind::attention_fwd:
       return static_cast<int64_t>(
-          attention_.workspace_bytes(attention_shape(constants_, op, program_.shape(op), in, out[0], documents_)));
+          attention_.workspace_bytes(attention_shape(constants_, op, program_.shape(op), in, out[0], documents)));
     case OpKind::attention_bwd: {
       std::vector<Operand> like_forward{in[0], in[1], in[2], in[6], in[7]};
       return static_cast<int64_t>(attention_.workspace_bytes(gradient_shape(
-          attention_shape(constants_, op, program_.shape(op), like_forward, in[3], documents_), op, in, out)));
+          attention_shape(constants_, op, program_.shape(op), like_forward, in[3], documents), op, in, out)));
     }
     case OpKind::rms_norm_bwd:
       return kernels::rms_norm_bwd_scratch(in[1].view.rows, in[1].view.cols, in[2].view.cols);
@@ -271,8 +273,9 @@ void Rank::attention(const Call& call, cudaStream_t stream) {
   const bool forward = op.kind == OpKind::attention_fwd;
   const Operand &starts = forward ? in[3] : in[6], &sinks = forward ? in[4] : in[7], &o = forward ? out[0] : in[3];
   const std::array like_forward{in[0], in[1], in[2], starts, sinks};
-  const kernels::AttentionShape shape =
-      attention_shape(constants_, op, program_.shape(op), like_forward, o, documents_);
+  const auto batch = documents_.find(starts.data);
+  const kernels::AttentionShape shape = attention_shape(constants_, op, program_.shape(op), like_forward, o,
+                                                        batch == documents_.end() ? 0 : batch->second);
   kernels::AttentionInputs inputs{in[0].data, in[1].data, in[2].data, pointer<const int32_t>(starts), {}};
   if (sinks) inputs.sinks = {matrix(sinks), call.index * shape.heads};
   if (forward) {
@@ -353,13 +356,13 @@ void Rank::next_batch(const Launch& launch, cudaStream_t stream) {
   }
   launch.step.data->fill(micro, {parts[0], parts[1], parts[2], parts[3]});
   double valid = static_cast<double>(std::ranges::count_if(parts[1], [](int32_t t) { return t != -100; }));
-  if (micro == 0) {
-    documents_ = 0;
-    const int64_t sequences = static_cast<int64_t>(parts[3].size()) / static_cast<int64_t>(constants_.rope.positions);
-    int64_t documents = 0;
-    for (size_t i = 0; i < parts[3].size(); ++i) documents += parts[3][i] == static_cast<int32_t>(i) ? 1 : 0;
-    if (documents > sequences) documents_ = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(documents)));
-  } else {
+  const int64_t sequences = static_cast<int64_t>(parts[3].size()) / static_cast<int64_t>(constants_.rope.positions);
+  int64_t documents = 0;
+  for (size_t i = 0; i < parts[3].size(); ++i) documents += parts[3][i] == static_cast<int32_t>(i) ? 1 : 0;
+  documents = documents > sequences ? static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(documents))) : 0;
+  documents_.at(call.out[3].data) = documents;
+  if (documents > most_documents_) make_room_for(documents);
+  if (micro > 0) {
     double before = 0;
     std::memcpy(&before, batches_.at(micro - 1).first, sizeof before);
     valid += before;
@@ -370,6 +373,20 @@ void Rank::next_batch(const Launch& launch, cudaStream_t stream) {
           "a batch");
   check(cudaMemcpyAsync(call.out[4].data, pinned, sizeof valid, cudaMemcpyHostToDevice, stream), "a batch");
   check(cudaEventRecord(copied, stream), "recording an event");
+}
+
+// Attention over many documents needs a larger workspace than over whole sequences, by an amount that only the data
+// tells: it grows when a batch has twice as many as any before.
+void Rank::make_room_for(int64_t documents) {
+  most_documents_ = documents;
+  for (program::OpId id = 0; id < program_.ops.size(); ++id) {
+    const program::Op& op = program_.ops[id];
+    if (op.kind != OpKind::attention_fwd && op.kind != OpKind::attention_bwd) continue;
+    const std::vector<Operand> operands = operands_of(op);
+    const std::span all(operands);
+    const size_t reads = reads_of(op);
+    need_scratch(op.stream, scratch_of(op, all.first(reads), all.subspan(reads), documents));
+  }
 }
 
 void Rank::adam_host(const Launch& launch, cudaStream_t stream) {

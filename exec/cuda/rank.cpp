@@ -31,6 +31,7 @@ Rank::Rank(int device, int rank, const program::StepProgram& program, const inte
     : device_(device),
       rank_(rank),
       program_(program),
+      memory_(memory),
       constants_(constants),
       communicators_(std::move(communicators)),
       host_workspace_(cpu::workspace_bytes(program)) {
@@ -54,24 +55,16 @@ Rank::Rank(int device, int rank, const program::StepProgram& program, const inte
   check(cudaMemcpy(flags_.get(), clear.data(), sizeof clear, cudaMemcpyHostToDevice), "flags");
 
   // What operations need beside their operands.
-  std::array<int64_t, program::kStreams> most{};
   int64_t counts = 0, tokens = 0;
   adam_jobs_.resize(program.ops.size());
   std::vector<std::pair<const std::byte*, int64_t>> plans;
-  std::vector<Operand> operands;
   for (program::OpId id = 0; id < program.ops.size(); ++id) {
     const program::Op& op = program.ops[id];
     names_.push_back(program.op_name(id));
-    operands.clear();
-    size_t reads = 0;
-    for (const program::Use& use : program.operands(op)) {
-      reads += use.write ? 0 : 1;
-      operands.push_back(
-          {use.buffer == program::kNoBuffer ? nullptr : memory.at(use.buffer, 0) + use.view.offset, use.view});
-    }
+    const std::vector<Operand> operands = operands_of(op);
+    const size_t reads = reads_of(op);
     const std::span all(operands);
-    auto& needed = most[static_cast<size_t>(op.stream)];
-    needed = std::max(needed, scratch_of(op, all.first(reads), all.subspan(reads)));
+    need_scratch(op.stream, scratch_of(op, all.first(reads), all.subspan(reads), 0));
     if (op.kind == OpKind::plan_routing) {
       HostPlan& plan = plans_[operands[reads].data];
       plan.plan.resize(static_cast<size_t>(bytes_of(operands[reads])) + 64);
@@ -82,6 +75,7 @@ Rank::Rank(int device, int rank, const program::StepProgram& program, const inte
       int64_t bytes = 8;
       for (size_t i = reads; i < operands.size(); ++i) bytes += bytes_of(operands[i]);
       batches_[op.does.a] = {reinterpret_cast<std::byte*>(tokens), nullptr};
+      documents_[operands[reads + 3].data] = 0;
       tokens += (bytes + 63) / 64 * 64;
     }
     if (op.kind == OpKind::adam_host) adam_jobs_[id] = std::make_unique<AdamJob>();
@@ -97,11 +91,6 @@ Rank::Rank(int device, int rank, const program::StepProgram& program, const inte
     batch.first = pinned_batches_.get() + reinterpret_cast<intptr_t>(batch.first);
     check(cudaEventCreateWithFlags(&batch.second, cudaEventDisableTiming), "an event");
   }
-  for (size_t s = 0; s < most.size(); ++s)
-    if (most[s] > 0) {
-      scratch_[s] = device_bytes(most[s], "a stream's workspace");
-      workspace_bytes_ += most[s];
-    }
   flows_.reserve(4096);
   groups_.reserve(1024);
   expert_rows_.reserve(1024);
@@ -113,6 +102,28 @@ Rank::Rank(int device, int rank, const program::StepProgram& program, const inte
     check(cudaEventCreate(&span.end), "an event");
   }
   if (trace_spans > 0) check(cudaEventCreate(&trace_start_), "an event");
+}
+
+// In the first slot of every buffer.
+std::vector<Operand> Rank::operands_of(const program::Op& op) const {
+  std::vector<Operand> all;
+  for (const program::Use& use : program_.operands(op))
+    all.push_back({use.buffer == program::kNoBuffer ? nullptr : memory_.at(use.buffer, 0) + use.view.offset, use.view});
+  return all;
+}
+
+size_t Rank::reads_of(const program::Op& op) const {
+  return static_cast<size_t>(std::ranges::count(program_.operands(op), false, &program::Use::write));
+}
+
+void Rank::need_scratch(Stream stream, int64_t bytes) {
+  const auto s = static_cast<size_t>(stream);
+  if (bytes <= scratch_bytes_[s]) return;
+  check(cudaStreamSynchronize(streams_[s]), "what uses a stream's workspace");
+  scratch_[s].reset();
+  scratch_[s] = device_bytes(bytes, "a stream's workspace");
+  workspace_bytes_ += bytes - scratch_bytes_[s];
+  scratch_bytes_[s] = bytes;
 }
 
 Rank::~Rank() {

@@ -63,7 +63,9 @@ class Rank final : public interpreter::Backend {
   void adam_host(const Launch& launch, cudaStream_t stream);
   void copy_bytes(const Call& call, cudaStream_t stream);
   void next_batch(const Launch& launch, cudaStream_t stream);
-  int64_t scratch_of(const program::Op& op, std::span<const Operand> in, std::span<const Operand> out);
+  int64_t scratch_of(const program::Op& op, std::span<const Operand> in, std::span<const Operand> out,
+                     int64_t documents);
+  void make_room_for(int64_t documents);
 
   // ---- routed.cpp
   void run_routed(const Call& call, cudaStream_t stream);
@@ -86,6 +88,10 @@ class Rank final : public interpreter::Backend {
   };
   struct AdamJob;  // of one adam_host operation
 
+  std::vector<Operand> operands_of(const program::Op& op) const;
+  size_t reads_of(const program::Op& op) const;
+  void need_scratch(Stream stream, int64_t bytes);
+
   template <class Done>
   void wait_until(const Done& done);
   std::string unfinished() const;
@@ -94,6 +100,7 @@ class Rank final : public interpreter::Backend {
 
   const int device_, rank_;
   const program::StepProgram& program_;
+  const interpreter::Memory memory_;
   const cpu::Constants& constants_;
   std::unique_ptr<Communicators> communicators_;
   cpu::Workspace host_workspace_;
@@ -103,6 +110,7 @@ class Rank final : public interpreter::Backend {
   std::vector<std::string> names_;  // of operations, for NVTX
   std::array<cudaStream_t, program::kStreams> streams_{};
   std::array<DeviceBytes, program::kStreams> scratch_;  // of whatever runs on the stream
+  std::array<int64_t, program::kStreams> scratch_bytes_{};
   std::vector<cudaEvent_t> events_;
   std::vector<bool> recorded_;
   int64_t workspace_bytes_ = 0;
@@ -113,7 +121,8 @@ class Rank final : public interpreter::Backend {
   PinnedBytes host_flags_, pinned_counts_, pinned_batches_;
   std::map<const std::byte*, HostPlan> plans_;
   std::map<int64_t, std::pair<std::byte*, cudaEvent_t>> batches_;  // by micro-batch: pinned tokens, their copy
-  int64_t documents_ = 0;                                          // of the current batch; 0: one a sequence
+  std::map<const std::byte*, int64_t> documents_;  // of a batch, by its `starts`; 0: one a sequence
+  int64_t most_documents_ = 0;
   std::vector<std::unique_ptr<AdamJob>> adam_jobs_;                // by operation
   std::vector<kernels::Flow> flows_;
   std::vector<kernels::ExpertGroup> groups_;

@@ -163,7 +163,7 @@ struct Attending {
   bool sinks = false;
   int64_t documents = 1;        // a sequence
   int64_t first_documents = 0;  // above 0: of another micro-batch before, which has so many
-  std::initializer_list<int64_t> windows = {0};
+  std::vector<int64_t> windows{0};
   int64_t unit = 8;  // of the context
 };
 
@@ -174,7 +174,7 @@ void attend(Sample& s, const Attending& a) {
   s.fixed_order = false;
   const Widths& w = a.widths;
   const int64_t batch = s.number(1, 3), context = s.number(5, 25) * a.unit, t = batch * context;
-  const int64_t window = s.one_of(a.windows);
+  const int64_t window = a.windows[static_cast<size_t>(s.number(0, std::ssize(a.windows) - 1))];
   s.rope.positions = context;
   s.rope.attention_scale = 1 / std::sqrt(static_cast<double>(w.qk));
   const bool accumulate = s.coin(), add_sinks = s.coin();
@@ -225,21 +225,6 @@ void attend(Sample& s, const Attending& a) {
   s.op(OpKind::attention_fwd, {.b = window}, {q, k, v, starts, sinks}, {o, lse}, Stream::compute, shape);
   s.op(OpKind::attention_bwd, {.accumulate = accumulate, .a = add_sinks ? 1 : 0, .b = window},
        {q, k, v, o, d_o, lse, starts, sinks}, {dq, dk, dv, d_sinks}, Stream::compute, shape);
-
-  if (!documents) return;
-  kernels::AttentionShape f{batch,  context, w.heads, w.kv_heads, w.qk, w.v, window, s.rope.attention_scale,
-                            a.sinks};
-  for (const auto& brought : s.batches) {
-    int64_t begun = 0;
-    for (size_t i = 0; i < brought[3].size(); ++i) begun += brought[3][i] == static_cast<int32_t>(i) ? 1 : 0;
-    f.documents = std::max(f.documents, static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(begun))));
-  }
-  f.q_ld = q.view.ld, f.k_ld = kv.view.ld, f.v_ld = kv.view.ld, f.o_ld = o.view.ld;
-  const kernels::AttentionGradientShape g{f, d_o.view.ld, dq.view.ld, d_kv.view.ld, d_kv.view.ld, accumulate};
-  s.workspace = [f, g] {
-    kernels::Attention attention;
-    return std::max(attention.workspace_bytes(f), attention.workspace_bytes(g));
-  };
 }
 
 void attention_gqa(Sample& s) {

@@ -80,6 +80,9 @@ struct Wrong {
   void (*build)(Sample&);
   const char* part;
 };
+void PrintTo(const Wrong& wrong, std::ostream* to) {
+  *to << wrong.name;
+}
 class Mistakes : public ::testing::TestWithParam<Wrong> {};
 
 TEST_P(Mistakes, AreToldByBoth) {

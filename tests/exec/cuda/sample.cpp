@@ -282,9 +282,6 @@ Outcome run_on_gpu(Sample& sample) {
   const std::unique_ptr<launch::Peers> peers = launch::alone();
   Rank rank(0, sample.rank(), sample.program(), memory, constants,
             std::make_unique<Communicators>(sample.program(), 0, 1, *peers), 0);
-  if (sample.workspace && rank.workspace_bytes() < static_cast<int64_t>(sample.workspace()))
-    throw InternalError(fmt::format("a rank's workspace is of {} bytes, and an operation takes {}",
-                                    rank.workspace_bytes(), sample.workspace()));
   interpreter::Interpreter interpreter(sample.program(), memory, rank, sample.rank());
   const std::vector<std::byte> before_hbm(hbm.begin(), hbm.end()), before_host(host.begin(), host.end());
   std::vector<std::byte> first;

@@ -123,7 +123,6 @@ class Sample final : public interpreter::BatchSource {
 
   bool widens = true;                 // what is bf16 may be fp32
   bool fixed_order = true;            // two runs give the same bits
-  std::function<size_t()> workspace;  // on a GPU: bytes that a rank has to have at least
 
   // ---- for those who run it
   struct Tensor {
