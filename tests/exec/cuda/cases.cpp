@@ -548,33 +548,44 @@ struct Block {
   bool tokens_move;
   int64_t ranks, step, m;
   Operand logits, targets;
+  Values at_target;  // by row: the target's logit where it is in this block, else NaN
 };
 Block block(Sample& s) {
-  Block b{s.coin(), s.number(1, 4), 0, s.number(1, 60), {}, {}};
+  Block b{s.coin(), s.number(1, 4), 0, s.number(1, 60), {}, {}, {}};
   s.group(b.ranks, static_cast<int>(s.number(0, b.ranks - 1)));
   const int64_t own = b.m, of = b.tokens_move ? b.ranks : 1, width = s.size(4, 300),
                 missing = s.number(0, std::min<int64_t>(width - 1, 20));
   b.m *= of;
   if (!b.tokens_move) b.step = s.number(0, b.ranks - 1);
   s.model.vocab = b.ranks * width - missing;
-  const bool last = (s.rank() - b.step + b.ranks) % b.ranks == b.ranks - 1;
+  const int64_t first = (s.rank() - b.step + b.ranks) % b.ranks * width;
+  const bool last = first == (b.ranks - 1) * width;
   Values logits = s.normal_values(b.m * width, 2), targets = s.whole_values(b.m, 0, s.model.vocab - 1);
+  // Sixteenths below 8 are the same in bf16 and fp32: so are the targets' in the statistics.
+  for (double& logit : logits) logit = std::clamp(std::round(logit * 16) / 16, -7.5, 7.5);
   for (int64_t row = 0; last && row < b.m; ++row)
     std::fill_n(logits.begin() + (row + 1) * width - missing, missing, std::nan(""));
   for (double& target : targets)
     if (s.number(0, 9) == 0) target = -100;
+  for (int64_t row = 0; row < b.m; ++row) {
+    const int64_t column = static_cast<int64_t>(targets[static_cast<size_t>(row)]) - first;
+    b.at_target.push_back(column >= 0 && column < width ? logits[static_cast<size_t>(row * width + column)]
+                                                        : std::nan(""));
+  }
   b.logits = s.of(s.real(), b.m, width, std::move(logits));
   b.targets = s.of(Type::i32, of, own, std::move(targets));
   return b;
 }
 
 // (blocks, m, 3) as the blocks' forwards leave them.
-Operand statistics(Sample& s, int64_t blocks, int64_t m) {
+Operand statistics(Sample& s, int64_t blocks, const Block& b) {
+  const int64_t m = b.m;
   Values values;
   for (int64_t i = 0; i < blocks * m; ++i) {
     values.push_back(s.normal_values(1)[0] + 5);
     values.push_back(std::exp(s.normal_values(1)[0] + 1));
-    values.push_back(i / m == i % m % blocks ? s.normal_values(1)[0] : 0);
+    const double own = b.at_target[static_cast<size_t>(i % m)];
+    values.push_back(i / m != i % m % blocks ? 0 : std::isnan(own) ? s.normal_values(1)[0] : own);
   }
   return s.of(Type::f32, m, 3, std::move(values), {.count = blocks, .dense = true});
 }
@@ -582,7 +593,7 @@ Operand statistics(Sample& s, int64_t blocks, int64_t m) {
 void cross_entropy(Sample& s) {
   const Block b = block(s);
   const bool accumulate = s.coin();
-  const Operand all = accumulate ? statistics(s, 1, b.m) : s.blank(Type::f32, b.m, 3, {.dense = true});
+  const Operand all = accumulate ? statistics(s, 1, b) : s.blank(Type::f32, b.m, 3, {.dense = true});
   s.op(OpKind::cross_entropy, {.accumulate = accumulate, .a = b.step}, {b.logits, b.targets}, {all});
 }
 
@@ -595,7 +606,7 @@ void cross_entropy_bwd(Sample& s) {
                                                                : s.blank(Type::f64, 1, 1, {.dense = true});
   s.op(OpKind::cross_entropy_bwd,
        {.accumulate = accumulate, .a = b.step, .b = b.targets.view.cols, .c = b.tokens_move ? 1 : 0},
-       {b.logits, statistics(s, b.tokens_move ? b.ranks : 1, b.m), b.targets, valid}, {b.logits, loss});
+       {b.logits, statistics(s, b.tokens_move ? b.ranks : 1, b), b.targets, valid}, {b.logits, loss});
 }
 
 void next_batch(Sample& s) {
@@ -621,7 +632,7 @@ void next_batch(Sample& s) {
 void square_sum(Sample& s) {
   const bool accumulate = s.coin();
   const Operand sum = s.target(accumulate, Type::f64, 1, 1, {.dense = true});
-  s.expect(sum, {1e-12, 0, 0});  // squares of 24 bits are exact in fp64
+  s.expect(sum, {1e-6, 0, 0});  // fp32 or better
   s.op(OpKind::square_sum, {.accumulate = accumulate, .a = s.number(1, 4)},
        {s.normal(s.real(), s.number(1, 50), s.size(1, 3000))}, {sum});
 }
