@@ -56,18 +56,21 @@ std::vector<std::string> Writer::together(const std::function<std::string()>& ac
   try {
     mine = 'y' + act();
   } catch (const UserError& error) {
-    mine = std::string("n") + error.what();
+    mine = std::string("u") + error.what();
+  } catch (const std::exception& error) {
+    mine = std::string("i") + error.what();
   }
   std::vector<std::string> all;
   std::string verdict = "y";
   for (const std::vector<std::byte>& one : peers_->gather(bytes(mine))) {
     std::string text(reinterpret_cast<const char*>(one.data()), one.size());
-    if (text.front() == 'n' && verdict == "y") verdict = text;
+    if (text.front() != 'y' && verdict == "y") verdict = text;
     all.push_back(text.substr(1));
   }
   const std::vector<std::byte> heard = peers_->broadcast(bytes(verdict));
-  if (static_cast<char>(heard.front()) == 'n')
-    throw UserError(std::string(reinterpret_cast<const char*>(heard.data()) + 1, heard.size() - 1));
+  const std::string why(reinterpret_cast<const char*>(heard.data()) + 1, heard.size() - 1);
+  if (static_cast<char>(heard.front()) == 'u') throw UserError(why);
+  if (static_cast<char>(heard.front()) == 'i') throw InternalError(why);
   return all;
 }
 

@@ -40,7 +40,8 @@ class Writer {
 
  private:
   void write(const Snapshot& snapshot) const;
-  // What every process does; all go on when all of them are done. Errors: the first of any, everywhere.
+  // What every process does; all go on when all of them are done. Process 0 gets what each returned. Errors: the first of
+  // any, everywhere.
   std::vector<std::string> together(const std::function<std::string()>& act) const;
   void prune(const std::filesystem::path& newest, int64_t step) const;
 

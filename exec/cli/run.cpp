@@ -377,11 +377,11 @@ struct Run {
 
   // Returns what to say when the user interrupted it.
   std::optional<std::string> train(predict::Scenario s, std::unique_ptr<launch::Peers> peers) {
-    if (dry_run && !first()) return std::nullopt;
     std::optional<store::Store> store;
     if (first()) store = flags.open_store();
     const std::string key = keys_of(s).key;
     s.plan = chosen(s, *peers);
+    if (dry_run && !first()) return std::nullopt;
     options.trainer.check_finite = !on_gpus();  // a few percent of a step on the CPU
     const train::Prepared prepared({s.model, s.plan, s.gpus(), s.workload});
     store::RunRecord predicted;

@@ -187,6 +187,7 @@ void Rank::wait_until(const Done& done) {
     const cudaError_t status = done();
     if (status == cudaSuccess) return;
     if (status != cudaErrorNotReady) check(status, "waiting for the GPU");
+    cudaGetLastError();  // not ready is no error, though it may be kept as the last one
     if (polls > 1000) std::this_thread::sleep_for(std::chrono::microseconds(polls > 10000 ? 20 : 2));
     if (Clock::now() < next_look) continue;
     next_look = Clock::now() + std::chrono::seconds(1);

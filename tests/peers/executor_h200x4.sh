@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # mop run against the strong FSDP2 peer on the 4 GPUs of this host: executor_h200x4.sh OUT MOP [ROW...]
 # Rows: smoke (tiny models, a minute), qwen, oss-offload, oss-hbm; default: all but smoke. WHO=peer or WHO=mop runs one of the two.
-# Both read the same bytes as tokens, 20 steps with clipping; figures are of the last 10. Every run appends to OUT, none stops the next:
+# Both read the same tokens (zipf_tokens.py; smoke: bytes of text), 20 steps with clipping; figures are of the last 10. Every run appends to OUT, none stops the next:
 # fsdp2_runs.jsonl (peer), mop_steps.jsonl (a line with the command, then a line a step), results.db, log.txt, summary.jsonl.
 # Limits in seconds: a peer's run takes 90 (qwen) to 240 (oss-offload); what falls back after running out of memory takes that again.
 set -u
@@ -10,16 +10,14 @@ here=$(cd "$(dirname "$0")" && pwd); root=$(dirname "$(dirname "$here")")
 who=${WHO:-mop peer}; steps=${STEPS:-20}; last=${LAST:-10}
 export NCCL_NVLS_ENABLE=0 PYTHONUNBUFFERED=1 PYTHONWARNINGS=ignore MOP_HOME=${MOP_HOME:-$root}
 mkdir -p "$out"
-data=${DATA:-/tmp/executor_h200x4.txt}
-if [ ! -s "$data" ]; then   # text: this repository's own, again and again
-  files=$(find "$root" \( -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.py' -o -name '*.md' \) -not -path '*/build/*' -not -path '*/.*' | sort)
-  for _ in $(seq 64); do cat $files; done | head -c 16M > "$data"
-fi
+tokens=${DATA:-/tmp/executor_h200x4.bin} text=/tmp/executor_h200x4.txt
+[ -s "$tokens" ] || python3 "$here/zipf_tokens.py" "${tokens%.bin}"
+[ -s "$text" ] || find "$root" \( -name '*.cpp' -o -name '*.h' -o -name '*.cu' \) -not -path '*/build/*' -exec cat {} + > "$text"
 
 run_mop() {  # run_mop SECONDS ROW ARGUMENTS...
   local limit=$1 row=$2; shift 2
   [[ $who == *mop* ]] || return 0
-  local command=("$mop" run --data "$data" --plan mop --gpus 4 --lr-decay constant --steps "$steps" --format json --db "$out/results.db" "$@")
+  local command=("$mop" run --data "$data" --cluster h200x4 --plan mop --gpus 4 --lr-decay constant --steps "$steps" --format json --db "$out/results.db" "$@")
   echo "== $(date +%T) mop, $row: ${command[*]}" | tee -a "$out/log.txt"
   printf '{"row":"%s","command":"%s"}\n' "$row" "${command[*]}" >> "$out/mop_steps.jsonl"
   timeout -k 5 "$limit" "${command[@]}" 2>> "$out/log.txt" >> "$out/mop_steps.jsonl"
@@ -40,6 +38,8 @@ run_peer() {  # run_peer SECONDS ROW ARGUMENTS...
 }
 
 for row in "${@:-qwen oss-offload oss-hbm}"; do for row in $row; do
+  data=$tokens
+  [ "$row" != smoke ] || data=$text
   case $row in
   smoke)
     run_mop 60 smoke --model tiny-gpt-oss --context 256 --sequences 2
@@ -53,7 +53,7 @@ for row in "${@:-qwen oss-offload oss-hbm}"; do for row in $row; do
       run_peer 200 qwen --model qwen3-30b-a3b --context 4096 --sequences 8
     ;;
   oss-offload)   # optimizer states on the host
-    run_mop 300 oss-offload --model gpt-oss-20b --context 4096 --sequences 8 --optimizer host
+    run_mop 300 oss-offload --model gpt-oss-20b --context 4096 --sequences 8 --optimizer stream
     run_peer 330 oss-offload --model gpt-oss-20b --context 4096 --sequences 8 --offload --no-checkpoint ||
       run_peer 330 oss-offload --model gpt-oss-20b --context 4096 --sequences 8 --offload --gate-up-blocks 24
     ;;
