@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <memory>
+#include <numeric>
 #include <span>
 
 #include "sim/base/error.h"
@@ -69,24 +70,42 @@ struct Compare {
         predict::validate(row.scenario);
         row.key = keys_of(row.scenario).key;
       }
-    choose_all(rows);
-    if (!unequal)
+    std::vector<size_t> all(rows.size());
+    std::iota(all.begin(), all.end(), size_t{0});
+    choose(rows, all);
+    if (!unequal) {
+      const int64_t before = base.workload.accumulate;
       for (size_t first = 0; first < rows.size(); first += flags.plans().size())
         equalise(std::span(rows).subspan(first, flags.plans().size()));
+      // Micro-batches take memory, too: what is open is chosen again, but for what decides how many tokens one has.
+      std::erase_if(all, [&](size_t i) { return rows[i].scenario.workload.accumulate == before; });
+      for (const size_t i : all) {
+        plan::Plan again = flags.plan(rows[i].plan);
+        const plan::Plan& chosen = rows[i].scenario.plan;
+        again.sequence = chosen.sequence;
+        again.context = chosen.context;
+        again.tensor = chosen.tensor;
+        rows[i].scenario.plan = again;
+      }
+      choose(rows, all);
+    }
     predict_all(rows, store, invocation);
     print(rows, base);
   }
 
-  static void choose_all(std::vector<Row>& rows) {
+  // Plans of the rows `which`.
+  static void choose(std::vector<Row>& rows, const std::vector<size_t>& which) {
+    if (which.empty()) return;
     Progress progress("choosing plans");
     std::atomic<size_t> done = 0;
     search::parallel(
-        rows.size(), search::all_cores(), kNever,
+        which.size(), search::all_cores(), kNever,
         [&](size_t i) {
-          rows[i].scenario.plan = search::choose(rows[i].scenario);
+          predict::Scenario& scenario = rows[which[i]].scenario;
+          scenario.plan = search::choose(scenario);
           ++done;
         },
-        [&] { progress.show(done, rows.size()); });
+        [&] { progress.show(done, which.size()); });
   }
 
   // Sets the micro-batches of each plan so that all train on equally many tokens a step.
