@@ -2,6 +2,7 @@
 // and 4; LLEP, arXiv 2601.17111).
 #include <algorithm>
 
+#include "sim/base/integer.h"
 #include "sim/plan/rounds.h"
 #include "sim/program/native/lowering.h"
 
@@ -9,8 +10,23 @@ namespace mop::program {
 
 using model::Role;
 
+namespace {
+
+constexpr int64_t kLine = 16;  // i32 elements of a cache line
+
+}  // namespace
+
+// All that routing leaves is one buffer, since the arena planner's time grows with what lives long: ids and gate weights
+// of the routed copies, their order, and the plan of the rounds, which is aligned to a cache line.
 NativeLowering::Gates NativeLowering::gates(BufferId saved) const {
   return {matrix(saved, Type::i32, n_, c_.top_k), matrix(saved, Type::f32, n_, c_.top_k, n_ * c_.top_k)};
+}
+
+int64_t NativeLowering::rounds_offset() const { return ceil_div(3 * n_ * c_.top_k, kLine) * kLine; }
+
+int64_t NativeLowering::rounds_bytes() const {
+  return plan::round_plan_bytes(static_cast<int>(layout_.expert.size), static_cast<int>(c_.experts),
+                                static_cast<int>(plan_.spill_slots));
 }
 
 BufferId NativeLowering::router_logits(int layer, BufferId x, const Gathered& g) {
@@ -24,7 +40,7 @@ BufferId NativeLowering::router_logits(int layer, BufferId x, const Gathered& g)
 void NativeLowering::route(int layer, BufferId x, const Gathered& g, Checkpoint& saved) {
   const BufferId logits = router_logits(layer, x, g);
   saved.logits = keep_all_ ? logits : kNoBuffer;
-  saved.gates = transient("gates", (kIdBytes + kFp32) * n_ * c_.top_k, Holds::checkpoints, layer);
+  saved.gates = transient("gates", kIdBytes * rounds_offset() + rounds_bytes(), Holds::checkpoints, layer);
   const Gates out = gates(saved.gates);
   Does does;
   Operand load;
@@ -72,7 +88,7 @@ NativeLowering::RoundsPlan NativeLowering::plan_rounds(int layer, BufferId saved
   const int64_t ranks = layout_.expert.size, e = c_.experts, copies = n_ * c_.top_k;
   const Holds holds = Holds::expert_exchange;
   RoundsPlan out;
-  out.order = matrix(transient("routed_order", kIdBytes * copies, Holds::checkpoints, layer), Type::i32, 1, copies);
+  out.order = matrix(saved, Type::i32, 1, copies, 2 * copies);
   const Operand own = matrix(transient("own_counts", kIdBytes * e, holds, layer), Type::i32, 1, e);
   b_.op(local(OpKind::sort, part, {{copies, kIdBytes * copies, kIdBytes * (copies + e)}}), {gates(saved).ids},
         {out.order, own});
@@ -82,10 +98,9 @@ NativeLowering::RoundsPlan NativeLowering::plan_rounds(int layer, BufferId saved
     counts = matrix(transient("counts", bytes, holds, layer), Type::i32, ranks, e);
     b_.op(remote(OpKind::all_gather, Stream::dispatch, part, expert_, bytes), {own}, {counts});
   }
-  const int64_t size =
-      plan::round_plan_bytes(static_cast<int>(ranks), static_cast<int>(e), static_cast<int>(plan_.spill_slots));
+  const int64_t size = rounds_bytes();
   // What it is made of is the executor's business; it is opaque bytes here.
-  out.rounds = matrix(transient("rounds", size, Holds::checkpoints, layer), Type::i32, 1, size / kIdBytes);
+  out.rounds = matrix(saved, Type::i32, 1, size / kIdBytes, rounds_offset());
   out.op = b_.op(local(OpKind::plan_routing, part, {{e, bytes, size}}, {}, expert_), {counts}, {out.rounds});
   return out;
 }

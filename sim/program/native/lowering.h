@@ -199,6 +199,8 @@ class NativeLowering {
     Operand ids, weights;
   };
   Gates gates(BufferId saved) const;
+  int64_t rounds_offset() const;  // in the same buffer, of i32 elements
+  int64_t rounds_bytes() const;
   BufferId router_logits(int layer, BufferId x, const Gathered& g);
   void route(int layer, BufferId x, const Gathered& g, Checkpoint& saved);
   void router_backward(int layer, BufferId x, const Gathered& g, const Checkpoint& saved, BufferId d_gates, BufferId d_x,
