@@ -322,18 +322,16 @@ struct Run {
                            &prepared.program, std::move(spans)});
     };
     launch::Peers& peers = trainer.peers();
-    if (peers.size() == 1) {
-      for (const int rank : trainer.machine().ranks()) add(trainer.trace(rank));
-    } else {
-      const std::vector<program::OpSpan> own = trainer.trace(trainer.machine().ranks().front());
+    // Either this process has all ranks, or each has one: their order is that of the ranks.
+    for (const int rank : trainer.machine().ranks()) {
+      const std::vector<program::OpSpan> own = trainer.trace(rank);
       for (const std::vector<std::byte>& bytes : peers.gather(std::as_bytes(std::span(own)))) {
         std::vector<program::OpSpan> spans(bytes.size() / sizeof(program::OpSpan));
         std::memcpy(spans.data(), bytes.data(), bytes.size());
         add(std::move(spans));
       }
-      if (peers.rank() != 0) return;
     }
-    program::write_timeline(trace, timelines);
+    if (peers.rank() == 0) program::write_timeline(trace, timelines);
   }
 
   // The planner's choice, of process 0.

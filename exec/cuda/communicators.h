@@ -23,7 +23,6 @@ class Communicators {
   Communicators& operator=(const Communicators&) = delete;
 
   ncclComm_t of(const program::Op& op) const { return by_use_.at({op.group, op.stream}); }
-  size_t count() const { return all_.size(); }
   // Errors: kernels::CudaError for what NCCL found out by itself, such as a peer that is gone.
   void check_health() const;
 

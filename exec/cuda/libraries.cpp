@@ -38,19 +38,16 @@ std::string check_libraries() {
   cudaDriverGetVersion(&driver);
   ncclGetVersion(&nccl);
   const auto cublas = static_cast<int>(cublasLtGetVersion()), cudnn = static_cast<int>(cudnnGetVersion());
-  const auto of_cublas = [](int v) { return Version{v / 10000, v / 100 % 100, v % 100}; };
-  const auto of_cudnn = [](int v) { return Version{v / 10000, v / 100 % 100, v % 100}; };
-  const auto of_nccl = [](int v) { return Version{v / 10000, v / 100 % 100, v % 100}; };
+  const auto version = [](int v) { return Version{v / 10000, v / 100 % 100, v % 100}; };  // as all three write it
   if (driver == 0) throw UserError("no GPU driver is found; install one, or run without --gpus on the CPU");
   if (driver / 1000 < CUDART_VERSION / 1000)  // minor versions of one major version go together
     throw UserError(fmt::format("the GPU driver supports CUDA {}.{}, and this program was built with {}.{}: update the driver",
                                 driver / 1000, driver / 10 % 100, CUDART_VERSION / 1000, CUDART_VERSION / 10 % 100));
   return fmt::format(
       "driver {}.{}, {}, {}, {}", driver / 1000, driver / 10 % 100,
-      known("cuBLAS", of_cublas(cublas), {CUBLAS_VER_MAJOR, CUBLAS_VER_MINOR, CUBLAS_VER_PATCH},
-            reinterpret_cast<const void*>(&cublasLtGetVersion)),
-      known("cuDNN", of_cudnn(cudnn), of_cudnn(CUDNN_VERSION), reinterpret_cast<const void*>(&cudnnGetVersion)),
-      known("NCCL", of_nccl(nccl), of_nccl(NCCL_VERSION_CODE), reinterpret_cast<const void*>(&ncclGetVersion)));
+      known("cuBLAS", version(cublas), version(CUBLAS_VERSION), reinterpret_cast<const void*>(&cublasLtGetVersion)),
+      known("cuDNN", version(cudnn), version(CUDNN_VERSION), reinterpret_cast<const void*>(&cudnnGetVersion)),
+      known("NCCL", version(nccl), version(NCCL_VERSION_CODE), reinterpret_cast<const void*>(&ncclGetVersion)));
 }
 
 }  // namespace mop::cuda

@@ -8,8 +8,6 @@
 #include <filesystem>
 #include <fstream>
 #include <string>
-#include <thread>
-#include <vector>
 
 #include "exec/host/workers.h"
 #include "sim/base/error.h"
@@ -83,14 +81,7 @@ PinnedSlab::PinnedSlab(int64_t bytes)
   if (start - begin < kHugePage) munmap(reinterpret_cast<void*>(start + bytes_), kHugePage - (start - begin));
   data_ = reinterpret_cast<std::byte*>(start);
   madvise(data_, bytes_, MADV_HUGEPAGE);
-  {
-    const size_t threads = std::max<size_t>(1, host::cores_of_process().size()), pages = bytes_ / kHugePage;
-    std::vector<std::jthread> touching;
-    for (size_t t = 0; t < threads; ++t)
-      touching.emplace_back([this, first = pages * t / threads * kHugePage, last = pages * (t + 1) / threads * kHugePage] {
-        std::memset(data_ + first, 0, last - first);
-      });
-  }
+  host::first_touch(host::Workers::of_process(), data_, static_cast<int64_t>(bytes_));
   if (const cudaError_t status = cudaHostRegister(data_, bytes_, cudaHostRegisterPortable); status != cudaSuccess) {
     cudaGetLastError();
     munmap(data_, bytes_);

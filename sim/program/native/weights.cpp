@@ -70,9 +70,8 @@ NativeLowering::Part NativeLowering::make_part(FlatGroup flat, Component compone
 void NativeLowering::make_states(Weights& w) {
   w.bucket = w.elements();
   // The head's come last.
-  const bool staged = plan_.optimizer == Optimizer::stream && deferred() &&
-                      (w.layer < plan_.optimizer_staged_layers || plan_.optimizer_staged_layers == c_.layers);
-  if (staged && plan_.optimizer_staged_layers > 0) {
+  const int64_t staged = plan_.optimizer == Optimizer::stream && deferred() ? plan_.optimizer_staged_layers : 0;
+  if (staged > 0 && (w.layer < staged || staged == c_.layers)) {
     w.staged = b_.persistent("staged_states", state_bytes_ * w.bucket, Holds::staging, w.layer);
   } else if (w.on_host && plan_.optimizer == Optimizer::stream && !fsdp_) {
     w.buckets = ceil_div(w.elements(), kStreamBucket);
