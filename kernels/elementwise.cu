@@ -119,6 +119,32 @@ struct SumReplicas {
   }
 };
 
+template <class From, class To, int V>
+struct SumPieces {
+  std::array<const From*, kMostPieces> pieces;
+  int count;
+  Rows<To> y;
+  bool accumulate;
+
+  __device__ Pack<V> load(int64_t, int64_t col) const {
+    Pack<V> sum = kernels::load<V>(pieces[0] + col);
+#pragma unroll
+    for (int piece = 1; piece < kMostPieces; ++piece) {
+      if (piece >= count) break;
+      const Pack<V> more = kernels::load<V>(pieces[piece] + col);
+#pragma unroll
+      for (int i = 0; i < V; ++i) sum[i] += more[i];
+    }
+    if (accumulate) {
+      const Pack<V> before = kernels::load<V>(y.at(0, col));
+#pragma unroll
+      for (int i = 0; i < V; ++i) sum[i] += before[i];
+    }
+    return sum;
+  }
+  __device__ void store(int64_t, int64_t col, const Pack<V>& in) const { kernels::store<V>(y.at(0, col), in); }
+};
+
 // ---- sums of squares
 
 constexpr int kSumBlocks = 8 * kMultiprocessors;
@@ -251,6 +277,27 @@ void sum_replicas(const SumReplicasArgs& a, cudaStream_t stream) {
       const SumReplicas<T, v()> operation{Rows<const T>(a.x), Rows<T>(a.y), static_cast<uint32_t>(a.replicas),
                                           static_cast<uint32_t>(a.width)};
       map<v(), 2>(operation, a.y.rows, a.y.cols, stream);
+    });
+  });
+}
+
+void sum_pieces(const SumPiecesArgs& args, cudaStream_t stream) {
+  require(args.y.rows == 1 && args.count >= 1 && args.count <= kMostPieces, "a row is the sum of a few pieces");
+  bool wide = aligned(args.y.data);
+  for (int i = 0; i < args.count; ++i) wide = wide && aligned(args.pieces[static_cast<size_t>(i)]);
+  const int64_t n = args.y.cols, whole = wide ? n / kPack * kPack : 0;
+  with_type(args.type, [&](auto from_type) {
+    with_type(args.y.type, [&](auto to_type) {
+      using From = typename decltype(from_type)::type;
+      using To = typename decltype(to_type)::type;
+      const auto run = [&](auto v, int64_t first, int64_t count) {
+        SumPieces<From, To, v()> operation{{}, args.count, Rows<To>(columns(args.y, first, count)), args.accumulate};
+        for (size_t i = 0; i < static_cast<size_t>(args.count); ++i)
+          operation.pieces[i] = static_cast<const From*>(args.pieces[i]) + first;
+        map<v(), 2>(operation, 1, count, stream);
+      };
+      run(std::integral_constant<int, kPack>{}, 0, whole);
+      run(std::integral_constant<int, 1>{}, whole, n - whole);
     });
   });
 }

@@ -3,6 +3,7 @@
 #pragma once
 #include <cuda_runtime_api.h>
 
+#include <array>
 #include <cstdint>
 
 #include "kernels/matrix.h"
@@ -45,6 +46,17 @@ struct SumReplicasArgs {
   int64_t replicas = 1, width = 0;
 };
 void sum_replicas(const SumReplicasArgs& args, cudaStream_t stream);
+
+// y(1, n) (+)= the pieces' sum, in fp32 and in their order; each piece is n elements of `type`
+inline constexpr int kMostPieces = 8;
+struct SumPiecesArgs {
+  std::array<const void*, kMostPieces> pieces{};
+  int count = 1;
+  Type type = Type::bf16;
+  Matrix y;
+  bool accumulate = false;
+};
+void sum_pieces(const SumPiecesArgs& args, cudaStream_t stream);
 
 // *sum (+)= sum of x^2 / replicas, in fp64 and a fixed order; scratch: kSquareSumScratch bytes
 struct SquareSumArgs {

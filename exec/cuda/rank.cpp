@@ -27,13 +27,15 @@ constexpr int kFlags = 3;  // invalid token, invalid target, norm not finite
 }  // namespace
 
 Rank::Rank(int device, int rank, const program::StepProgram& program, const interpreter::Memory& memory,
-           const cpu::Constants& constants, std::unique_ptr<Communicators> communicators, size_t trace_spans)
+           const cpu::Constants& constants, std::unique_ptr<Communicators> communicators, std::unique_ptr<PeerMemory> peers,
+           size_t trace_spans)
     : device_(device),
       rank_(rank),
       program_(program),
       memory_(memory),
       constants_(constants),
       communicators_(std::move(communicators)),
+      peers_(std::move(peers)),
       host_workspace_(cpu::workspace_bytes(program)) {
   for (cudaStream_t& stream : streams_) check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "a stream");
 
@@ -102,6 +104,7 @@ Rank::Rank(int device, int rank, const program::StepProgram& program, const inte
     check(cudaEventCreate(&span.end), "an event");
   }
   if (trace_spans > 0) check(cudaEventCreate(&trace_start_), "an event");
+  check(cudaDeviceSynchronize(), "constants of the device");  // streams that do not block would not wait for their copies
 }
 
 // In the first slot of every buffer.

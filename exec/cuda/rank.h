@@ -15,6 +15,7 @@
 #include "exec/cpu/workspace.h"
 #include "exec/cuda/communicators.h"
 #include "exec/cuda/memory.h"
+#include "exec/cuda/peer_memory.h"
 #include "exec/interpreter/backend.h"
 #include "exec/interpreter/memory.h"
 #include "kernels/activation.h"
@@ -34,9 +35,10 @@ using program::Stream;
 
 class Rank final : public interpreter::Backend {
  public:
-  // device: made current on the calling thread, which must be the one that launches. communicators: of this rank.
+  // device: made current on the calling thread, which must be the one that launches. communicators, peers: of this rank.
   Rank(int device, int rank, const program::StepProgram& program, const interpreter::Memory& memory,
-       const cpu::Constants& constants, std::unique_ptr<Communicators> communicators, size_t trace_spans);
+       const cpu::Constants& constants, std::unique_ptr<Communicators> communicators, std::unique_ptr<PeerMemory> peers,
+       size_t trace_spans);
   ~Rank() override;
 
   void reserve(uint32_t events) override;
@@ -103,6 +105,7 @@ class Rank final : public interpreter::Backend {
   const interpreter::Memory memory_;
   const cpu::Constants& constants_;
   std::unique_ptr<Communicators> communicators_;
+  std::unique_ptr<PeerMemory> peers_;
   cpu::Workspace host_workspace_;
   kernels::Matmul matmul_;
   kernels::GroupedMatmul grouped_;

@@ -8,6 +8,7 @@
 #include "exec/cuda/libraries.h"
 #include "exec/cuda/memory.h"
 #include "exec/cuda/rank.h"
+#include "exec/cuda/staging.h"
 #include "exec/host/workers.h"
 #include "exec/train/machine.h"
 #include "kernels/check.h"
@@ -38,7 +39,8 @@ class CudaMachine final : public Machine {
     const size_t spans = options.trace ? 4 * program.ops.size() + 4096 : 0;
     backend_ = std::make_unique<cuda::Rank>(
         device_, rank_, program, memory_, constants_,
-        std::make_unique<cuda::Communicators>(program, rank_, prepared.job.ranks, *peers_), spans);
+        std::make_unique<cuda::Communicators>(program, rank_, prepared.job.ranks, *peers_),
+        std::make_unique<cuda::PeerMemory>(program, hbm_.get(), *peers_), spans);
   }
 
   std::ranges::iota_view<int, int> ranks() const override { return {rank_, rank_ + 1}; }
@@ -47,11 +49,9 @@ class CudaMachine final : public Machine {
   interpreter::Backend& backend(int) override { return *backend_; }
   void run(const std::function<void(int)>& body) override { body(rank_); }
   void read(int, const std::byte* from, std::byte* to, int64_t bytes) const override {
-    check(cudaMemcpy(to, from, static_cast<size_t>(bytes), cudaMemcpyDefault), "a copy");
+    staging_.copy(to, from, bytes);
   }
-  void write(int, std::byte* to, const std::byte* from, int64_t bytes) override {
-    check(cudaMemcpy(to, from, static_cast<size_t>(bytes), cudaMemcpyDefault), "a copy");
-  }
+  void write(int, std::byte* to, const std::byte* from, int64_t bytes) override { staging_.copy(to, from, bytes); }
   std::vector<program::OpSpan> trace(int) const override { return backend_->trace(); }
   void clear_trace() override { backend_->clear_trace(); }
   void profile(bool on) override { check(on ? cudaProfilerStart() : cudaProfilerStop(), "the profiler"); }
@@ -67,6 +67,8 @@ class CudaMachine final : public Machine {
  private:
   // Made current on this thread, the only one that launches.
   static int choose_device(const launch::Place& place) {
+    // A queue of the hardware for each stream: one that waits for another GPU must hold up no other.
+    setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 0);
     int devices = 0;
     if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
       cudaGetLastError();
@@ -91,6 +93,7 @@ class CudaMachine final : public Machine {
   const cuda::PinnedSlab host_;  // pinned before NCCL starts
   const cuda::DeviceBytes hbm_;
   const interpreter::Memory memory_;
+  mutable cuda::Staging staging_;
   std::unique_ptr<cuda::Rank> backend_;
 };
 

@@ -11,6 +11,7 @@
 #include "sim/predict/checks.h"
 #include "sim/predict/estimate.h"
 #include "sim/predict/loads.h"
+#include "sim/program/landing.h"
 #include "sim/program/lower.h"
 
 namespace mop::predict {
@@ -53,8 +54,8 @@ Kinds find_kinds(const Scenario& s, const plan::Layout& layout) {
 }
 
 struct Constants {
-  int64_t context = 0, libraries = 0, communicators = 0;
-  int64_t total() const { return context + libraries + communicators; }
+  int64_t context = 0, libraries = 0, communicators = 0, landing = 0;
+  int64_t total() const { return context + libraries + communicators + landing; }
 };
 
 Constants constants(const Scenario& s, const program::StepProgram& program) {
@@ -63,7 +64,11 @@ Constants constants(const Scenario& s, const program::StepProgram& program) {
   c.libraries = static_cast<int64_t>(s.cluster["library_bytes"]);
   std::vector<bool> pairwise(program.groups.size(), false);
   for (const program::Op& op : program.ops)
-    if (op.kind == OpKind::all_to_all || op.kind == OpKind::send_recv) pairwise[op.group] = true;
+    if (op.kind == OpKind::all_to_all || op.kind == OpKind::send_recv)
+      pairwise[op.group] = true;
+    else if (s.plan.native() && op.kind == OpKind::reduce_scatter && program::lands(op, program.groups[op.group].span()) &&
+             cost::place(program.groups[op.group], s.used_per_node(), s.gpus()).nodes == 1)
+      c.landing = program::kLandingBytes;
   for (size_t g = 0; g < program.groups.size(); ++g) {
     const cost::Placement at = cost::place(program.groups[g], s.used_per_node(), s.gpus());
     c.communicators += static_cast<int64_t>(s.cluster["communicator_bytes"]);
@@ -134,6 +139,7 @@ void memory(const Scenario& s, const Kinds& kinds, Details& d, Prediction& p) {
   p.memory.push_back({"cuda_context", static_cast<double>(c.context)});
   p.memory.push_back({"libraries", static_cast<double>(c.libraries)});
   p.memory.push_back({"nccl_communicators", static_cast<double>(c.communicators)});
+  if (c.landing > 0) p.memory.push_back({"landing_zone", static_cast<double>(c.landing)});
 
   // Host memory: all ranks of the fullest node.
   const int64_t node = std::min(s.used_per_node(), s.gpus());

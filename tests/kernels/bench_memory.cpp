@@ -269,6 +269,13 @@ void elementwise() {
     const Matrix half{Matrix(c).data, Type::bf16, kTokens, kHidden / 2, kHidden / 2};
     sum_replicas({a, half, 2, 128}, nullptr);
   });
+  measure("sum_pieces of 4", 1.25 * all, [&] {
+    const char* const from = a.get<char>();
+    const int64_t quarter = kTokens * kHidden / 4;
+    SumPiecesArgs args{{from, from + quarter * 2, from + quarter * 4, from + quarter * 6}, 4, Type::bf16, {}, false};
+    args.y = {Matrix(c).data, Type::bf16, 1, quarter, quarter};
+    sum_pieces(args, nullptr);
+  });
   measure("square_sum bf16", all, [&] {
     square_sum({a, 1, sum.get(), false, scratch.get<double>()}, nullptr);
   });

@@ -1,0 +1,241 @@
+#include "exec/cuda/peer_memory.h"
+
+#include <cuda.h>
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <exception>
+#include <optional>
+
+#include "exec/cuda/operands.h"
+#include "kernels/check.h"
+#include "kernels/elementwise.h"
+#include "kernels/fallback.h"
+#include "sim/program/landing.h"
+
+namespace mop::cuda {
+namespace {
+
+using interpreter::Call;
+using kernels::check;
+using program::OpKind;
+
+constexpr size_t kText = 160;  // of an obstacle, as ranks tell one another
+enum Stage { kReady, kWritten };
+
+// Where rank `from` tells that it has come to the n-th exchange, or has written all of it.
+int64_t signal_at(program::Stream stream, Stage stage, int ranks, int64_t from) {
+  return (static_cast<int64_t>(stream) * 2 + stage) * ranks + from;
+}
+
+// What a rank tells the others of itself.
+struct Card {
+  char host[64] = {};  // GPUs of one host reach one another; NCCL_HOSTID splits it, as it does for NCCL
+  int device = 0;      // as this host counts them
+  cudaUUID_t uuid{};
+  cudaIpcMemHandle_t arena{}, landing{}, signals{};
+};
+
+// Of the driver, which this program is not linked to.
+template <class F>
+F driver(const char* name) {
+  void* found = nullptr;
+  cudaDriverEntryPointQueryResult result{};
+  check(cudaGetDriverEntryPointByVersion(name, &found, 12000, cudaEnableDefault, &result), name);
+  if (found == nullptr) throw kernels::CudaError(fmt::format("the GPU driver has no {}", name));
+  return reinterpret_cast<F>(found);
+}
+
+void check_driver(CUresult status, const char* what) {
+  if (status != CUDA_SUCCESS) throw kernels::CudaError(fmt::format("{}: driver error {}", what, static_cast<int>(status)));
+}
+
+void write_signal(cudaStream_t queue, uint32_t* where, uint32_t value) {
+  static const auto write = driver<CUresult (*)(CUstream, CUdeviceptr, cuuint32_t, unsigned)>("cuStreamWriteValue32");
+  check_driver(write(queue, reinterpret_cast<CUdeviceptr>(where), value, CU_STREAM_WRITE_VALUE_DEFAULT),
+               "writing a signal to another GPU");
+}
+
+void wait_for_signal(cudaStream_t queue, const uint32_t* where, uint32_t value) {
+  static const auto wait = driver<CUresult (*)(CUstream, CUdeviceptr, cuuint32_t, unsigned)>("cuStreamWaitValue32");
+  check_driver(wait(queue, reinterpret_cast<CUdeviceptr>(where), value, CU_STREAM_WAIT_VALUE_GEQ),
+               "waiting for another GPU's signal");
+}
+
+cudaIpcMemHandle_t handle_of(std::byte* memory) {
+  cudaIpcMemHandle_t handle{};
+  check(cudaIpcGetMemHandle(&handle, memory), "a handle for other processes");
+  return handle;
+}
+
+Card card_of_this() {
+  Card card;
+  const char* name = std::getenv("NCCL_HOSTID");
+  if (name != nullptr)
+    std::strncpy(card.host, name, sizeof card.host - 1);
+  else
+    gethostname(card.host, sizeof card.host - 1);
+  check(cudaGetDevice(&card.device), "the device");
+  cudaDeviceProp properties{};
+  check(cudaGetDeviceProperties(&properties, card.device), "the device");
+  card.uuid = properties.uuid;
+  return card;
+}
+
+// Of a GPU of this host as this process counts them, which may see fewer than there are.
+std::optional<int> device_here(const Card& card) {
+  int devices = 0;
+  check(cudaGetDeviceCount(&devices), "the devices");
+  for (int device = 0; device < devices; ++device) {
+    cudaDeviceProp properties{};
+    check(cudaGetDeviceProperties(&properties, device), "a device");
+    if (std::memcmp(&properties.uuid, &card.uuid, sizeof card.uuid) == 0) return device;
+  }
+  return std::nullopt;
+}
+
+std::byte* open(const cudaIpcMemHandle_t& handle) {
+  void* memory = nullptr;
+  if (cudaIpcOpenMemHandle(&memory, handle, cudaIpcMemLazyEnablePeerAccess) == cudaSuccess) return static_cast<std::byte*>(memory);
+  cudaGetLastError();
+  return nullptr;
+}
+
+}  // namespace
+
+PeerMemory::PeerMemory(const program::StepProgram& program, std::byte* arena, launch::Peers& peers)
+    : program_(program),
+      peers_(peers),
+      arena_(arena),
+      rank_(peers.rank()),
+      ranks_(peers.size()),
+      all_(static_cast<size_t>(peers.size())) {
+  const auto everyones = [&](const void* own, size_t bytes) {
+    std::vector<std::byte> all;
+    for (const std::vector<std::byte>& one : peers_.gather({static_cast<const std::byte*>(own), bytes}))
+      all.insert(all.end(), one.begin(), one.end());
+    return peers_.broadcast(all);
+  };
+  const bool lands = std::ranges::any_of(
+      program.ops, [&](const program::Op& op) { return program::is_collective(op.kind) && program::lands(op, program.groups[op.group].span()); });
+  landing_ = device_bytes(lands ? program::kLandingBytes : 1, "the landing zone of reduce-scatters");
+  const int64_t signals = program::kStreams * 2 * ranks_ * static_cast<int64_t>(sizeof(uint32_t));
+  signals_ = device_bytes(signals, "signals between GPUs");
+  check(cudaMemset(signals_.get(), 0, static_cast<size_t>(signals)), "signals");
+  check(cudaDeviceSynchronize(), "signals");
+  Card own = card_of_this();
+  own.arena = handle_of(arena);
+  own.landing = handle_of(landing_.get());
+  own.signals = handle_of(signals_.get());
+  const std::vector<std::byte> cards = everyones(&own, sizeof own);
+  std::array<char, kText> obstacle{};
+  for (int rank = 0; rank < ranks_; ++rank) {
+    Card card;
+    std::memcpy(&card, cards.data() + static_cast<size_t>(rank) * sizeof card, sizeof card);
+    if (rank == rank_ || std::strcmp(card.host, own.host) != 0) continue;
+    const std::optional<int> device = device_here(card);
+    int can = device ? 0 : 1;  // of a GPU that this process does not see, only opening tells
+    if (device) check(cudaDeviceCanAccessPeer(&can, own.device, *device), "access between GPUs");
+    Peer& peer = all_[static_cast<size_t>(rank)];
+    if (can != 0 && (peer.arena = open(card.arena)) != nullptr && (peer.landing = open(card.landing)) != nullptr &&
+        (peer.signals = reinterpret_cast<uint32_t*>(open(card.signals))) != nullptr)
+      continue;
+    fmt::format_to_n(obstacle.data(), kText - 1, "GPU {} cannot write to GPU {} of {}", own.device, card.device, card.host);
+  }
+  // All or none, since all ranks of a group must take the same way.
+  const std::vector<std::byte> obstacles = everyones(obstacle.data(), kText);
+  for (size_t at = 0; at < obstacles.size() && obstacle_.empty(); at += kText)
+    obstacle_ = reinterpret_cast<const char*>(obstacles.data() + at);
+  if (!obstacle_.empty()) kernels::fallback(("collectives by NCCL's kernels, not by copy engines: " + obstacle_).c_str());
+}
+
+PeerMemory::~PeerMemory() {
+  for (const Peer& peer : all_)
+    for (void* memory : {static_cast<void*>(peer.arena), static_cast<void*>(peer.landing), static_cast<void*>(peer.signals)})
+      if (memory != nullptr) cudaIpcCloseMemHandle(memory);
+  // What others have mapped may not be freed.
+  if (std::uncaught_exceptions() == 0) peers_.barrier();
+}
+
+bool PeerMemory::reaches(const plan::Span& group) const {
+  if (!obstacle_.empty() || std::getenv("MOP_NO_CE")) return false;  // TEMP
+  const int64_t base = group.base(rank_);
+  for (int64_t i = 0; i < group.size; ++i)
+    if (const int64_t rank = base + i * group.stride; rank != rank_ && all_[static_cast<size_t>(rank)].arena == nullptr)
+      return false;
+  return true;
+}
+
+bool PeerMemory::takes(const Call& call) const {
+  const plan::Span group = program_.groups[call.op->group].span();
+  if (call.op->kind == OpKind::reduce_scatter) return program::lands(*call.op, group) && dense(call.out[0]) && reaches(group);
+  return call.op->kind == OpKind::all_gather && call.out[0].view.rank_stride == 0 && reaches(group);
+}
+
+void PeerMemory::run(const Call& call, cudaStream_t queue) {
+  call.op->kind == OpKind::all_gather ? all_gather(call, queue) : reduce_scatter(call, queue);
+}
+
+template <class From, class To>
+void PeerMemory::exchange(const plan::Span& group, program::Stream stream, int64_t bytes, const From& from, const To& to,
+                          cudaStream_t queue) {
+  const int64_t index = group.index(rank_), base = group.base(rank_);
+  auto* const own = reinterpret_cast<uint32_t*>(signals_.get());
+  // At any time each writes to another.
+  const auto others = [&](const auto& body) {
+    for (int64_t distance = 1; distance < group.size; ++distance) {
+      const int64_t i = (index + distance) % group.size, rank = base + i * group.stride;
+      Peer& peer = all_[static_cast<size_t>(rank)];
+      body(peer, i, rank, peer.calls[static_cast<size_t>(stream)]);
+    }
+  };
+  others([&](Peer& peer, int64_t, int64_t, uint32_t& calls) {
+    write_signal(queue, peer.signals + signal_at(stream, kReady, ranks_, rank_), ++calls);
+  });
+  others([&](Peer& peer, int64_t i, int64_t rank, uint32_t calls) {
+    wait_for_signal(queue, own + signal_at(stream, kReady, ranks_, rank), calls);
+    check(cudaMemcpyAsync(to(peer, i), from(i), static_cast<size_t>(bytes), cudaMemcpyDeviceToDevice, queue),
+          "a copy to another GPU");
+    write_signal(queue, peer.signals + signal_at(stream, kWritten, ranks_, rank_), calls);
+  });
+  others([&](Peer&, int64_t, int64_t rank, uint32_t calls) {
+    wait_for_signal(queue, own + signal_at(stream, kWritten, ranks_, rank), calls);
+  });
+}
+
+void PeerMemory::all_gather(const Call& call, cudaStream_t queue) {
+  const Operand &in = call.in[0], &out = call.out[0];
+  const plan::Span group = program_.groups[call.op->group].span();
+  const int64_t bytes = bytes_of(in);
+  std::byte* const home = out.data + group.index(rank_) * bytes;
+  if (home != in.data)
+    check(cudaMemcpyAsync(home, in.data, static_cast<size_t>(bytes), cudaMemcpyDeviceToDevice, queue), "a shard");
+  exchange(
+      group, call.op->stream, bytes, [&](int64_t) { return in.data; },
+      [&](const Peer& peer, int64_t) { return peer.arena + (home - arena_); }, queue);
+}
+
+void PeerMemory::reduce_scatter(const Call& call, cudaStream_t queue) {
+  const Operand &in = call.in[0], &out = call.out[0];
+  const plan::Span group = program_.groups[call.op->group].span();
+  const int64_t index = group.index(rank_), type = program::size_of(in.view.type), bytes = out.view.elements() * type;
+  const int64_t slot = program::kLandingBytes / (group.size - 1) / 256 * 256;
+  // Where in the zone of rank `to` of the group rank `from` writes.
+  const auto slot_of = [&](int64_t from, int64_t to) { return (from - to - 1 + group.size) % group.size * slot; };
+  for (int64_t first = 0; first < bytes; first += slot) {
+    const int64_t some = std::min(slot, bytes - first), elements = some / type;
+    exchange(
+        group, call.op->stream, some, [&](int64_t i) { return in.data + i * bytes + first; },
+        [&](const Peer& peer, int64_t i) { return peer.landing + slot_of(index, i); }, queue);
+    kernels::SumPiecesArgs sum{{}, static_cast<int>(group.size), type_of(in.view.type), {}, call.op->does.accumulate};
+    for (int64_t i = 0; i < group.size; ++i)
+      sum.pieces[static_cast<size_t>(i)] = i == index ? in.data + i * bytes + first : landing_.get() + slot_of(i, index);
+    sum.y = {out.data + first / type * program::size_of(out.view.type), type_of(out.view.type), 1, elements, elements};
+    kernels::sum_pieces(sum, queue);
+  }
+}
+
+}  // namespace mop::cuda

@@ -1,0 +1,59 @@
+// The memory of the other GPUs of this host, mapped by CUDA IPC: all-gathers and reduce-scatters by copy engines, which
+// leave the multiprocessors to whatever computes beside them.
+#pragma once
+#include <cuda_runtime_api.h>
+
+#include <array>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "exec/cuda/memory.h"
+#include "exec/interpreter/call.h"
+#include "exec/launch/peers.h"
+#include "sim/plan/plan.h"
+#include "sim/program/program.h"
+
+namespace mop::cuda {
+
+class PeerMemory {
+ public:
+  // Collective over all ranks of the run, of which peers has one a process. arena: of this rank, from cudaMalloc, laid out
+  // alike on all ranks. The device is current. What stands in the way of ranks of one host is logged as a fallback.
+  PeerMemory(const program::StepProgram& program, std::byte* arena, launch::Peers& peers);
+  ~PeerMemory();  // collective, too, unless an exception is under way
+  PeerMemory(const PeerMemory&) = delete;
+  PeerMemory& operator=(const PeerMemory&) = delete;
+
+  // Whether the operation can run here; else it is NCCL's. The same answer on all ranks of its group.
+  bool takes(const interpreter::Call& call) const;
+  // An all-gather or a reduce-scatter (sums in fp32, in the order of the ranks). Every rank of the group must come, in the
+  // same order of calls on a stream.
+  void run(const interpreter::Call& call, cudaStream_t queue);
+
+ private:
+  struct Peer {
+    std::byte* arena = nullptr;  // null: out of reach
+    std::byte* landing = nullptr;
+    uint32_t* signals = nullptr;
+    std::array<uint32_t, program::kStreams> calls{};  // with this rank, by stream
+  };
+  bool reaches(const plan::Span& group) const;
+  void all_gather(const interpreter::Call& call, cudaStream_t queue);
+  void reduce_scatter(const interpreter::Call& call, cudaStream_t queue);
+  // Writes bytes from from(i) to to(peer, i) for every other rank of the group, i its index. On the stream, begins when all
+  // let this rank write, and ends when all have written here.
+  template <class From, class To>
+  void exchange(const plan::Span& group, program::Stream stream, int64_t bytes, const From& from, const To& to,
+                cudaStream_t queue);
+
+  const program::StepProgram& program_;
+  launch::Peers& peers_;
+  std::byte* const arena_;
+  const int rank_, ranks_;
+  DeviceBytes landing_, signals_;  // written by the peers; signals: (streams, 2, ranks) u32
+  std::vector<Peer> all_;
+  std::string obstacle_;  // why some rank of the run does not reach another of its host, the same on all; empty where all do
+};
+
+}  // namespace mop::cuda
