@@ -1,5 +1,6 @@
 #include <fmt/core.h>
 
+#include <bit>
 #include <cmath>
 
 #include "exec/cpu/operations.h"
@@ -49,33 +50,43 @@ void adam(const Call& call, const interpreter::Step& step) {
   const Operand factor = optional(call.in, 0);
   const Operand& states_operand = required(call.in, 1);
   const Operand& states_out = required(call.out, 0);
-  const bool master = does.b == 0;
-  const int64_t bucket = does.a, parts = master ? 3 : 2, elements = states_operand.view.elements();
+  const auto master = static_cast<program::Master>(does.b);
+  const int64_t bucket = does.a, block_bytes = bucket * program::state_bytes(master),
+                bytes = states_operand.view.elements() * program::size_of(Type::f32);
   ensure(states_out.data == states_operand.data && states_operand.view.type == Type::f32 &&
              (states_operand.view.rows == 1 || states_operand.view.ld == states_operand.view.cols) &&
              states_operand.view.count == 1,
          "optimizer states are contiguous fp32, updated in place");
-  ensure(bucket > 0 && elements % (bucket * parts) == 0, "optimizer states are whole blocks");
+  ensure(bucket > 0 && bytes % block_bytes == 0 && block_bytes % 4 == 0, "optimizer states are whole blocks");
   ensure(call.in.size() == call.out.size() + 1, "gradients and weights come in pairs");
 
   const Update update(does.deferred ? step.deferred : step.adam, factor ? scalar(factor) : 1.0);
-  auto* const states = reinterpret_cast<float*>(states_operand.data);
   int64_t element = 0;  // of the states
   Piece gradients, weights;
   for (size_t pair = 0; pair + 1 < call.out.size(); ++pair) {
     const Operand &gradient = required(call.in, 2 + pair), &weight = required(call.out, 1 + pair);
-    ensure(master || weight.view.type == Type::f32, "weights that are their own master are fp32");
-    ensure(element + weight.view.elements() <= elements / parts, "every element has optimizer states");
+    const bool narrow = weight.view.type == Type::bf16;
+    ensure(master != program::Master::weights || !narrow, "weights that are their own master are fp32");
+    ensure(master != program::Master::low || narrow, "low bits are of bf16 weights");
+    ensure(element + weight.view.elements() <= bytes / block_bytes * bucket, "every element has optimizer states");
     for_each_piece(
         [&](const Run& from, const Run& to) {
           load(from, gradients.data());
-          if (!master) load(to, weights.data());
+          if (master != program::Master::states) load(to, weights.data());
           for (size_t i = 0; i < static_cast<size_t>(to.n); ++i, ++element) {
-            float* const block = states + element / bucket * bucket * parts + element % bucket;
-            float* const moments = master ? block + bucket : block;
-            float& kept = master ? block[0] : weights[i];
-            update.apply(kept, moments[0], moments[bucket], gradients[i]);
-            weights[i] = kept;
+            std::byte* const block = states_operand.data + element / bucket * block_bytes;
+            const int64_t inner = element % bucket;
+            float* const first = reinterpret_cast<float*>(block) + inner;
+            float* const moments = master == program::Master::states ? first + bucket : first;
+            auto& low = reinterpret_cast<uint16_t*>(block + 8 * bucket)[inner];
+            float& w = weights[i];
+            if (master == program::Master::states) w = *first;
+            if (master == program::Master::low)
+              w = std::bit_cast<float>(program::whole(static_cast<uint16_t>(std::bit_cast<uint32_t>(w) >> 16), low));
+            update.apply(w, moments[0], moments[bucket], gradients[i]);
+            if (narrow) w = std::bit_cast<float>(program::settled(std::bit_cast<uint32_t>(w)));
+            if (master == program::Master::states) *first = w;
+            if (master == program::Master::low) low = program::low_part(std::bit_cast<uint32_t>(w));
           }
           store(weights.data(), to);
         },

@@ -316,7 +316,7 @@ void Rank::adam(const Launch& launch, cudaStream_t stream) {
   int64_t first = 0;
   for (size_t pair = 0; pair + 1 < call.out.size(); ++pair) {
     const Operand &gradient = call.in[2 + pair], &weights = call.out[1 + pair];
-    kernels::adam({pointer<float>(call.in[1]), does.a, first, weights.view.elements(), does.b == 0, gradient.data,
+    kernels::adam({pointer<float>(call.in[1]), does.a, first, weights.view.elements(), static_cast<kernels::Master>(does.b), gradient.data,
                    weights.data, type_of(gradient.view.type), type_of(weights.view.type),
                    call.in[0] ? pointer<const float>(call.in[0]) : nullptr, a.step, a.learning_rate, a.beta1, a.beta2,
                    a.eps, a.weight_decay},
@@ -395,7 +395,7 @@ void Rank::adam_host(const Launch& launch, cudaStream_t stream) {
   AdamJob& job = *adam_jobs_[call.id];
   job.states = pointer<float>(call.in[1]);
   job.bucket = does.a;
-  job.master = does.b == 0;
+  job.master = static_cast<program::Master>(does.b) == program::Master::states;
   job.adam = does.deferred ? launch.step.deferred : launch.step.adam;
   job.pairs.clear();
   int64_t first = 0;

@@ -161,7 +161,7 @@ PeerMemory::~PeerMemory() {
 }
 
 bool PeerMemory::reaches(const plan::Span& group) const {
-  if (!obstacle_.empty() || std::getenv("MOP_NO_CE")) return false;  // TEMP
+  if (!obstacle_.empty()) return false;
   const int64_t base = group.base(rank_);
   for (int64_t i = 0; i < group.size; ++i)
     if (const int64_t rank = base + i * group.stride; rank != rank_ && all_[static_cast<size_t>(rank)].arena == nullptr)

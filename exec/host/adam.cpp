@@ -38,6 +38,8 @@ void update_portable(const AdamUpdate& by, const AdamSpan& span) {
     m[i] += u.one_minus_beta1 * (g - m[i]);
     v[i] += u.one_minus_beta2 * (g * g - v[i]);
     w -= u.decay * w + u.step_size * m[i] / (std::sqrt(v[i]) * u.inverse_root + u.eps);
+    if (Master && sizeof(W) == sizeof(uint16_t))
+      w = std::bit_cast<float>(program::settled(std::bit_cast<uint32_t>(w)));
     if (Master) master[i] = w;
     narrow(w, weights[i]);
   }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <bit>
 #include <cstring>
 #include <exception>
 #include <mutex>
@@ -57,6 +58,8 @@ void parallel_for(size_t n, const std::function<void(size_t)>& body) {
   if (first) std::rethrow_exception(first);
 }
 
+constexpr int64_t kLow = sizeof(uint16_t);  // of the low bits of a master
+
 weights::Type stored_as(Type type) {
   return type == Type::f32 ? weights::Type::f32 : weights::Type::bf16;
 }
@@ -86,17 +89,21 @@ std::vector<Shards::Stretch> Shards::stretches(int rank, const Shard& shard, Wha
   if (what == What::weights) return whole(shard.weights, shard.weights_type);
   if (shard.states == program::kNoBuffer) return {};
   if (what == What::gradient) return whole(shard.gradient, shard.gradient_type);
-  if (what == What::master && !shard.master) return whole(shard.weights, shard.weights_type);
-  const int64_t copies = shard.master ? 3 : 2;
-  const int64_t place = what == What::v ? copies - 1 : what == What::m ? copies - 2 : 0;
+  if (what == What::master && shard.master == program::Master::weights) return whole(shard.weights, shard.weights_type);
+  const int64_t bytes = program::size_of(Type::f32), m = shard.master == program::Master::states ? 1 : 0;
+  const int64_t place = what == What::v ? m + 1 : what == What::m ? m : 0;
   std::vector<Stretch> parts;
   for (int64_t done = 0; done < all.count;) {
     const int64_t at = shard.states_first + done, block = at / shard.states_bucket, inner = at % shard.states_bucket;
     const int64_t count = std::min(all.count - done, shard.states_bucket - inner);
-    const int64_t element = (block * copies + place) * shard.states_bucket + inner;
-    parts.push_back({{all.first + done, count},
-                     memory.at(shard.states, 0) + element * program::size_of(Type::f32),
-                     Type::f32});
+    std::byte* const begin = memory.at(shard.states, 0) + block * shard.states_bucket * program::state_bytes(shard.master);
+    if (what == What::master && shard.master == program::Master::low)
+      parts.push_back({{all.first + done, count},
+                       memory.at(shard.weights, 0) + done * program::size_of(shard.weights_type),
+                       shard.weights_type,
+                       begin + 2 * shard.states_bucket * bytes + inner * kLow});
+    else
+      parts.push_back({{all.first + done, count}, begin + (place * shard.states_bucket + inner) * bytes, Type::f32});
     done += count;
   }
   return parts;
@@ -139,8 +146,27 @@ void Shards::fill_shard(int rank, const Shard& shard, std::initializer_list<What
       read(piece.parameter, piece.row + r, piece.col + col, 1, count, &values[static_cast<size_t>(at - first)], count);
     });
   });
+  const bool narrow = shard.weights_type == Type::bf16 && shard.states != program::kNoBuffer;
+  if (narrow && std::ranges::find(whats, What::master) != whats.end())
+    parallel_for((n + kElements - 1) / kElements, [&](size_t i) {
+      for (size_t e = i * kElements; e < std::min(n, (i + 1) * kElements); ++e)
+        values[e] = std::bit_cast<float>(program::settled(std::bit_cast<uint32_t>(values[e])));
+    });
   for (const What what : whats)
     for (const Stretch& stretch : stretches(rank, shard, what)) {
+      if (stretch.low != nullptr) {  // the other part are the weights
+        const auto count = static_cast<size_t>(stretch.range.count);
+        if (stored_.size() < count * kLow) stored_.resize(count * kLow);
+        const float* const from = values + (stretch.range.first - first);
+        parallel_for((count + kElements - 1) / kElements, [&](size_t i) {
+          for (size_t e = i * kElements; e < std::min(count, (i + 1) * kElements); ++e) {
+            const uint16_t low = program::low_part(std::bit_cast<uint32_t>(from[e]));
+            std::memcpy(stored_.data() + e * kLow, &low, kLow);
+          }
+        });
+        machine_.write(rank, stretch.low, stored_.data(), static_cast<int64_t>(count * kLow));
+        continue;
+      }
       const auto element = static_cast<size_t>(program::size_of(stretch.type));
       const auto count = static_cast<size_t>(stretch.range.count);
       if (stored_.size() < count * element) stored_.resize(count * element);
@@ -157,11 +183,30 @@ void Shards::fill_shard(int rank, const Shard& shard, std::initializer_list<What
 void Shards::fill_weights(const Read& read) {
   for (const int rank : machine_.ranks())
     for (const Shard& shard : prepared_.program.shards)
-      if (shard.states != program::kNoBuffer && shard.master)
+      if (shard.states != program::kNoBuffer && shard.master != program::Master::weights)
         fill_shard(rank, shard, {What::weights, What::master}, read);
       else
         fill_shard(rank, shard, {What::weights}, read);
   release();
+}
+
+void Shards::read_stretch(int rank, const Stretch& stretch, int64_t at, int64_t count, std::byte* to) const {
+  const int64_t element = program::size_of(stretch.type);
+  if (stretch.low == nullptr) return machine_.read(rank, stretch.data + at * element, to, count * element);
+  std::vector<std::byte> high(static_cast<size_t>(count * element)), low(static_cast<size_t>(count * kLow));
+  machine_.read(rank, stretch.data + at * element, high.data(), count * element);
+  machine_.read(rank, stretch.low + at * kLow, low.data(), count * kLow);
+  constexpr int64_t kElements = int64_t{1} << 20;
+  parallel_for(static_cast<size_t>((count + kElements - 1) / kElements), [&](size_t block) {
+    const int64_t begin = static_cast<int64_t>(block) * kElements;
+    for (int64_t i = begin; i < std::min(count, begin + kElements); ++i) {
+      uint16_t h = 0, l = 0;
+      std::memcpy(&h, high.data() + i * element, sizeof h);
+      std::memcpy(&l, low.data() + i * kLow, sizeof l);
+      const uint32_t whole = program::whole(h, l);
+      std::memcpy(to + i * static_cast<int64_t>(sizeof whole), &whole, sizeof whole);
+    }
+  });
 }
 
 void Shards::fill(What what, const Read& read) {
@@ -186,16 +231,15 @@ void Shards::read(model::ParameterId id, What what, float* out) const {
   for (const auto& [shard, piece] : places_.at(id))
     for (const int rank : machine_.ranks())
       for (const Stretch& stretch : stretches(rank, *shard, what)) {
-        const int64_t element = program::size_of(stretch.type);
+        const int64_t element = program::size_of(stretch.read_as());
         rows_inside(piece, stretch.range.first, stretch.range.first + stretch.range.count,
                     [&, &where = piece](int64_t row, int64_t col, int64_t count, int64_t at) {
                       const int64_t to = (where.row + row) * shape.cols + where.col + col;
                       if (found[static_cast<size_t>(to)]) return;  // a replica
                       held.resize(static_cast<size_t>(count * element));
-                      machine_.read(rank, stretch.data + (at - stretch.range.first) * element, held.data(),
-                                    count * element);
+                      read_stretch(rank, stretch, at - stretch.range.first, count, held.data());
                       values.resize(values.size() + static_cast<size_t>(count));
-                      weights::to_float(stored_as(stretch.type), held.data(), 1, count, values.data() + values.size() - count,
+                      weights::to_float(stored_as(stretch.read_as()), held.data(), 1, count, values.data() + values.size() - count,
                                         1);
                       runs.push_back({to, count});
                       std::fill_n(found.begin() + to, count, true);
@@ -234,7 +278,7 @@ std::vector<std::vector<checkpoint::Part>> Shards::copy_state(std::vector<std::b
         for (const Stretch& s : stretches(rank, shard, what))
           if (s.range.count > 0) {
             all.push_back({rank, &shard, name, s});
-            bytes += s.range.count * program::size_of(s.type);
+            bytes += s.range.count * program::size_of(s.read_as());
           }
       };
       if (shard.states == program::kNoBuffer) {
@@ -255,10 +299,10 @@ std::vector<std::vector<checkpoint::Part>> Shards::copy_state(std::vector<std::b
   std::vector<std::vector<checkpoint::Part>> parts(own.size());
   std::byte* to = copy.data();
   for (const Wanted& w : all) {
-    const int64_t size = w.stretch.range.count * program::size_of(w.stretch.type);
-    machine_.read(w.rank, w.stretch.data, to, size);
+    const int64_t size = w.stretch.range.count * program::size_of(w.stretch.read_as());
+    read_stretch(w.rank, w.stretch, 0, w.stretch.range.count, to);
     parts[static_cast<size_t>(w.rank - own.front())].push_back(
-        {w.shard->flat, w.what, w.stretch.type, w.stretch.range.first, {to, static_cast<size_t>(size)}});
+        {w.shard->flat, w.what, w.stretch.read_as(), w.stretch.range.first, {to, static_cast<size_t>(size)}});
     to += size;
   }
   return parts;

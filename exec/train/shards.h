@@ -40,17 +40,22 @@ class Shards {
   struct Range {
     int64_t first = 0, count = 0;  // elements of the flat group
   };
-  // A stretch of a shard that lies in one piece in memory: elements [first, first + count) of the group.
+  // A stretch of a shard that lies in one piece in memory: elements [first, first + count) of the group. low: of a master
+  // that is kept in two parts, `data` being its bf16 weights.
   struct Stretch {
     Range range;
     std::byte* data = nullptr;
     program::Type type = program::Type::f32;
+    std::byte* low = nullptr;
+    program::Type read_as() const { return low == nullptr ? type : program::Type::f32; }
   };
   using Placed = std::pair<const program::Shard*, program::Piece>;
   Range range(int rank, const program::Shard& shard) const;
   std::vector<Stretch> stretches(int rank, const program::Shard& shard, What what) const;
-  // The same values to each of `whats`.
+  // Elements [at, at + count) of it, as they are read.
+  void read_stretch(int rank, const Stretch& stretch, int64_t at, int64_t count, std::byte* to) const;
   void release();
+  // The same values to each of `whats`.
   void fill_shard(int rank, const program::Shard& shard, std::initializer_list<What> whats, const Read& read);
 
   const Prepared& prepared_;

@@ -73,7 +73,7 @@
 //     min(1, max_norm / (sqrt(sum) + 1e-6)), 1 without clipping; a norm that is not finite is an error.
 // adam, adam_host: [factor], states, gradient, ... -> states*, weights, ...
 //     gradient and weights come in pairs that follow one another in the states: blocks of `a` elements,
-//     [master,] m, v (Shard::states_bucket); b = 1: no master, the weights are it.
+//     [master,] m, v [, low bits] (Shard::states_bucket); b: where the master is (Master).
 // copy_h2d, copy_d2h: a, ... -> b, ...   what is read, end to end, is what is written
 //
 // Collectives. Ranks of the group by index; sums in order of the index.

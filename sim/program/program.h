@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "sim/program/master.h"
 #include "sim/program/parameters.h"
 
 namespace mop::program {
@@ -281,10 +282,10 @@ struct Shard {
   int64_t weights_offset = 0;  // bytes; likewise below
   int64_t gradient_offset = 0;
   Type weights_type = Type::bf16, gradient_type = Type::bf16;
-  // Optimizer states: blocks of `bucket` elements, each [master |] m | v in fp32, the shard's first element
-  // being element `states_first` of the buffer's sequence.
+  // Optimizer states: blocks of `bucket` elements, each [master |] m | v in fp32 [| low bits of the master], the shard's
+  // first element being element `states_first` of the buffer's sequence.
   int64_t states_first = 0, states_bucket = 0;
-  bool master = true;  // false: the weights themselves are the fp32 master
+  Master master = Master::states;
   // Elements [first, last) of the group; past its end: padding.
   // first = index in `outer` x outer_elements + index in `inner` x elements.
   plan::Span outer, inner;

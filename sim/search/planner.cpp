@@ -3,12 +3,14 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <map>
 #include <numeric>
 #include <set>
 
 #include "sim/base/error.h"
+#include "sim/program/master.h"
 
 namespace mop::search {
 namespace {
@@ -115,14 +117,18 @@ std::vector<Choice> open_choices(const Scenario& s, const Plan& p) {
   return open;
 }
 
-// Better: fits before not, then less time a token, then less memory missing.
+// Better: fits before not, then less time a token or, in as good as the same time, less on the host, then less memory missing.
 struct Score {
+  static constexpr double kSame = 0.005;  // predictions are no better
   bool fits = false;
   double time_per_token = std::numeric_limits<double>::infinity();
+  int64_t host = 0;
   double missing = std::numeric_limits<double>::infinity();
   bool operator<(const Score& other) const {
     if (fits != other.fits) return fits;
-    return fits ? time_per_token < other.time_per_token : missing < other.missing;
+    if (!fits) return missing < other.missing;
+    const bool same = std::abs(time_per_token - other.time_per_token) < kSame * other.time_per_token;
+    return same && host != other.host ? host < other.host : time_per_token < other.time_per_token;
   }
 };
 
@@ -217,9 +223,10 @@ class Planner {
   // Stream: states come up ahead for as many layers as HBM has room for beside the embedding's.
   void settle_staged(Plan& p) const {
     if (p.optimizer != plan::Optimizer::stream || !p.clip || s_.plan.optimizer_staged_layers > 0) return;
-    const double ends = 12.0 * 2 * static_cast<double>(s_.model.vocab * s_.model.hidden) /
+    const auto states = static_cast<double>(program::state_bytes(program::Master::low));
+    const double ends = states * 2 * static_cast<double>(s_.model.vocab * s_.model.hidden) /
                         static_cast<double>(std::min(p.dense_shard, p.vocabulary));
-    p.optimizer_staged_layers = layers_in(room(p) - ends, 12, p);
+    p.optimizer_staged_layers = layers_in(room(p) - ends, states, p);
   }
 
   // Split: the states of as many layers in HBM as the plan with all of them on the host leaves room for. A
@@ -230,7 +237,7 @@ class Planner {
       return;
     Plan on_host = p;
     on_host.optimizer = plan::Optimizer::host;
-    p.optimizer_hbm_layers = layers_in(room(on_host), 16, p);
+    p.optimizer_hbm_layers = layers_in(room(on_host), static_cast<double>(program::state_bytes(program::Master::low) + 4), p);
     if (p.optimizer_hbm_layers == 0) p.optimizer = plan::Optimizer::host;
   }
 
@@ -243,6 +250,7 @@ class Planner {
     const predict::Prediction prediction = predict::predict(tried);
     Score score;
     score.fits = prediction.fits;
+    score.host = prediction.host_peak;
     if (prediction.fits)
       score.time_per_token = *prediction.step_time / static_cast<double>(prediction.tokens_per_step);
     else

@@ -285,9 +285,12 @@ void optimizers() {
   const int64_t n = 1 << 26;
   const Numbers states(3, n, Type::f32), gradient(1, n, Type::bf16), gradient32(1, n, Type::f32),
       weights(1, n, Type::bf16);
-  AdamArgs args{states.get(),        n,          0,          n,      true, gradient.get<void>(),
+  AdamArgs args{states.get(),        n,          0,          n,      Master::states, gradient.get<void>(),
                 weights.get<void>(), Type::bf16, Type::bf16, nullptr};
   measure("adam, bf16 gradient", 28.0 * static_cast<double>(n), [&] { adam(args, nullptr); });
+  args.master = Master::low;
+  measure("adam, low bits, bf16 gradient", 26.0 * static_cast<double>(n), [&] { adam(args, nullptr); });
+  args.master = Master::states;
   args.gradient = gradient32.get<void>(), args.gradient_type = Type::f32;
   measure("adam, fp32 gradient", 30.0 * static_cast<double>(n), [&] { adam(args, nullptr); });
 }

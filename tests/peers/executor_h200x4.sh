@@ -31,7 +31,7 @@ run_peer() {  # run_peer SECONDS ROW ARGUMENTS...
   local command=(torchrun --standalone --nproc-per-node 4 "$here/fsdp2_pytorch.py" --block strong --data "$data" --lr 3e-4 --steps "$steps"
     --report-last "$last" --out "$out" --label "$row" "$@")
   echo "== $(date +%T) peer, $row: ${command[*]}" | tee -a "$out/log.txt"
-  timeout -k 5 "$limit" "${command[@]}" 2>&1 | grep -vE 'OMP_NUM|\*\*\*\*|^ *$' | cut -c1-3000 | tee -a "$out/log.txt" | grep -E '^(attention|step|RESULT|[0-9]+ ranks)|Error' | cut -c1-900
+  timeout -k 5 "$limit" "${command[@]}" 2>&1 | grep --line-buffered -vE 'OMP_NUM|\*\*\*\*|^ *$' | stdbuf -oL cut -c1-3000 | tee -a "$out/log.txt" | grep --line-buffered -E '^(attention|step|RESULT|[0-9]+ ranks)|Error' | cut -c1-900
   local status=${PIPESTATUS[0]}
   echo "== peer, $row: exit status $status" | tee -a "$out/log.txt"
   [ "$status" -eq 124 ] || return "$status"   # out of time: what falls back would be too

@@ -169,9 +169,11 @@ void expect_shards(const Lowered& l) {
       continue;
     }
     room(s.gradient, s.gradient_offset, s.elements * size_of(s.gradient_type));
-    const int64_t blocks = ceil_div(s.states_first + s.elements, s.states_bucket), each = s.master ? 3 : 2;
-    room(s.states, 0, blocks * each * s.states_bucket * size_of(Type::f32));
-    EXPECT_EQ(s.master, l.plan.family == plan::Family::mop);
+    const int64_t blocks = ceil_div(s.states_first + s.elements, s.states_bucket);
+    room(s.states, 0, blocks * state_bytes(s.master) * s.states_bucket);
+    const bool fsdp2 = l.plan.family == plan::Family::fsdp2,
+               by_cpu = l.program.buffers[s.states].space == Space::host && l.plan.optimizer != plan::Optimizer::stream;
+    EXPECT_EQ(s.master, fsdp2 ? Master::weights : by_cpu || s.weights_type == Type::f32 ? Master::states : Master::low);
   }
 }
 

@@ -46,6 +46,7 @@ class NativeLowering {
     BufferId states = kNoBuffer, correction = kNoBuffer;
     BufferId staged = kNoBuffer;  // where its states wait in HBM for the clip factor
     bool on_host = false;
+    Master master = Master::states;
     int64_t bucket = 0, buckets = 1;  // states: blocks of this many elements
     int64_t elements() const { return dense.shard + experts.shard; }
   };
@@ -252,7 +253,6 @@ class NativeLowering {
   Type ct_ = Type::bf16, gt_ = Type::bf16;  // compute type; type of gradients before they are reduced
   Type wt_ = Type::bf16, ht_ = Type::bf16;  // of weight shards; of gradients as the update reads them
   int64_t es_ = 2, gs_ = 2;                 // their bytes: compute, unreduced gradient
-  int64_t state_bytes_ = 12;                // fp32 master (mop), first and second moment of a parameter
   int64_t n_ = 0;  // tokens a rank (N)
   int64_t t_ = 0;  // tokens of its sequences (D x N)
   bool save_attention_ = true;

@@ -24,7 +24,6 @@ NativeLowering::NativeLowering(const LoweringInput& input)
   ht_ = fsdp_ ? Type::f32 : gt_;
   es_ = size_of(ct_);
   gs_ = size_of(gt_);
-  state_bytes_ = fsdp_ ? 2 * kFp32 : 3 * kFp32;
   keep_all_ = fsdp_ && plan_.recompute == plan::Recompute::none;
   save_attention_ = keep_all_ || (!fsdp_ && plan_.save_attention);
   if (c_.activation == model::Activation::clamped_swiglu)

@@ -69,16 +69,19 @@ NativeLowering::Part NativeLowering::make_part(FlatGroup flat, Component compone
 
 void NativeLowering::make_states(Weights& w) {
   w.bucket = w.elements();
+  // The CPU has no weights beside the states.
+  const bool by_cpu = w.on_host && plan_.optimizer != Optimizer::stream;
+  w.master = fsdp_ ? Master::weights : by_cpu || wt_ != Type::bf16 ? Master::states : Master::low;
   // The head's come last.
   const int64_t staged = plan_.optimizer == Optimizer::stream && deferred() ? plan_.optimizer_staged_layers : 0;
   if (staged > 0 && (w.layer < staged || staged == c_.layers)) {
-    w.staged = b_.persistent("staged_states", state_bytes_ * w.bucket, Holds::staging, w.layer);
+    w.staged = b_.persistent("staged_states", state_bytes(w.master) * w.bucket, Holds::staging, w.layer);
   } else if (w.on_host && plan_.optimizer == Optimizer::stream && !fsdp_) {
     w.buckets = ceil_div(w.elements(), kStreamBucket);
-    w.bucket = ceil_div(w.elements(), w.buckets);
+    w.bucket = ceil_div(ceil_div(w.elements(), w.buckets), kShardUnit) * kShardUnit;
   }
-  w.states = b_.persistent("optimizer_states", state_bytes_ * w.bucket * w.buckets, Holds::optimizer_states, w.layer,
-                           w.on_host ? Space::host : Space::hbm);
+  w.states = b_.persistent("optimizer_states", state_bytes(w.master) * w.bucket * w.buckets, Holds::optimizer_states,
+                           w.layer, w.on_host ? Space::host : Space::hbm);
 }
 
 void NativeLowering::register_shard(const Weights& w, const Part& part, int64_t first, const plan::Span& outer,
@@ -92,7 +95,7 @@ void NativeLowering::register_shard(const Weights& w, const Part& part, int64_t 
   s.gradient_type = ht_;
   s.states_first = first;
   s.states_bucket = w.bucket;
-  s.master = !fsdp_;
+  s.master = w.master;
   s.outer = outer;
   s.inner = inner;
   s.outer_elements = outer_elements;
@@ -184,7 +187,7 @@ void NativeLowering::make_weights() {
   }
   any_on_host |= head_.on_host;
   if (any_on_host && !fsdp_ && plan_.optimizer == Optimizer::stream) {
-    make_ring(bucket_ring_, "state_bucket", state_bytes_ * std::min(most, kStreamBucket), Holds::staging);
+    make_ring(bucket_ring_, "state_bucket", state_bytes(head_.master) * std::min(most, kStreamBucket), Holds::staging);
   } else if (any_on_host) {
     if (fsdp_)  // a ring: uploads wait for their turn rather than run ahead with the whole model
       make_ring(uploaded_ring_, "uploaded_shard", kFp32 * most_part, Holds::gathered_weights);
@@ -234,7 +237,7 @@ std::vector<Operand> NativeLowering::segments(const Weights& w, int64_t first, i
 void NativeLowering::stage(const Weights& w) {
   if (w.staged == kNoBuffer) return;
   b_.at(Phase::optimizer, w.layer);
-  const int64_t elements = state_bytes_ / kFp32 * w.bucket;
+  const int64_t elements = state_bytes(w.master) * w.bucket / kFp32;
   b_.op({OpKind::copy_h2d, Stream::h2d, Component::optimizer, {{kFp32 * elements}}},
         {matrix(w.states, Type::f32, 1, elements)}, {matrix(w.staged, Type::f32, 1, elements)});
 }
@@ -246,9 +249,9 @@ void NativeLowering::update(const Weights& w) {
   Does does;
   does.deferred = deferred();
   does.a = w.bucket;
-  does.b = fsdp_ ? 1 : 0;
+  does.b = static_cast<int64_t>(w.master);
   const Operand factor = plan_.clip ? matrix(clip_, Type::f32, 1, 1) : Operand{};
-  const int64_t state_elements = state_bytes_ / kFp32 * w.bucket;
+  const int64_t each = state_bytes(w.master), state_elements = each * w.bucket / kFp32;
   const auto adam = [&](OpSpec spec, const Operand& states, const std::vector<Operand>& gradients,
                         const std::vector<Operand>& weights) {
     spec.does = does;
@@ -263,8 +266,8 @@ void NativeLowering::update(const Weights& w) {
     spec.does.deferred = does.deferred;
     b_.op(spec, from, to);
   };
-  const int64_t gradient = size_of(ht_), read = state_bytes_ + gradient + (fsdp_ ? kFp32 : 0),
-                written = state_bytes_ + size_of(wt_);
+  const int64_t gradient = size_of(ht_), weights = size_of(wt_),
+                read = each + gradient + (w.master == Master::states ? 0 : weights), written = each + weights;
   const auto on_gpu = [&](int64_t n) {
     return local(OpKind::adam, Component::optimizer, {{n, n * read, n * written}});
   };
@@ -276,7 +279,7 @@ void NativeLowering::update(const Weights& w) {
   if (w.staged != kNoBuffer) {
     const Operand staged = matrix(w.staged, Type::f32, 1, state_elements);
     adam(on_gpu(count), staged, segments(w, 0, count, true, kNoBuffer), segments(w, 0, count, false, kNoBuffer));
-    copy(OpKind::copy_d2h, Stream::d2h, state_bytes_ * count, {staged}, {matrix(w.states, Type::f32, 1, state_elements)});
+    copy(OpKind::copy_d2h, Stream::d2h, each * count, {staged}, {matrix(w.states, Type::f32, 1, state_elements)});
     return;
   }
   if (!fsdp_ && plan_.optimizer == Optimizer::stream) {
@@ -286,9 +289,9 @@ void NativeLowering::update(const Weights& w) {
       const Operand home = matrix(w.states, Type::f32, 1, state_elements, i * state_elements);
       const Operand staging =
           matrix(bucket_ring_[next_bucket_++ % bucket_ring_.size()], Type::f32, 1, state_elements);
-      copy(OpKind::copy_h2d, Stream::h2d, state_bytes_ * w.bucket, {home}, {staging});
+      copy(OpKind::copy_h2d, Stream::h2d, each * w.bucket, {home}, {staging});
       adam(on_gpu(n), staging, segments(w, first, n, true, kNoBuffer), segments(w, first, n, false, kNoBuffer));
-      copy(OpKind::copy_d2h, Stream::d2h, state_bytes_ * w.bucket, {staging}, {home});
+      copy(OpKind::copy_d2h, Stream::d2h, each * w.bucket, {staging}, {home});
     }
     return;
   }

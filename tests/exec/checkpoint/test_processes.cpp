@@ -12,7 +12,7 @@ namespace {
 
 // What the processes of a run say to one another, in memory.
 struct Room {
-  explicit Room(int size) : size(size), said(static_cast<size_t>(size)), barrier(size) {}
+  explicit Room(int n) : size(n), said(static_cast<size_t>(n)), barrier(n) {}
   const int size;
   std::vector<std::vector<std::byte>> said;
   std::barrier<> barrier;

@@ -1,3 +1,4 @@
+#include <bit>
 #include <limits>
 
 #include "tests/error_of.h"
@@ -78,6 +79,45 @@ TEST(Adam, UpdatesEveryPairFromItsBlocks) {
                         round_to(initial[static_cast<size_t>(state(element, part))], Type::f32));
         }
       }
+    }
+  }
+}
+
+// The same bits, however the master is kept.
+TEST(Adam, LowBitsBesideTheWeightsAreAsGoodAsAWholeMaster) {
+  const int64_t bucket = 70, blocks = 2, n = 133;
+  const auto whole_state = [&](int64_t i, int64_t part) { return (i / bucket * 3 + part) * bucket + i % bucket; };
+  const auto low_state = [&](int64_t i, int64_t part) { return i / bucket * bucket * 5 / 2 + part * bucket + i % bucket; };
+  Tensor whole = Tensor::contiguous(1, blocks * bucket * 3, Values(blocks * bucket * 3)),
+         parted = Tensor::contiguous(1, blocks * bucket * 5 / 2, Values(blocks * bucket * 5 / 2));
+  Values masters(static_cast<size_t>(blocks * bucket * 3)), rounded;
+  auto* const low = reinterpret_cast<uint16_t*>(parted.operand().data);
+  const auto low_at = [&](int64_t i) -> uint16_t& { return low[i / bucket * bucket * 5 + 4 * bucket + i % bucket]; };
+  for (int64_t i = 0; i < n; ++i) {
+    const double start = normal(1)[0];
+    const uint32_t master = program::settled(std::bit_cast<uint32_t>(static_cast<float>(start)));
+    masters[static_cast<size_t>(whole_state(i, 0))] = std::bit_cast<float>(master);
+    rounded.push_back(std::bit_cast<float>(uint32_t{program::high_part(master)} << 16));
+    low_at(i) = program::low_part(master);
+  }
+  whole.set(masters);
+  Tensor w = Tensor::of(1, n, rounded, Type::bf16), copy = w;
+  Does does;
+  does.a = static_cast<int32_t>(bucket);
+  Setting setting;
+  for (int64_t step = 1; step <= 20; ++step) {
+    setting.step.adam = settings(step);
+    Tensor g = Tensor::random(1, n, Type::bf16);
+    does.b = static_cast<int64_t>(program::Master::states);
+    run_op(OpKind::adam, does, {nullptr, &whole, &g}, {&whole, &copy}, setting);
+    does.b = static_cast<int64_t>(program::Master::low);
+    run_op(OpKind::adam, does, {nullptr, &parted, &g}, {&parted, &w}, setting);
+    for (int64_t i = 0; i < n; ++i) {
+      ASSERT_EQ(w.at(i), copy.at(i));
+      for (int64_t part = 0; part < 2; ++part)
+        ASSERT_EQ(parted.at(low_state(i, part)), whole.at(whole_state(i, part + 1)));
+      const auto high = static_cast<uint16_t>(std::bit_cast<uint32_t>(static_cast<float>(w.at(i))) >> 16);
+      ASSERT_EQ(std::bit_cast<float>(program::whole(high, low_at(i))), whole.at(whole_state(i, 0))) << i;
     }
   }
 }

@@ -153,8 +153,9 @@ void expect_updated(const Problem& before, const Problem& after) {
           3e-7 * (std::abs(g) + std::abs(before.states[0].at(at_m)));  // its parts may cancel
       ASSERT_NEAR(new_m, m, m_error) << "m of " << element;
       ASSERT_NEAR(new_v, v, 3e-7 * (g * g + before.states[0].at(at_v))) << "v of " << element;
-      // The change to 2e-6 of its size, and the sum's rounding.
-      ASSERT_NEAR(new_w, w, 2e-6 * std::abs(w - old) + slope * m_error + 6e-8 * std::abs(w))
+      // The change to 2e-6 of its size, and the sum's rounding; of bf16 weights, what keeps the master off halfway.
+      const bool narrow = before.master && before.weights_type == Type::bf16;
+      ASSERT_NEAR(new_w, w, 2e-6 * std::abs(w - old) + slope * m_error + (narrow ? 1.8e-7 : 6e-8) * std::abs(w))
           << "weight of " << element;
       if (before.master) {
         const float stored = before.weights_type == Type::bf16 ? as_float(as_bf16(new_w)) : new_w;
@@ -286,7 +287,7 @@ TEST_P(OnPath, LeavesEverythingIfTheFactorIsNotFinite) {
 }
 
 // With a learning rate of 0 a master stays; its copy shows every way to round.
-TEST_P(OnPath, RoundsToNearestEven) {
+TEST_P(OnPath, RoundsToNearest) {
   std::vector<uint32_t> bits;
   for (const uint32_t high : {0x0000U, 0x0001U, 0x0080U, 0x3f80U, 0x3f81U, 0x7f7fU, 0x7f80U, 0x8000U, 0x8001U,
                               0xbf81U, 0xff7fU, 0xff80U})
@@ -316,7 +317,8 @@ TEST_P(OnPath, RoundsToNearestEven) {
       continue;
     }
     const bool zero = kFlushes && std::abs(x) < std::numeric_limits<float>::min();
-    EXPECT_EQ(stored, as_bf16(zero ? std::copysign(0.0F, x) : x)) << std::hex << bits[static_cast<size_t>(i)];
+    const float off_halfway = std::bit_cast<float>(program::settled(bits[static_cast<size_t>(i)]));
+    EXPECT_EQ(stored, as_bf16(zero ? std::copysign(0.0F, x) : off_halfway)) << std::hex << bits[static_cast<size_t>(i)];
   }
 }
 
