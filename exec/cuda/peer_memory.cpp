@@ -23,6 +23,7 @@ using interpreter::Call;
 using kernels::check;
 using program::OpKind;
 
+constexpr int64_t kAlign = 256;
 constexpr size_t kText = 160;  // of an obstacle, as ranks tell one another
 enum Stage { kReady, kWritten };
 
@@ -131,6 +132,15 @@ PeerMemory::PeerMemory(const program::StepProgram& program, std::byte* arena, la
   own.landing = handle_of(landing_.get());
   own.signals = handle_of(signals_.get());
   const std::vector<std::byte> cards = everyones(&own, sizeof own);
+  for (const program::Op& op : program.ops) {
+    const auto stream = static_cast<size_t>(op.stream);
+    if ((op.kind != OpKind::all_gather && op.kind != OpKind::reduce_scatter) || begun_[stream] != nullptr) continue;
+    check(cudaEventCreateWithFlags(&begun_[stream], cudaEventDisableTiming), "an event");
+    for (Lane& lane : lanes_[stream]) {
+      check(cudaStreamCreateWithFlags(&lane.stream, cudaStreamNonBlocking), "a stream");
+      check(cudaEventCreateWithFlags(&lane.done, cudaEventDisableTiming), "an event");
+    }
+  }
   std::array<char, kText> obstacle{};
   for (int rank = 0; rank < ranks_; ++rank) {
     Card card;
@@ -153,6 +163,11 @@ PeerMemory::PeerMemory(const program::StepProgram& program, std::byte* arena, la
 }
 
 PeerMemory::~PeerMemory() {
+  for (auto& lanes : lanes_)
+    for (const Lane& lane : lanes)
+      if (lane.stream != nullptr) cudaStreamDestroy(lane.stream), cudaEventDestroy(lane.done);
+  for (cudaEvent_t event : begun_)
+    if (event != nullptr) cudaEventDestroy(event);
   for (const Peer& peer : all_)
     for (void* memory : {static_cast<void*>(peer.arena), static_cast<void*>(peer.landing), static_cast<void*>(peer.signals)})
       if (memory != nullptr) cudaIpcCloseMemHandle(memory);
@@ -192,13 +207,29 @@ void PeerMemory::exchange(const plan::Span& group, program::Stream stream, int64
       body(peer, i, rank, peer.calls[static_cast<size_t>(stream)]);
     }
   };
+  if (group.size == 1) return;
   others([&](Peer& peer, int64_t, int64_t, uint32_t& calls) {
     write_signal(queue, peer.signals + signal_at(stream, kReady, ranks_, rank_), ++calls);
   });
-  others([&](Peer& peer, int64_t i, int64_t rank, uint32_t calls) {
-    wait_for_signal(queue, own + signal_at(stream, kReady, ranks_, rank), calls);
-    check(cudaMemcpyAsync(to(peer, i), from(i), static_cast<size_t>(bytes), cudaMemcpyDeviceToDevice, queue),
-          "a copy to another GPU");
+  // Every lane takes its part of what goes to each.
+  const auto at = static_cast<size_t>(stream);
+  check(cudaEventRecord(begun_[at], queue), "an exchange");
+  const int64_t share = (bytes / kLanes + kAlign - 1) / kAlign * kAlign;
+  for (int l = 0; l < kLanes; ++l) {
+    const Lane& lane = lanes_[at][static_cast<size_t>(l)];
+    const int64_t first = std::min(bytes, l * share), some = l + 1 == kLanes ? bytes - first : std::min(share, bytes - first);
+    if (some == 0) continue;
+    check(cudaStreamWaitEvent(lane.stream, begun_[at], 0), "an exchange");
+    others([&](Peer& peer, int64_t i, int64_t rank, uint32_t calls) {
+      wait_for_signal(lane.stream, own + signal_at(stream, kReady, ranks_, rank), calls);
+      check(cudaMemcpyAsync(to(peer, i) + first, from(i) + first, static_cast<size_t>(some), cudaMemcpyDeviceToDevice,
+                            lane.stream),
+            "a copy to another GPU");
+    });
+    check(cudaEventRecord(lane.done, lane.stream), "an exchange");
+    check(cudaStreamWaitEvent(queue, lane.done, 0), "an exchange");
+  }
+  others([&](Peer& peer, int64_t, int64_t, uint32_t calls) {
     write_signal(queue, peer.signals + signal_at(stream, kWritten, ranks_, rank_), calls);
   });
   others([&](Peer&, int64_t, int64_t rank, uint32_t calls) {

@@ -43,6 +43,12 @@ class PeerMemory {
   void reduce_scatter(const interpreter::Call& call, cudaStream_t queue);
   // Writes bytes from from(i) to to(peer, i) for every other rank of the group, i its index. On the stream, begins when all
   // let this rank write, and ends when all have written here.
+  // A copy engine moves half of what the links do: copies go by several, on streams of their own.
+  static constexpr int kLanes = 3;
+  struct Lane {
+    cudaStream_t stream = nullptr;
+    cudaEvent_t done = nullptr;
+  };
   template <class From, class To>
   void exchange(const plan::Span& group, program::Stream stream, int64_t bytes, const From& from, const To& to,
                 cudaStream_t queue);
@@ -53,6 +59,8 @@ class PeerMemory {
   const int rank_, ranks_;
   DeviceBytes landing_, signals_;  // written by the peers; signals: (streams, 2, ranks) u32
   std::vector<Peer> all_;
+  std::array<std::array<Lane, kLanes>, program::kStreams> lanes_{};  // by stream of the program, where it exchanges
+  std::array<cudaEvent_t, program::kStreams> begun_{};
   std::string obstacle_;  // why some rank of the run does not reach another of its host, the same on all; empty where all do
 };
 

@@ -37,7 +37,13 @@ Rank::Rank(int device, int rank, const program::StepProgram& program, const inte
       communicators_(std::move(communicators)),
       peers_(std::move(peers)),
       host_workspace_(cpu::workspace_bytes(program)) {
-  for (cudaStream_t& stream : streams_) check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "a stream");
+  // What others wait for gets free multiprocessors before what computes.
+  int least = 0, greatest = 0;
+  check(cudaDeviceGetStreamPriorityRange(&least, &greatest), "priorities");
+  for (size_t s = 0; s < streams_.size(); ++s)
+    check(cudaStreamCreateWithPriority(&streams_[s], cudaStreamNonBlocking,
+                                       static_cast<Stream>(s) == Stream::compute ? least : greatest),
+          "a stream");
 
   // Tables and constants of the device.
   const size_t table = constants.rope.cos.size() * sizeof(float);

@@ -7,7 +7,8 @@
 
 namespace mop::program {
 
-inline constexpr int64_t kLandingBytes = int64_t{192} << 20;  // of a rank; larger ones were not seen to be faster
+// Of a rank. Each piece's sum waits for multiprocessors, behind a product of a millisecond: pieces are few.
+inline constexpr int64_t kLandingBytes = int64_t{512} << 20;
 inline constexpr int64_t kMostLanding = 8;                    // ranks of a group
 
 // Whether an operation reduces that way where its group is within a node. Those of other streams are small.

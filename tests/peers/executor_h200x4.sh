@@ -49,7 +49,7 @@ for row in "${@:-qwen oss-offload oss-hbm}"; do for row in $row; do
     ;;
   qwen)
     run_mop 180 qwen --model qwen3-30b-a3b --context 4096 --sequences 8
-    run_peer 200 qwen --model qwen3-30b-a3b --context 4096 --sequences 8 --gate-up-blocks 12 ||
+    run_peer 200 qwen --model qwen3-30b-a3b --context 4096 --sequences 8 --gate-up-blocks 4 ||
       run_peer 200 qwen --model qwen3-30b-a3b --context 4096 --sequences 8
     ;;
   oss-offload)   # optimizer states on the host
