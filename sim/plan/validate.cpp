@@ -108,6 +108,9 @@ void validate(const Plan& plan, const model::ModelConfig& model, int64_t gpus, i
   if (plan.optimizer_staged_layers > model.layers)
     throw UserError(fmt::format("plan setting optimizer-staged-layers is {}, but {} has {} layers",
                                 plan.optimizer_staged_layers, model.name, model.layers));
+  if (plan.optimizer_hbm_layers > 0 && plan.optimizer != Optimizer::split && plan.optimizer != Optimizer::stream &&
+      plan.optimizer != Optimizer::automatic)
+    throw UserError("plan setting optimizer-hbm-layers is for optimizer=split and optimizer=stream");
   if (plan.optimizer_hbm_layers > model.layers)
     throw UserError(fmt::format("plan setting optimizer-hbm-layers is {}, but {} has {} layers",
                                 plan.optimizer_hbm_layers, model.name, model.layers));

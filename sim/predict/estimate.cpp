@@ -143,14 +143,12 @@ double estimate_step_time(const Scenario& s) {
       mop ? p.optimizer == plan::Optimizer::host || p.optimizer == plan::Optimizer::split : p.offloaded();
   const double hbm = c.table("memory_bound").at({1e15}).value;
   double update = shard * ((mop ? 26 : 28) + (!p.clip ? 0 : native ? 2 : 12)) / hbm;
-  const double hosted = p.optimizer == plan::Optimizer::split
-                            ? 1 - real(p.optimizer_hbm_layers) / real(s.model.layers)
-                            : 1;  // part of the states on the host
+  const double hosted = 1 - real(p.optimizer_hbm_layers) / real(s.model.layers);  // part of the states on the host
   if (native && host)
     update = hosted *
              std::max(shard * 28 * real(s.used_per_node()) / c["dram_bw"], shard / c["host_adam_rate_alone"]);
   if (mop && p.optimizer == plan::Optimizer::stream)
-    update = shard * 20 * real(s.used_per_node()) / c["root_both_bw"];
+    update = hosted * shard * 20 * real(s.used_per_node()) / c["root_both_bw"];
   if (!mop && host && !native) {
     update = shard / c["torch_adam_rate"] +
              (p.clip ? shard * 4 / c["torch_norm_bw"] + shard * 8 / c["torch_scale_bw"] : 0);

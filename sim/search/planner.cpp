@@ -8,6 +8,7 @@
 #include <map>
 #include <numeric>
 #include <set>
+#include <span>
 
 #include "sim/base/error.h"
 #include "sim/program/master.h"
@@ -167,6 +168,9 @@ class Planner {
   }
 
  private:
+  // A parameter, in HBM.
+  static constexpr auto kStates = static_cast<double>(program::state_bytes(program::Master::low));
+
   // Most frugal of memory, so that the search starts from something that fits.
   std::string start_value(const Choice& choice) const {
     const std::string knob = choice.knob;
@@ -197,6 +201,7 @@ class Planner {
   void settle(Plan& p) const {
     settle_schemes(s_, p);
     settle_split(p);
+    settle_resident(p);
     settle_staged(p);
   }
 
@@ -208,10 +213,11 @@ class Planner {
     return 0.97 * static_cast<double>(memory.hbm_capacity) - static_cast<double>(memory.hbm_peak);
   }
 
-  // As many layers, the first ones first, as `bytes` a parameter of theirs have room for.
-  int64_t layers_in(double room, double bytes, const Plan& p) const {
+  // As many layers, from number `first` on, as `bytes` a parameter of theirs have room for.
+  int64_t layers_in(double room, double bytes, const Plan& p, int64_t first = 0) const {
     int64_t count = 0;
-    for (const auto& layer : model::count_parameters(s_.model).layers) {
+    const auto parameters = model::count_parameters(s_.model);
+    for (const auto& layer : std::span(parameters.layers).subspan(static_cast<size_t>(first))) {
       room -= bytes * (static_cast<double>(layer.dense()) / static_cast<double>(p.dense_shard) +
                        static_cast<double>(layer.experts) / static_cast<double>(s_.gpus()));
       if (room < 0) break;
@@ -220,13 +226,24 @@ class Planner {
     return count;
   }
 
+  // Stream, where it is the planner's choice: HBM keeps the states of as many layers as it has room for.
+  void settle_resident(Plan& p) const {
+    if (p.optimizer != plan::Optimizer::stream || s_.plan.optimizer == plan::Optimizer::stream ||
+        s_.plan.optimizer_hbm_layers > 0)
+      return;
+    p.optimizer_hbm_layers = layers_in(room(p) - ends(p), kStates, p);
+  }
+
+  // Bytes of the embedding's and the head's states.
+  double ends(const Plan& p) const {
+    return kStates * 2 * static_cast<double>(s_.model.vocab * s_.model.hidden) /
+           static_cast<double>(std::min(p.dense_shard, p.vocabulary));
+  }
+
   // Stream: states come up ahead for as many layers as HBM has room for beside the embedding's.
   void settle_staged(Plan& p) const {
     if (p.optimizer != plan::Optimizer::stream || !p.clip || s_.plan.optimizer_staged_layers > 0) return;
-    const auto states = static_cast<double>(program::state_bytes(program::Master::low));
-    const double ends = states * 2 * static_cast<double>(s_.model.vocab * s_.model.hidden) /
-                        static_cast<double>(std::min(p.dense_shard, p.vocabulary));
-    p.optimizer_staged_layers = layers_in(room(p) - ends, states, p);
+    p.optimizer_staged_layers = layers_in(room(p) - ends(p), kStates, p, p.optimizer_hbm_layers);
   }
 
   // Split: the states of as many layers in HBM as the plan with all of them on the host leaves room for. A
@@ -237,7 +254,7 @@ class Planner {
       return;
     Plan on_host = p;
     on_host.optimizer = plan::Optimizer::host;
-    p.optimizer_hbm_layers = layers_in(room(on_host), static_cast<double>(program::state_bytes(program::Master::low) + 4), p);
+    p.optimizer_hbm_layers = layers_in(room(on_host), kStates + 4, p);
     if (p.optimizer_hbm_layers == 0) p.optimizer = plan::Optimizer::host;
   }
 

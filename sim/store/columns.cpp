@@ -21,6 +21,7 @@ std::span<const Column> columns() {
 #define MOP_COLUMN(name) \
   { #name, &RunRecord::name }
   static const std::vector<Column> all = {
+      MOP_COLUMN(id),
       MOP_COLUMN(kind),
       MOP_COLUMN(created),
       MOP_COLUMN(version),
@@ -53,6 +54,7 @@ std::span<const Column> columns() {
       MOP_COLUMN(exposed_communication_s),
       MOP_COLUMN(bound_by),
       MOP_COLUMN(detail),
+      MOP_COLUMN(label),
   };
 #undef MOP_COLUMN
   return all;

@@ -3,6 +3,7 @@
 #include <fmt/chrono.h>
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 #include <ctime>
 #include <nlohmann/json.hpp>
@@ -59,6 +60,12 @@ void require(bool holds, std::string_view field, const std::string& value) {
 }
 
 }  // namespace
+
+bool operator==(const RunRecord& a, const RunRecord& b) {
+  return std::ranges::all_of(columns(), [&](const Column& column) {
+    return column.name == "id" || value_of(a, column) == value_of(b, column);
+  });
+}
 
 Keys keys_of(std::string_view inputs) {
   json question = json::parse(inputs, nullptr, false);

@@ -13,6 +13,8 @@ inline constexpr std::string_view kMeasurement = "measurement";
 // Text is UTF-8. Times are seconds, sizes are bytes. An empty optional is "not known" (NULL in the database).
 // A record comes back from the database bit for bit, but for -0.0, which comes back as 0.0.
 struct RunRecord {
+  std::optional<int64_t> id;  // in its database, which gives it; it does not count in comparisons
+
   // What this is and where it comes from.
   std::string kind;      // kPrediction or kMeasurement
   std::string created;   // UTC, "2026-11-22T08:27:03Z": see now_utc()
@@ -50,9 +52,9 @@ struct RunRecord {
   std::optional<double> exposed_communication_s;
   std::string bound_by;       // the binding constraint or resource
   std::string detail = "{}";  // the complete answer, a JSON object
-
-  bool operator==(const RunRecord&) const = default;
+  std::string label;          // what the user calls it; empty: nothing
 };
+bool operator==(const RunRecord& a, const RunRecord& b);
 
 // Hashes that say which question a record answers, 16 hexadecimal digits each.
 //   scenario  what was asked: a measurement has the scenario of its predictions, whichever version made them.

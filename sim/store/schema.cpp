@@ -52,7 +52,8 @@ CREATE TABLE runs (
 CREATE UNIQUE INDEX runs_prediction ON runs (sweep, key) WHERE kind = 'prediction';
 CREATE INDEX runs_key ON runs (key);
 CREATE INDEX runs_scenario ON runs (scenario);
-)sql"};
+)sql",
+    "ALTER TABLE runs ADD COLUMN label TEXT NOT NULL DEFAULT ''"};
 static_assert(std::size(kSteps) == kSchemaVersion);
 
 int number(SQLite::Database& db, const char* sql) {

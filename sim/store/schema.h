@@ -9,7 +9,7 @@ class Database;
 namespace mop::store {
 
 inline constexpr int kApplicationId = 0x6d6f7072;  // "mopr", in the header of every file of ours
-inline constexpr int kSchemaVersion = 1;           // the newest, in PRAGMA user_version
+inline constexpr int kSchemaVersion = 2;           // the newest, in PRAGMA user_version
 
 // Errors, both: UserError naming `path` when the file belongs to another program or a newer version;
 // SQLite::Exception when it cannot be read or written.

@@ -85,7 +85,8 @@ void Store::insert(std::span<const RunRecord> records) {
     SQLite::Statement statement(*db_, insert_sql());
     for (const RunRecord& record : records) {
       int index = 0;
-      for (const Column& column : columns()) bind(statement, ++index, value_of(record, column));
+      for (const Column& column : columns())  // SQLite gives the id
+        bind(statement, ++index, column.name == "id" ? Value() : value_of(record, column));
       statement.exec();
       statement.reset();
     }

@@ -187,6 +187,9 @@ TEST(Validate, MessagesNameWhatDoesNotDivide) {
             "do: 1, 2");
   EXPECT_EQ(error_of(parse_plan("mop:optimizer=split,optimizer-hbm-layers=5"), model, 8, 4096),
             "plan setting optimizer-hbm-layers is 5, but small has 4 layers");
+  EXPECT_EQ(error_of(parse_plan("mop:optimizer=host,optimizer-hbm-layers=2"), model, 8, 4096),
+            "plan setting optimizer-hbm-layers is for optimizer=split and optimizer=stream");
+  EXPECT_FALSE(error_of(parse_plan("mop:optimizer=stream,optimizer-hbm-layers=2"), model, 8, 4096));
 }
 
 TEST(Validate, OpenDegreesAreNotLookedAt) {

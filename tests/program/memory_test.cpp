@@ -54,6 +54,19 @@ TEST(Memory, MopSplitsStatesByLayer) {
       1, 1e-3);
 }
 
+TEST(Memory, StreamedStatesStayInHbmForTheFirstLayers) {
+  const int64_t gpus = 16, kept = 20;
+  const Lowered l = lower_model(
+      "deepseek-v3", mop_plan(8, gpus, 2, 16, "optimizer=stream,optimizer-hbm-layers=20"), gpus, 8192);
+  double in_hbm = d(l.parameters.embedding);
+  for (int64_t layer = 0; layer < kept; ++layer)
+    in_hbm += d(l.parameters.layers[static_cast<size_t>(layer)].total());
+  EXPECT_NEAR(bytes_held(l, Holds::optimizer_states, Space::hbm) / (10 * in_hbm / d(gpus)), 1, 1e-3);
+  EXPECT_NEAR(
+      bytes_held(l, Holds::optimizer_states, Space::host) / (10 * (d(l.parameters.total) - in_hbm) / d(gpus)),
+      1, 1e-3);
+}
+
 TEST(Memory, HybridShardsHoldACopyForEachReplica) {
   const Lowered whole = lower_model("qwen3-30b-a3b", mop_plan(8, 16, 2, 16), 16, 8192);
   const Lowered hybrid = lower_model("qwen3-30b-a3b", mop_plan(8, 8, 2, 16), 16, 8192);

@@ -44,7 +44,8 @@ void NativeLowering::make_groups() {
 bool NativeLowering::states_on_host(int layer) const {
   if (fsdp_) return plan_.offloaded();
   if (plan_.optimizer == Optimizer::hbm) return false;
-  return plan_.optimizer != Optimizer::split || layer >= plan_.optimizer_hbm_layers;
+  const bool all = plan_.optimizer != Optimizer::split && plan_.optimizer_hbm_layers == 0;
+  return all || layer >= plan_.optimizer_hbm_layers;
 }
 
 NativeLowering::Part NativeLowering::make_part(FlatGroup flat, Component component, int64_t parameters, int64_t used,
@@ -72,9 +73,10 @@ void NativeLowering::make_states(Weights& w) {
   // The CPU has no weights beside the states.
   const bool by_cpu = w.on_host && plan_.optimizer != Optimizer::stream;
   w.master = fsdp_ ? Master::weights : by_cpu || wt_ != Type::bf16 ? Master::states : Master::low;
-  // The head's come last.
-  const int64_t staged = plan_.optimizer == Optimizer::stream && deferred() ? plan_.optimizer_staged_layers : 0;
-  if (staged > 0 && (w.layer < staged || staged == c_.layers)) {
+  // Of those on the host the first ones; the head's come last.
+  const int64_t staged = plan_.optimizer == Optimizer::stream && deferred() ? plan_.optimizer_staged_layers : 0,
+                end = plan_.optimizer_hbm_layers + staged;
+  if (staged > 0 && w.on_host && (w.layer < end || end >= c_.layers)) {
     w.staged = b_.persistent("staged_states", state_bytes(w.master) * w.bucket, Holds::staging, w.layer);
   } else if (w.on_host && plan_.optimizer == Optimizer::stream && !fsdp_) {
     w.buckets = ceil_div(w.elements(), kStreamBucket);

@@ -195,7 +195,8 @@ TEST(Lossless, BitwiseWhereTheOrderIsTheSame) {
   setup.plan = mop_plan(2, 4, 2, 2);
   const Result hbm = run(setup, data);
   for (const char* more : {"optimizer=host", "optimizer=stream", "optimizer=stream,optimizer-staged-layers=1",
-                           "optimizer=stream,optimizer-staged-layers=2", "checkpoints=host,optimizer=split,optimizer-hbm-layers=1"}) {
+                           "optimizer=stream,optimizer-staged-layers=2", "optimizer=stream,optimizer-hbm-layers=1",
+                           "optimizer=stream,optimizer-hbm-layers=1,optimizer-staged-layers=1", "checkpoints=host,optimizer=split,optimizer-hbm-layers=1"}) {
     setup.plan = mop_plan(2, 4, 2, 2, more);
     const Result result = run(setup, data);
     EXPECT_EQ(result.loss, hbm.loss) << more;
