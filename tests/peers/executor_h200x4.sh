@@ -1,7 +1,10 @@
 #!/usr/bin/env bash
 # mop run against the strong FSDP2 peer on the 4 GPUs of this host: executor_h200x4.sh OUT MOP [ROW...]
-# Rows: smoke (tiny models, a minute), qwen, oss-offload, oss-hbm; default: all but smoke. WHO=peer or WHO=mop runs one of the two.
-# Both read the same tokens (zipf_tokens.py; smoke: bytes of text), 20 steps with clipping; figures are of the last 10. Every run appends to OUT, none stops the next:
+# Rows with a peer: smoke (tiny models, a minute), qwen, oss-offload, oss-hbm; default: the last three. WHO=peer or WHO=mop runs one of the two.
+# Rows of mop alone: qwen-fsdp2 (its plan with our kernels), qwen-128k (one sequence over 4 GPUs), oss-64k, oss-128k (tokens a GPU; states on the host and
+# in HBM), oss-noclip (32K, 64K, 128K), oss-512k, oss-1m, largest (a model of LAYERS layers of Qwen3-235B-A22B, default 24: 61 B parameters).
+# Both read the same tokens (zipf_tokens.py; smoke: bytes of text), STEPS steps (20) with clipping; figures are of the LAST (10). TRACE=1: mop's timeline of the
+# step before the last. Every run appends to OUT, none stops the next:
 # fsdp2_runs.jsonl (peer), mop_steps.jsonl (a line with the command, then a line a step), results.db, log.txt, summary.jsonl.
 # Limits in seconds: a peer's run takes 90 (qwen) to 240 (oss-offload); what falls back after running out of memory takes that again.
 set -u
@@ -17,7 +20,10 @@ tokens=${DATA:-/tmp/executor_h200x4.bin} text=/tmp/executor_h200x4.txt
 run_mop() {  # run_mop SECONDS ROW ARGUMENTS...
   local limit=$1 row=$2; shift 2
   [[ $who == *mop* ]] || return 0
-  local command=("$mop" run --data "$data" --cluster h200x4 --plan mop --gpus 4 --lr-decay constant --steps "$steps" --format json --db "$out/results.db" "$@")
+  local command=("$mop" run --data "$data" --cluster h200x4 --gpus 4 --lr-decay constant --format json --db "$out/results.db" "$@")
+  [[ " $* " == *" --plan "* ]] || command+=(--plan mop)
+  [[ " $* " == *" --steps "* ]] || command+=(--steps "$steps" --lr 1e-4 --warmup "$((steps / 2))")
+  [ -z "${TRACE:-}" ] || command+=(--profile-steps "$((steps - 1))" --trace "$out/$row.json")
   echo "== $(date +%T) mop, $row: ${command[*]}" | tee -a "$out/log.txt"
   printf '{"row":"%s","command":"%s"}\n' "$row" "${command[*]}" >> "$out/mop_steps.jsonl"
   timeout -k 5 "$limit" "${command[@]}" 2>> "$out/log.txt" >> "$out/mop_steps.jsonl"
@@ -62,6 +68,26 @@ for row in "${@:-qwen oss-offload oss-hbm}"; do for row in $row; do
     run_peer 240 oss-hbm --model gpt-oss-20b --context 4096 --sequences 8 --gate-up-blocks 24 ||
       run_peer 240 oss-hbm --model gpt-oss-20b --context 4096 --sequences 8
     ;;
+  qwen-fsdp2)
+    run_mop 180 qwen-fsdp2 --model qwen3-30b-a3b --context 4096 --sequences 8 --plan fsdp2 ;;
+  qwen-128k)
+    run_mop 400 qwen-128k --model qwen3-30b-a3b --context 128K --ulysses 4 --optimizer stream ;;
+  oss-64k | oss-128k)
+    sequences=$([ "$row" = oss-64k ] && echo 16 || echo 32)
+    for where in hbm stream; do
+      run_mop 300 "$row-$where" --model gpt-oss-20b --context 4096 --sequences "$sequences" --ulysses 1 --optimizer "$where"
+    done ;;
+  oss-noclip)
+    for sequences in 8 16 32; do
+      run_mop 300 "oss-noclip-$sequences" --model gpt-oss-20b --context 4096 --sequences "$sequences" --ulysses 1 --optimizer stream --clip off
+    done ;;
+  oss-512k | oss-1m)
+    run_mop 560 "$row" --model gpt-oss-20b --context "$([ "$row" = oss-512k ] && echo 512K || echo 1M)" --ulysses 4 --optimizer host --steps 1 ;;
+  largest)
+    layers=${LAYERS:-24}
+    mkdir -p "/tmp/qwen3-235b-a22b-$layers-layers"
+    sed "s/\"num_hidden_layers\": *94/\"num_hidden_layers\": $layers/" "$root/scenarios/models/qwen3-235b-a22b/config.json" > "/tmp/qwen3-235b-a22b-$layers-layers/config.json"
+    run_mop 500 largest --model "/tmp/qwen3-235b-a22b-$layers-layers" --context 4096 --sequences 4 --steps 3 ;;
   *) echo "no row is called $row" >&2 ;;
   esac
 done; done
