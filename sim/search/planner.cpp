@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cmath>
 #include <limits>
 #include <map>
 #include <numeric>
@@ -118,19 +117,11 @@ std::vector<Choice> open_choices(const Scenario& s, const Plan& p) {
   return open;
 }
 
-// Better: fits before not, then less time a token or, in as good as the same time, less on the host, then less memory missing.
 struct Score {
-  static constexpr double kSame = 0.005;  // predictions are no better
   bool fits = false;
   double time_per_token = std::numeric_limits<double>::infinity();
-  int64_t host = 0;
+  int64_t host = 0;  // bytes, of a plan that fits
   double missing = std::numeric_limits<double>::infinity();
-  bool operator<(const Score& other) const {
-    if (fits != other.fits) return fits;
-    if (!fits) return missing < other.missing;
-    const bool same = std::abs(time_per_token - other.time_per_token) < kSame * other.time_per_token;
-    return same && host != other.host ? host < other.host : time_per_token < other.time_per_token;
-  }
 };
 
 class Planner {
@@ -158,7 +149,7 @@ class Planner {
           if (progress_) progress_(++done, total);
           if (!valid(s_, tried)) continue;
           const Score tried_score = score(tried);
-          if (tried_score < best_score) best = tried, best_score = tried_score, changed = true;
+          if (better(tried_score, best_score)) best = tried, best_score = tried_score, changed = true;
         }
       }
       if (!changed) break;
@@ -170,6 +161,16 @@ class Planner {
  private:
   // A parameter, in HBM.
   static constexpr auto kStates = static_cast<double>(program::state_bytes(program::Master::low));
+
+  // Fits before not, then less time a token, then less memory missing; of plans that are as good as the fastest so far
+  // (predictions are no better than that), the one with less on the host.
+  bool better(const Score& a, const Score& b) const {
+    constexpr double kSame = 1.005;
+    if (a.fits != b.fits) return a.fits;
+    if (!a.fits) return a.missing < b.missing;
+    const bool good = std::max(a.time_per_token, b.time_per_token) <= kSame * fastest_;
+    return good && a.host != b.host ? a.host < b.host : a.time_per_token < b.time_per_token;
+  }
 
   // Most frugal of memory, so that the search starts from something that fits.
   std::string start_value(const Choice& choice) const {
@@ -267,10 +268,11 @@ class Planner {
     const predict::Prediction prediction = predict::predict(tried);
     Score score;
     score.fits = prediction.fits;
-    score.host = prediction.host_peak;
-    if (prediction.fits)
+    if (prediction.fits) {
       score.time_per_token = *prediction.step_time / static_cast<double>(prediction.tokens_per_step);
-    else
+      score.host = prediction.host_peak;
+      fastest_ = std::min(fastest_, score.time_per_token);
+    } else
       score.missing = std::max(0.0, static_cast<double>(prediction.hbm_peak - prediction.hbm_capacity)) +
                       std::max(0.0, static_cast<double>(prediction.host_peak - prediction.host_capacity)) /
                           static_cast<double>(s_.used_per_node());
@@ -280,6 +282,7 @@ class Planner {
   const Scenario& s_;
   const std::function<void(size_t, size_t)>& progress_;
   std::map<std::string, Score> known_;
+  double fastest_ = std::numeric_limits<double>::infinity();
 };
 
 }  // namespace
