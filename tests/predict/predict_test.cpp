@@ -6,6 +6,7 @@
 #include "sim/base/error.h"
 #include "sim/base/integer.h"
 #include "sim/program/arena.h"
+#include "sim/program/landing.h"
 #include "tests/error_of.h"
 #include "tests/predict/support.h"
 
@@ -194,6 +195,19 @@ TEST(Predict, OnlyMemoryIsTheSameMemory) {
     EXPECT_EQ(memory.host_peak, whole.host_peak);
     EXPECT_EQ(memory.fits, whole.fits);
   }
+}
+
+// Ours reduces gradients by copy engines where a group is within a node, which takes a landing zone.
+TEST(Predict, LandingZoneWhereGradientsAreReducedWithinANode) {
+  const auto zone = [](const Scenario& s) {
+    for (const Named& row : predict(s, {.only_memory = true}).memory)
+      if (row.name == "landing_zone") return static_cast<int64_t>(row.value);
+    return int64_t{0};
+  };
+  EXPECT_EQ(zone(make("olmoe-1b-7b", "h200", 1, mop_plan(8, 8, 1, 8), 8192)), program::kLandingBytes);
+  EXPECT_EQ(zone(make("olmoe-1b-7b", "h200", 1, "fsdp2:runtime=native", 8192)), program::kLandingBytes);
+  EXPECT_EQ(zone(make("olmoe-1b-7b", "h200", 1, "fsdp2", 8192)), 0) << "PyTorch's is NCCL's";
+  EXPECT_EQ(zone(make("olmoe-1b-7b", "h200", 2, "fsdp2:runtime=native", 8192)), 0) << "groups of both nodes";
 }
 
 TEST(Predict, CalibrationsDiffer) {
