@@ -1,5 +1,5 @@
-// Every plan computes the same: loss and gradients against one rank, weights after five steps, and in all of those runs
-// memory as it was planned. fp32, documents and masked targets in the data.
+// Every plan computes the same: loss and gradients against one rank, weights after five steps, and in all of
+// those runs memory as it was planned. fp32, documents and masked targets in the data.
 #include <gtest/gtest.h>
 
 #include "tests/exec/support/allocations.h"
@@ -10,9 +10,9 @@ namespace {
 
 constexpr double kGradients = 1e-5;  // relative, 2-norm of each parameter's gradient
 
-// Weights after five steps of AdamW, as a share of what the steps moved. Adam divides by the gradient's own size, so
-// where a gradient is noise about zero the update is noise of full size: eps 1e-4, far above the noise of these
-// gradients (1e-7) and below most of them, keeps that out of the comparison.
+// Weights after five steps of AdamW, as a share of what the steps moved. Adam divides by the gradient's own
+// size, so where a gradient is noise about zero the update is noise of full size: eps 1e-4, far above the
+// noise of these gradients (1e-7) and below most of them, keeps that out of the comparison.
 constexpr double kRate = 1e-3, kEps = 1e-4, kWeights = 1e-3;
 constexpr int kSteps = 5;
 constexpr int64_t kGuard = 512;
@@ -51,8 +51,8 @@ Result run(const Trial& setup, const data::Sequences& data) {
   }
   trainer.flush();
   result.weights = read_all(trainer, prepared.job.model, What::weights);
-  // Operations address all of the arena, to the alignment of its last buffer; and without guards the arena is what the
-  // simulator reports.
+  // Operations address all of the arena, to the alignment of its last buffer; and without guards the arena is
+  // what the simulator reports.
   const auto expect_full = [](int64_t addressed, int64_t bytes) {
     EXPECT_LE(addressed, bytes);
     EXPECT_GT(addressed, bytes - program::kAlignment);
@@ -88,7 +88,8 @@ void expect_same(const Trial& setup, const Result& one, const Result& many) {
       moved += std::pow(static_cast<double>(one.weights[i][k]) - static_cast<double>(start[k]), 2);
       apart += std::pow(static_cast<double>(one.weights[i][k]) - static_cast<double>(many.weights[i][k]), 2);
     }
-    EXPECT_LE(std::sqrt(apart), kWeights * std::sqrt(moved)) << model::name(ids[i].role) << " of layer " << ids[i].layer;
+    EXPECT_LE(std::sqrt(apart), kWeights * std::sqrt(moved))
+        << model::name(ids[i].role) << " of layer " << ids[i].layer;
   }
 }
 
@@ -112,9 +113,13 @@ std::vector<Plan> plans(int64_t chunks) {
       {mop_plan(1, 1, 1, 1), 1, 8},
       {mop_plan(1, 2, 2, 1, "vp-tile=24" + split), 2, 8},
       {mop_plan(4, 4, 4, 4, "vp-tile=24"), 4, 8},
-      {mop_plan(2, 8, 2, 2, "vp-scheme=weights,vp-tile=10,mla-exchange=latent,checkpoints=host,optimizer=host" + split),
+      {mop_plan(2, 8, 2, 2,
+                "vp-scheme=weights,vp-tile=10,mla-exchange=latent,checkpoints=host,optimizer=host" + split),
        8, 2},
-      {mop_plan(8, 4, 4, 8, skewed + "vp-scheme=weights,save-attention=off,optimizer=stream,optimizer-staged-layers=1,round-rows=64"), 8, 4},
+      {mop_plan(8, 4, 4, 8,
+                skewed + "vp-scheme=weights,save-attention=off,optimizer=stream,optimizer-staged-layers=1,"
+                         "round-rows=64"),
+       8, 4},
       {mop_plan(2, 2, 1, 4,
                 skewed + "expert-placement=across,mla-exchange=latent,checkpoints=host,save-attention=off,"
                          "optimizer=split,optimizer-hbm-layers=2,spill-slots=1,round-rows=50"),
@@ -145,9 +150,10 @@ TEST_P(Lossless, AccumulationIsALargerBatch) {
   Trial setup{GetParam(), "fsdp2:runtime=native", 1, 8};
   const RandomSequences data(setup.context, 256);
   const Result one = run(setup, data);
-  for (const Plan& plan : {Plan{"fsdp2:runtime=native", 1, 4}, Plan{"fsdp2:runtime=native,offload=on", 2, 2},
-                           Plan{mop_plan(4, 2, 2, 2, "optimizer=host"), 4, 2},
-                           Plan{mop_plan(2, 2, 2, 2, "vp-scheme=weights,checkpoints=host,optimizer=stream"), 4, 2}}) {
+  for (const Plan& plan :
+       {Plan{"fsdp2:runtime=native", 1, 4}, Plan{"fsdp2:runtime=native,offload=on", 2, 2},
+        Plan{mop_plan(4, 2, 2, 2, "optimizer=host"), 4, 2},
+        Plan{mop_plan(2, 2, 2, 2, "vp-scheme=weights,checkpoints=host,optimizer=stream"), 4, 2}}) {
     setup.plan = plan.text;
     setup.ranks = plan.ranks;
     setup.sequences = plan.sequences;
@@ -158,8 +164,8 @@ TEST_P(Lossless, AccumulationIsALargerBatch) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Families, Lossless,
-                         ::testing::Values("tiny-qwen3-moe", "tiny-gpt-oss", "tiny-deepseek-v3", "tiny-mixtral",
-                                           "tiny-olmoe", "tiny-glm4-moe"),
+                         ::testing::Values("tiny-qwen3-moe", "tiny-gpt-oss", "tiny-deepseek-v3",
+                                           "tiny-mixtral", "tiny-olmoe", "tiny-glm4-moe"),
                          [](const auto& suite) {
                            std::string name = suite.param;
                            std::replace(name.begin(), name.end(), '-', '_');
@@ -189,26 +195,35 @@ TEST(Lossless, BitwiseWhereTheOrderIsTheSame) {
   EXPECT_EQ(one.loss, other.loss);
   EXPECT_EQ(one.gradients, other.gradients);
   EXPECT_EQ(one.weights, other.weights);
-  // Where states live, and what overlaps, changes nothing at all.
-  setup.ranks = 4;
-  setup.sequences = 4;
-  setup.plan = mop_plan(2, 4, 2, 2);
-  const Result hbm = run(setup, data);
-  for (const char* more : {"optimizer=host", "optimizer=stream", "optimizer=stream,optimizer-staged-layers=1",
-                           "optimizer=stream,optimizer-staged-layers=2", "optimizer=stream,optimizer-hbm-layers=1",
-                           "optimizer=stream,optimizer-hbm-layers=1,optimizer-staged-layers=1", "checkpoints=host,optimizer=split,optimizer-hbm-layers=1"}) {
-    setup.plan = mop_plan(2, 4, 2, 2, more);
-    const Result result = run(setup, data);
-    EXPECT_EQ(result.loss, hbm.loss) << more;
-    EXPECT_EQ(result.gradients, hbm.gradients) << more;
-    EXPECT_EQ(result.weights, hbm.weights) << more;
+}
+
+// Where states live, how the master is kept (in bf16 as low bits on the GPU, whole on the CPU), and what
+// overlaps, changes nothing at all.
+TEST(Lossless, BitwiseWhereverTheStatesAre) {
+  const RandomSequences data(32, 256);
+  for (const auto precision : {plan::Precision::fp32, plan::Precision::bf16}) {
+    Trial setup{"tiny-qwen3-moe", mop_plan(2, 4, 2, 2), 4, 4};
+    setup.precision = precision;
+    const Result hbm = run(setup, data);
+    for (const char* more :
+         {"optimizer=host", "optimizer=stream", "optimizer=stream,optimizer-staged-layers=1",
+          "optimizer=stream,optimizer-staged-layers=2", "optimizer=stream,optimizer-hbm-layers=1",
+          "optimizer=stream,optimizer-hbm-layers=1,optimizer-staged-layers=1",
+          "checkpoints=host,optimizer=split,optimizer-hbm-layers=1"}) {
+      setup.plan = mop_plan(2, 4, 2, 2, more);
+      const Result result = run(setup, data);
+      EXPECT_EQ(result.loss, hbm.loss) << more;
+      EXPECT_EQ(result.gradients, hbm.gradients) << more;
+      EXPECT_EQ(result.weights, hbm.weights) << more;
+    }
   }
 }
 
 // A router that sends every token to the same experts: the same memory, the same result.
 class HotRouter final : public weights::Source {
  public:
-  explicit HotRouter(const model::ModelConfig& model) : inner_(model, 7, 0.05, weights::RandomSource::Vectors::random) {}
+  explicit HotRouter(const model::ModelConfig& model)
+      : inner_(model, 7, 0.05, weights::RandomSource::Vectors::random) {}
   void read(model::ParameterId id, int64_t row, int64_t col, int64_t rows, int64_t cols, float* out,
             int64_t ld) const override {
     inner_.read(id, row, col, rows, cols, out, ld);
@@ -223,10 +238,10 @@ class HotRouter final : public weights::Source {
 TEST(Lossless, EveryTokenToTheSameExperts) {
   const RandomSequences data(32, 256);
   Result one;
-  for (const Plan& plan :
-       {Plan{"fsdp2:runtime=native", 1, 8}, Plan{mop_plan(4, 4, 2, 2, "round-rows=16,spill-min-rows=1"), 4, 4},
-        Plan{mop_plan(8, 8, 2, 2, "round-rows=16,spill-min-rows=1,spill-slots=1"), 8, 2},
-        Plan{mop_plan(8, 8, 1, 2, "round-rows=16,least-loaded=off"), 8, 1}}) {
+  for (const Plan& plan : {Plan{"fsdp2:runtime=native", 1, 8},
+                           Plan{mop_plan(4, 4, 2, 2, "round-rows=16,spill-min-rows=1"), 4, 4},
+                           Plan{mop_plan(8, 8, 2, 2, "round-rows=16,spill-min-rows=1,spill-slots=1"), 8, 2},
+                           Plan{mop_plan(8, 8, 1, 2, "round-rows=16,least-loaded=off"), 8, 1}}) {
     Trial setup{"tiny-gpt-oss", plan.text, plan.ranks, plan.sequences};
     SCOPED_TRACE(setup.text());
     const Prepared prepared(setup.job(), kGuard);

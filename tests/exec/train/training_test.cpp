@@ -105,9 +105,10 @@ TEST(Training, ResumesUnderAnotherPlanAndNumberOfRanks) {
     const double next = whole.step().loss;
     const checkpoint::Newest newest = checkpoint::open_newest(folder.path);
     ASSERT_TRUE(newest.reader);
-    for (const auto& [plan, ranks, sequences] : {std::tuple{std::string("fsdp2:runtime=native"), 1, 8},
-                                                 {std::string("fsdp2:runtime=native,ep=2"), 8, 1},
-                                                 {mop_plan(8, 4, 4, 8, "optimizer=stream,vp-scheme=weights"), 8, 4}}) {
+    for (const auto& [plan, ranks, sequences] :
+         {std::tuple{std::string("fsdp2:runtime=native"), 1, 8},
+          {std::string("fsdp2:runtime=native,ep=2"), 8, 1},
+          {mop_plan(8, 4, 4, 8, "optimizer=stream,vp-scheme=weights"), 8, 4}}) {
       Trial other{model, plan, ranks, sequences};
       SCOPED_TRACE(other.text());
       const Prepared elsewhere(other.job());
@@ -149,7 +150,8 @@ class Poisoned final : public weights::Source {
 
 TEST(Training, SaysWhichOperationMadeTheFirstNaN) {
   const RandomSequences data(32, 256);
-  for (const auto& [plan, ranks] : {std::pair{std::string("fsdp2:runtime=native"), 1}, {mop_plan(2, 4, 2, 2), 4}}) {
+  for (const auto& [plan, ranks] :
+       {std::pair{std::string("fsdp2:runtime=native"), 1}, {mop_plan(2, 4, 2, 2), 4}}) {
     Trial setup{"tiny-qwen3-moe", plan, ranks, 1};
     SCOPED_TRACE(setup.text());
     const Prepared prepared(setup.job());
@@ -163,14 +165,37 @@ TEST(Training, SaysWhichOperationMadeTheFirstNaN) {
   }
 }
 
+// Low bits of masters are no numbers, whatever they look like.
+TEST(Training, NothingIsNotFiniteInAHealthyRun) {
+  const RandomSequences data(32, 256);
+  for (const char* more : {"optimizer=hbm", "optimizer=stream", "optimizer=stream,optimizer-staged-layers=1",
+                           "optimizer=host"}) {
+    Trial setup{"tiny-qwen3-moe", mop_plan(2, 4, 2, 2, more), 4, 1};
+    setup.precision = plan::Precision::bf16;
+    SCOPED_TRACE(setup.text());
+    const Prepared prepared(setup.job());
+    TrainerOptions o = options();
+    o.check_finite = true;
+    Trainer trainer(prepared, data, o);
+    trainer.start(source(prepared.job.model));
+    for (int i = 0; i < 3; ++i) trainer.step();
+    trainer.flush();
+    EXPECT_EQ(trainer.machine().first_not_finite().value_or(""), "");
+  }
+}
+
 TEST(Training, SaysWhichTokenIsBeyondTheVocabulary) {
   const RandomSequences data(32, 300);  // the model's vocabulary is 256
-  for (const auto& [plan, ranks] : {std::pair{std::string("fsdp2:runtime=native"), 2}, {mop_plan(2, 4, 2, 2), 4}}) {
+  for (const auto& [plan, ranks] :
+       {std::pair{std::string("fsdp2:runtime=native"), 2}, {mop_plan(2, 4, 2, 2), 4}}) {
     Trial setup{"tiny-qwen3-moe", plan, ranks, 4};
     const Prepared prepared(setup.job());
     Trainer trainer(prepared, data, options());
     trainer.start(source(prepared.job.model));
-    EXPECT_THAT(error_of([&] { for (int i = 0; i < 50; ++i) trainer.step(); }), HasSubstr("vocabulary"));
+    EXPECT_THAT(error_of([&] {
+                  for (int i = 0; i < 50; ++i) trainer.step();
+                }),
+                HasSubstr("vocabulary"));
   }
 }
 
