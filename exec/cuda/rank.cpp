@@ -12,6 +12,7 @@
 #include "exec/cuda/adam_job.h"
 #include "exec/cuda/operands.h"
 #include "kernels/check.h"
+#include "kernels/elementwise.h"
 #include "sim/base/error.h"
 
 namespace mop::cuda {
@@ -28,7 +29,7 @@ constexpr int kFlags = 3;  // invalid token, invalid target, norm not finite
 
 Rank::Rank(int device, int rank, const program::StepProgram& program, const interpreter::Memory& memory,
            const cpu::Constants& constants, std::unique_ptr<Communicators> communicators, std::unique_ptr<PeerMemory> peers,
-           size_t trace_spans)
+           size_t trace_spans, bool check_finite)
     : device_(device),
       rank_(rank),
       program_(program),
@@ -110,6 +111,10 @@ Rank::Rank(int device, int rank, const program::StepProgram& program, const inte
     check(cudaEventCreate(&span.end), "an event");
   }
   if (trace_spans > 0) check(cudaEventCreate(&trace_start_), "an event");
+  if (check_finite) {
+    finite_ = std::make_unique<FiniteWatch>(program, rank);
+    for (int s = 0; s < program::kStreams; ++s) need_scratch(static_cast<Stream>(s), kernels::kSquareSumScratch);
+  }
   check(cudaDeviceSynchronize(), "constants of the device");  // streams that do not block would not wait for their copies
 }
 
@@ -183,6 +188,7 @@ void Rank::launch(Stream stream, const Launch& launch) {
                                     program_.op_name(launch.call.id), error.what()));
   }
   nvtxRangePop();
+  if (finite_) finite_->after(launch, scratch(stream), queue);
   if (span != nullptr) check(cudaEventRecord(span->end, queue), "recording an event");
 }
 
@@ -232,6 +238,7 @@ int64_t Rank::rounds(uint32_t event, const Call& plan) {
 
 void Rank::synchronize() {
   for (cudaStream_t stream : streams_) wait_until([&] { return cudaStreamQuery(stream); });
+  if (finite_) finite_->look();
   std::array<int32_t, kFlags> flags{};
   check(cudaMemcpy(flags.data(), flags_.get(), sizeof flags, cudaMemcpyDeviceToHost), "flags");
   if (flags[0] != INT32_MAX)
@@ -241,6 +248,10 @@ void Rank::synchronize() {
     throw UserError(fmt::format("target {} of rank {} is beyond the vocabulary; the data is of another tokenizer",
                                 flags[1], rank_));
   if (flags[2] != 0) throw UserError(fmt::format("the gradient norm is not finite (rank {})", rank_));
+}
+
+std::optional<std::string> Rank::first_not_finite() const {
+  return finite_ && finite_->first() ? std::optional(finite_->first()->what) : std::nullopt;
 }
 
 std::vector<program::OpSpan> Rank::trace() const {

@@ -14,6 +14,7 @@
 #include "exec/cpu/kernels.h"
 #include "exec/cpu/workspace.h"
 #include "exec/cuda/communicators.h"
+#include "exec/cuda/finite_watch.h"
 #include "exec/cuda/memory.h"
 #include "exec/cuda/peer_memory.h"
 #include "exec/interpreter/backend.h"
@@ -36,9 +37,10 @@ using program::Stream;
 class Rank final : public interpreter::Backend {
  public:
   // device: made current on the calling thread, which must be the one that launches. communicators, peers: of this rank.
+  // check_finite: remember the first operation that makes a number that is not finite.
   Rank(int device, int rank, const program::StepProgram& program, const interpreter::Memory& memory,
        const cpu::Constants& constants, std::unique_ptr<Communicators> communicators, std::unique_ptr<PeerMemory> peers,
-       size_t trace_spans);
+       size_t trace_spans, bool check_finite = false);
   ~Rank() override;
 
   void reserve(uint32_t events) override;
@@ -54,6 +56,8 @@ class Rank final : public interpreter::Backend {
   double take_expert_imbalance() { return std::exchange(imbalance_, 1.0); }  // as train::Machine has it
   std::vector<program::OpSpan> trace() const;  // after synchronize; since clear_trace
   void clear_trace();
+  // After synchronize, whether it threw or not.
+  std::optional<std::string> first_not_finite() const;
 
  private:
   // ---- operations.cpp
@@ -142,6 +146,7 @@ class Rank final : public interpreter::Backend {
   std::vector<Span> spans_;
   size_t used_spans_ = 0;
   cudaEvent_t trace_start_ = nullptr;
+  std::unique_ptr<FiniteWatch> finite_;
 };
 
 }  // namespace mop::cuda

@@ -69,6 +69,28 @@ bool all_finite(const Operand& operand) {
 
 }  // namespace
 
+bool tells(const program::StepProgram& program, const Launch& launch, size_t output) {
+  const Call& call = launch.call;
+  if (!call.out[output]) return false;
+  // Low bits of masters are no numbers; what is wrong with the states shows in the weights beside them.
+  const auto uses = program.operands(*call.op).last(call.out.size());
+  const program::Holds holds = program.buffers[uses[output].buffer].holds;
+  if (holds == program::Holds::optimizer_states || holds == program::Holds::staging) return false;
+  // Of a routed operation's rows and slots only those of the round are written; what comes of them is
+  // scanned where it is added up.
+  const View& view = call.out[output].view;
+  return call.op->routed == program::Routed::no ||
+         (view.rows != program.round_rows && view.cols != program.round_rows &&
+          (view.count != program.spill_slots || view.count == 0));
+}
+
+NotFinite not_finite(const program::StepProgram& program, int64_t rank, const Launch& launch, size_t output) {
+  const Call& call = launch.call;
+  return {launch.issue, call.id, call.round,
+          fmt::format("rank {}: output {} of operation {} ({}), round {}, is not finite", rank, output, call.id,
+                      program.op_name(call.id), call.round)};
+}
+
 Checks::Checks(const program::StepProgram& program, const Memory& memory, int64_t rank, bool finite)
     : program_(program),
       memory_(memory),
@@ -137,27 +159,11 @@ void Checks::after(const Launch& launch) {
 }
 
 void Checks::scan(const Launch& launch) {
-  const Call& call = launch.call;
-  const auto uses = program_.operands(*call.op).last(call.out.size());
-  for (size_t o = 0; o < call.out.size(); ++o) {
-    const Operand& operand = call.out[o];
-    if (!operand) continue;
-    // Low bits of masters are no numbers; what is wrong with the states shows in the weights beside them.
-    const program::Holds holds = program_.buffers[uses[o].buffer].holds;
-    if (holds == program::Holds::optimizer_states || holds == program::Holds::staging) continue;
-    // Of a routed operation's rows and slots only those of the round are written; what comes of them is
-    // scanned where it is added up.
-    const View& view = operand.view;
-    if (call.op->routed != program::Routed::no &&
-        (view.rows == program_.round_rows || view.cols == program_.round_rows ||
-         (view.count == program_.spill_slots && view.count > 0)))
-      continue;
-    if (all_finite(operand)) continue;
+  for (size_t o = 0; o < launch.call.out.size(); ++o) {
+    if (!tells(program_, launch, o) || all_finite(launch.call.out[o])) continue;
     const std::lock_guard lock(mutex_);
     if (first_ && first_->issue <= launch.issue) return;
-    first_ = {launch.issue, call.id, call.round,
-              fmt::format("rank {}: output {} of operation {} ({}), round {}, is not finite", rank_, o,
-                          call.id, program_.op_name(call.id), call.round)};
+    first_ = not_finite(program_, rank_, launch, o);
     return;
   }
 }

@@ -23,6 +23,10 @@ struct NotFinite {
   std::string what;  // "rank 3: output 0 of operation 17 (L1 forward experts gemm), round 0, is not finite"
 };
 
+// Whether an output tells something by being finite, and who says so where it does not.
+bool tells(const program::StepProgram& program, const Launch& launch, size_t output);
+NotFinite not_finite(const program::StepProgram& program, int64_t rank, const Launch& launch, size_t output);
+
 class Checks {
  public:
   // Guards are checked where the memory was planned with them; finite: outputs are scanned, too. Writes the

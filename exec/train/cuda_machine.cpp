@@ -40,7 +40,7 @@ class CudaMachine final : public Machine {
     backend_ = std::make_unique<cuda::Rank>(
         device_, rank_, program, memory_, constants_,
         std::make_unique<cuda::Communicators>(program, rank_, prepared.job.ranks, *peers_),
-        std::make_unique<cuda::PeerMemory>(program, hbm_.get(), *peers_), spans);
+        std::make_unique<cuda::PeerMemory>(program, hbm_.get(), *peers_), spans, options.check_finite);
   }
 
   std::ranges::iota_view<int, int> ranks() const override { return {rank_, rank_ + 1}; }
@@ -62,7 +62,7 @@ class CudaMachine final : public Machine {
     check(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
     return static_cast<int64_t>(total - free);
   }
-  std::optional<std::string> first_not_finite() const override { return std::nullopt; }
+  std::optional<std::string> first_not_finite() const override { return backend_->first_not_finite(); }
 
  private:
   // Made current on this thread, the only one that launches.

@@ -1,11 +1,13 @@
 // Whole steps in bf16 on one GPU: loss and every gradient of seven families against fp32 and transformers.
 #include <fmt/format.h>
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <ranges>
 
 #include "exec/cpu/tensor.h"
+#include "tests/error_of.h"
 #include "tests/exec/support/reference.h"
 #include "tests/exec/train/support.h"
 #include "tests/kernels/device_array.h"
@@ -79,6 +81,26 @@ Distances distances(const model::ModelConfig& model, const Parameters& a, const 
   }
   std::ranges::sort(d.all);
   return d;
+}
+
+TEST(Gpu, NamesTheFirstOperationThatMadeANaN) {
+  if (const std::string reason = kernels::no_gpu(); !reason.empty()) GTEST_SKIP() << reason;
+  const RandomSequences data(32, 256);
+  for (const std::string& plan : {std::string("fsdp2:runtime=native"), mop_plan(1, 1, 1, 1, "optimizer=stream")}) {
+    Trial setup{"tiny-qwen3-moe", plan, 1, 1};
+    setup.precision = plan::Precision::bf16;
+    SCOPED_TRACE(setup.text());
+    const Prepared prepared(setup.job());
+    TrainerOptions o = options();
+    o.check_finite = true;
+    Trainer healthy(prepared, data, o, make_gpu(prepared, o));
+    healthy.start(weights::RandomSource(prepared.job.model, 3));
+    for (int i = 0; i < 3; ++i) healthy.step();
+    EXPECT_EQ(healthy.machine().first_not_finite().value_or(""), "");
+    Trainer ill(prepared, data, o, make_gpu(prepared, o));
+    ill.start(Poisoned(prepared.job.model, {model::Role::o, 2}));
+    EXPECT_THAT(error_of([&] { ill.step(); }), ::testing::HasSubstr("(L2 forward "));
+  }
 }
 
 class Families : public ::testing::TestWithParam<std::string> {

@@ -135,4 +135,20 @@ inline double farthest(const model::ModelConfig& model, const Parameters& a, con
   return most;
 }
 
+// Weights with one value that is not a number.
+class Poisoned final : public weights::Source {
+ public:
+  Poisoned(const model::ModelConfig& model, model::ParameterId where) : inner_(model, 3), where_(where) {}
+  void read(model::ParameterId id, int64_t row, int64_t col, int64_t rows, int64_t cols, float* out,
+            int64_t ld) const override {
+    inner_.read(id, row, col, rows, cols, out, ld);
+    if (id == where_ && row <= 1 && row + rows > 1 && col <= 1 && col + cols > 1)
+      out[(1 - row) * ld + 1 - col] = std::numeric_limits<float>::quiet_NaN();
+  }
+
+ private:
+  weights::RandomSource inner_;
+  model::ParameterId where_;
+};
+
 }  // namespace mop::train::testing

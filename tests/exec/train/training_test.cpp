@@ -132,22 +132,6 @@ TEST(Training, RefusesACheckpointOfAnotherModel) {
   EXPECT_THAT(error_of([&] { wrong.resume(*newest.reader); }), HasSubstr("tiny-qwen3-moe"));
 }
 
-// Weights with one value that is not a number.
-class Poisoned final : public weights::Source {
- public:
-  Poisoned(const model::ModelConfig& model, model::ParameterId where) : inner_(model, 3), where_(where) {}
-  void read(model::ParameterId id, int64_t row, int64_t col, int64_t rows, int64_t cols, float* out,
-            int64_t ld) const override {
-    inner_.read(id, row, col, rows, cols, out, ld);
-    if (id == where_ && row <= 1 && row + rows > 1 && col <= 1 && col + cols > 1)
-      out[(1 - row) * ld + 1 - col] = std::numeric_limits<float>::quiet_NaN();
-  }
-
- private:
-  weights::RandomSource inner_;
-  model::ParameterId where_;
-};
-
 TEST(Training, SaysWhichOperationMadeTheFirstNaN) {
   const RandomSequences data(32, 256);
   for (const auto& [plan, ranks] :
