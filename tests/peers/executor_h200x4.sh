@@ -81,8 +81,10 @@ for row in "${@:-qwen oss-offload oss-hbm}"; do for row in $row; do
     for sequences in 8 16 32; do
       run_mop 300 "oss-noclip-$sequences" --model gpt-oss-20b --context 4096 --sequences "$sequences" --ulysses 1 --optimizer stream --clip off
     done ;;
-  oss-512k | oss-1m)
-    run_mop 560 "$row" --model gpt-oss-20b --context "$([ "$row" = oss-512k ] && echo 512K || echo 1M)" --ulysses 4 --optimizer host --steps 1 ;;
+  oss-512k)
+    run_mop 300 oss-512k --model gpt-oss-20b --context 512K --ulysses 4 --steps 2 ;;
+  oss-1m)
+    run_mop 560 oss-1m --model gpt-oss-20b --context 1M --ulysses 4 --optimizer stream --steps 1 ;;
   largest)
     layers=${LAYERS:-24}
     mkdir -p "/tmp/qwen3-235b-a22b-$layers-layers"
