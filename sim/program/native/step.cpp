@@ -294,18 +294,23 @@ StepProgram NativeLowering::run() {
     if (load_ != kNoBuffer) clear(Component::router, matrix(load_, Type::f32, 1, 2 * c_.experts));
     // The update of the step before, layer by layer, a layer ahead of the weights' use.
     const bool updating = first && deferred();
+    const auto update_before = [&](const Weights& w) {
+      if (!updating) return;
+      update(w);
+      stage(w);
+    };
     const auto prepare = [&](int layer) {
-      if (updating) update(layers_[static_cast<size_t>(layer)]);
+      update_before(layers_[static_cast<size_t>(layer)]);
       b_.at(Phase::forward, layer);
       gathered_[static_cast<size_t>(layer)] = gather(layer);
     };
-    if (updating) update(embedding_);
+    update_before(embedding_);
     embed_forward(micro);
     if (ahead()) prepare(0);
     for (int l = 0; l < layers; ++l) {
       if (!ahead()) prepare(l);
       if (ahead() && l + 1 < layers) prepare(l + 1);
-      if (l + 1 == layers && updating) update(head_);
+      if (l + 1 == layers) update_before(head_);
       forward_layer(l);
     }
     if (load_ != kNoBuffer) {
@@ -321,11 +326,6 @@ StepProgram NativeLowering::run() {
       does.c = in_.workload.accumulate;
       b_.op(local(OpKind::balance_loss, Component::router, {{2 * c_.experts, 2 * kFp32 * c_.experts, 8}}, does, world_),
             {load}, {sum(2)});
-    }
-    if (last) {
-      stage(embedding_);
-      for (const Weights& w : layers_) stage(w);
-      stage(head_);
     }
     vocabulary(micro, last);
     if (ahead()) fetch(layers - 1);

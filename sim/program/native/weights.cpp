@@ -234,8 +234,8 @@ std::vector<Operand> NativeLowering::segments(const Weights& w, int64_t first, i
   return all;
 }
 
-// Brings the states up for the update that the next step's forward begins with: the way up is free during backward,
-// while the clip factor is not known yet, and the way down is taken by the update before.
+// Brings the states up for the update that the next step's forward begins with, behind their way down from the update of
+// this one: both ways are busy all step, while the clip factor is not known yet.
 void NativeLowering::stage(const Weights& w) {
   if (w.staged == kNoBuffer) return;
   b_.at(Phase::optimizer, w.layer);
