@@ -62,7 +62,9 @@ std::unique_ptr<train::Machine> make_machine(const train::Prepared& prepared, co
     const std::string warning =
         cuda::check_host_memory(prepared.memory.arenas.host.bytes, options.place->local_size);
     if (!warning.empty()) observer.say(warning);
-    return train::make_cuda_machine(prepared, options.trainer, *options.place, std::move(peers));
+    train::MachineOptions machine = options.trainer;
+    machine.say = observer.say;
+    return train::make_cuda_machine(prepared, machine, *options.place, std::move(peers));
   }
 #else
   (void)peers, (void)report, (void)observer;

@@ -2,7 +2,9 @@
 
 #include <cuda_profiler_api.h>
 
+#include <chrono>
 #include <cstdlib>
+#include <optional>
 #include <thread>
 
 #include "exec/cuda/libraries.h"
@@ -30,28 +32,38 @@ class CudaMachine final : public Machine {
         device_(choose_device(place)),
         constants_{prepared.job.model, model::make_rope(prepared.job.model, prepared.job.workload.context),
                    prepared.least_loaded(), prepared.program.round_rows,
-                   static_cast<int>(prepared.job.plan.spill_slots)},
-        host_(prepared.memory.arenas.host.bytes),
-        hbm_(cuda::device_bytes(prepared.memory.arenas.hbm.bytes, "the arena of a rank")),
-        memory_(prepared.program, prepared.memory, hbm_.get(), host_.data()) {
-    check(cudaMemset(hbm_.get(), 0, static_cast<size_t>(prepared.memory.arenas.hbm.bytes)), "the arena");
+                   static_cast<int>(prepared.job.plan.spill_slots)} {
     const program::StepProgram& program = prepared.program;
-    const size_t spans = options.trace ? 4 * program.ops.size() + 4096 : 0;
-    backend_ = std::make_unique<cuda::Rank>(
-        device_, rank_, program, memory_, constants_,
-        std::make_unique<cuda::Communicators>(program, rank_, prepared.job.ranks, *peers_),
-        std::make_unique<cuda::PeerMemory>(program, hbm_.get(), *peers_), spans, options.check_finite);
+    const program::Arenas& arenas = prepared.memory.arenas;
+    const auto begin = std::chrono::steady_clock::now();
+    const auto tell = [&](const std::string& what) {
+      const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - begin;
+      if (options.say) options.say(fmt::format("{} after {}", what, format_seconds(taken.count())));
+    };
+    host_.emplace(arenas.host.bytes);  // pinned before NCCL starts
+    tell(fmt::format("{} of host memory pinned", format_bytes(static_cast<double>(arenas.host.bytes))));
+    hbm_ = cuda::device_bytes(arenas.hbm.bytes, "the arena of a rank");
+    check(cudaMemset(hbm_.get(), 0, static_cast<size_t>(arenas.hbm.bytes)), "the arena");
+    memory_.emplace(program, prepared.memory, hbm_.get(), host_->data());
+    staging_.emplace();
+    auto communicators = std::make_unique<cuda::Communicators>(program, rank_, prepared.job.ranks, *peers_);
+    auto peer_memory = std::make_unique<cuda::PeerMemory>(program, hbm_.get(), *peers_);
+    tell("arena and communicators");
+    backend_ = std::make_unique<cuda::Rank>(device_, rank_, program, *memory_, constants_, std::move(communicators),
+                                            std::move(peer_memory), options.trace ? 4 * program.ops.size() + 4096 : 0,
+                                            options.check_finite);
+    tell("kernels and workspaces");
   }
 
   std::ranges::iota_view<int, int> ranks() const override { return {rank_, rank_ + 1}; }
   launch::Peers& peers() override { return *peers_; }
-  const interpreter::Memory& memory(int) const override { return memory_; }
+  const interpreter::Memory& memory(int) const override { return *memory_; }
   interpreter::Backend& backend(int) override { return *backend_; }
   void run(const std::function<void(int)>& body) override { body(rank_); }
   void read(int, const std::byte* from, std::byte* to, int64_t bytes) const override {
-    staging_.copy(to, from, bytes);
+    staging_->copy(to, from, bytes);
   }
-  void write(int, std::byte* to, const std::byte* from, int64_t bytes) override { staging_.copy(to, from, bytes); }
+  void write(int, std::byte* to, const std::byte* from, int64_t bytes) override { staging_->copy(to, from, bytes); }
   std::vector<program::OpSpan> trace(int) const override { return backend_->trace(); }
   void clear_trace() override { backend_->clear_trace(); }
   void profile(bool on) override { check(on ? cudaProfilerStart() : cudaProfilerStop(), "the profiler"); }
@@ -90,10 +102,10 @@ class CudaMachine final : public Machine {
   const std::unique_ptr<launch::Peers> peers_;
   const int rank_, device_;
   const cpu::Constants constants_;
-  const cuda::PinnedSlab host_;  // pinned before NCCL starts
-  const cuda::DeviceBytes hbm_;
-  const interpreter::Memory memory_;
-  mutable cuda::Staging staging_;
+  std::optional<cuda::PinnedSlab> host_;
+  cuda::DeviceBytes hbm_;
+  std::optional<interpreter::Memory> memory_;
+  mutable std::optional<cuda::Staging> staging_;
   std::unique_ptr<cuda::Rank> backend_;
 };
 

@@ -59,6 +59,7 @@ struct MachineOptions {
   bool trace = false;         // keep the operations' times of the last step
   bool check_guards = false;  // needs Prepared with guards
   bool check_finite = false;  // remember the first operation that makes a number that is not finite
+  std::function<void(const std::string&)> say;  // of preparations that take seconds; may be missing
 };
 
 // All ranks in this process, each a few threads. Errors: UserError when the machine lacks the memory.
