@@ -2,6 +2,7 @@
 
 #include <array>
 
+#include "exec/cli/calibrate.h"
 #include "exec/cli/run.h"
 #include "sim/cli/app.h"
 
@@ -10,6 +11,6 @@ int main(int argc, char** argv) {
   // tenth of the time.
   mallopt(M_TRIM_THRESHOLD, 256 << 20);
   mallopt(M_MMAP_THRESHOLD, 256 << 20);
-  constexpr std::array<mop::cli::AddCommand, 1> executor{mop::cli::add_run};
+  constexpr std::array<mop::cli::AddCommand, 2> executor{mop::cli::add_run, mop::cli::add_calibrate};
   return mop::cli::run(argc, argv, executor);
 }

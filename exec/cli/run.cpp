@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
@@ -20,6 +21,8 @@
 #include "sim/cli/text.h"
 #include "sim/program/timeline.h"
 #include "sim/search/planner.h"
+#include "sim/validate/op_sums.h"
+#include "sim/validate/question.h"
 
 namespace mop::cli {
 namespace {
@@ -53,7 +56,8 @@ struct Run {
   TrainingOptions options;
   int64_t ranks = 1, gpus = 0;
   std::string rate = "3e-4", minimum_rate = "0", weight_decay = "0.1", beta1 = "0.9", beta2 = "0.95", eps = "1e-8",
-              clip_norm = "1", decay = "cosine", order = "shuffled", export_type = "bf16", trace;
+              clip_norm = "1", decay = "cosine", order = "shuffled", export_type = "bf16", trace, label;
+  std::optional<validate::OpSums> sums;  // of the last profiled step; in process 0
   std::string end_of_document, profile_steps;
   bool dry_run = false, resume = false;
 
@@ -115,6 +119,9 @@ struct Run {
     command.add_option("--profile-steps", profile_steps,
                        "steps that an attached profiler records, and whose last has its timeline in --trace; else the last")
         ->type_name("N|FIRST..LAST")
+        ->group("Answer");
+    command.add_option("--label", label, "what the stored measurement is called: mop results --where label=NAME")
+        ->type_name("NAME")
         ->group("Answer");
     command.add_flag("--dry-run", dry_run, "show memory and predicted schedule, and run nothing")->group("Answer");
     command.footer(
@@ -272,6 +279,7 @@ struct Run {
 
   store::RunRecord measurement(const predict::Scenario& s, store::RunRecord r, const TrainingReport& report) const {
     r.kind = store::kMeasurement;
+    r.label = label;
     r.created = store::now_utc();
     char host[256] = "unknown";
     ::gethostname(host, sizeof host - 1);
@@ -283,7 +291,7 @@ struct Run {
     r.hbm_allocated_bytes = report.hbm_addressed;
     r.hbm_peak_bytes = on_gpus() ? report.device_bytes : report.hbm_bytes;
     r.hbm_capacity_bytes = std::nullopt;
-    r.host_peak_bytes = report.host_bytes * s.gpus();
+    r.host_peak_bytes = report.host_bytes * s.used_per_node();
     r.host_capacity_bytes = std::nullopt;
     const double seconds = report.median_seconds();
     r.step_time_s = seconds;
@@ -302,19 +310,28 @@ struct Run {
                        {"planning_stall_s", static_cast<double>(step.overlap.planning_stall) * 1e-9},
                        {"exposed_communication_s", static_cast<double>(step.overlap.exposed_communication) * 1e-9},
                        {"seconds", step.seconds}});
-    r.detail = Json{{"backend", on_gpus() ? "cuda" : "cpu"},
-                    {"ranks", s.gpus()},
-                    {"data", options.data_path},
-                    {"seed", options.seed},
-                    {"workspace_bytes", report.workspace_bytes},
-                    {"step_time", "median of the second half of the steps"},
-                    {"steps", steps}}
-                   .dump();
+    Json detail{{"backend", on_gpus() ? "cuda" : "cpu"},
+                {"ranks", s.gpus()},
+                {"data", options.data_path},
+                {"seed", options.seed},
+                {"workspace_bytes", report.workspace_bytes},
+                {"step_time", "median of the second half of the steps"},
+                {"steps", steps}};
+    detail[validate::kQuestion] = Json::parse(validate::to_json(s, flags.text("model"), flags.text("cluster")));
+    const auto last = std::ranges::find(report.steps, options.profile_last, &train::StepReport::step);
+    if (sums && last != report.steps.end()) {
+      validate::OpSums of_step = *sums;
+      of_step.step = last->seconds;
+      detail[validate::kOpSums] = Json::parse(validate::to_json(of_step));
+      detail["profiled_step"] = last->step + 1;
+      if (!trace.empty()) detail["trace"] = trace;
+    }
+    r.detail = detail.dump(-1, ' ', false, Json::error_handler_t::replace);
     return r;
   }
 
-  // Collective: every process brings its ranks' times.
-  void write_trace(const predict::Scenario& s, const train::Prepared& prepared, train::Trainer& trainer) const {
+  // Sums and the timeline of the step that has just run. Collective: every process brings its ranks' times.
+  void profiled(const predict::Scenario& s, const train::Prepared& prepared, train::Trainer& trainer) {
     std::vector<program::RankTimeline> timelines;
     const auto add = [&](std::vector<program::OpSpan> spans) {
       timelines.push_back({fmt::format("rank {}, {} {}, measured", timelines.size(), s.model.name,
@@ -331,7 +348,9 @@ struct Run {
         add(std::move(spans));
       }
     }
-    if (peers.rank() == 0) program::write_timeline(trace, timelines);
+    if (peers.rank() != 0) return;
+    sums = validate::sum_operations(timelines);
+    if (!trace.empty()) program::write_timeline(trace, timelines);
   }
 
   // The planner's choice, of process 0.
@@ -404,9 +423,7 @@ struct Run {
     observer.step = [&](const train::StepReport& step) {
       if (first()) print_step(s, step, tokens, bytes);
     };
-    observer.profiled = [&](train::Trainer& trainer) {
-      if (!trace.empty()) write_trace(s, prepared, trainer);
-    };
+    observer.profiled = [&](train::Trainer& trainer) { profiled(s, prepared, trainer); };
     const TrainingReport report = run_training(prepared, options, observer, std::move(peers));
     if (store && !report.steps.empty()) store->insert(measurement(s, predicted, report));
     if (report.interrupted)

@@ -105,11 +105,26 @@ std::byte* open(const cudaIpcMemHandle_t& handle) {
   return nullptr;
 }
 
+std::set<program::Stream> streams_of(const program::StepProgram& program) {
+  std::set<program::Stream> streams;
+  for (const program::Op& op : program.ops)
+    if (op.kind == OpKind::all_gather || op.kind == OpKind::reduce_scatter) streams.insert(op.stream);
+  return streams;
+}
+
+bool any_lands(const program::StepProgram& program) {
+  return std::ranges::any_of(program.ops, [&](const program::Op& op) {
+    return program::is_collective(op.kind) && program::lands(op, program.groups[op.group].span());
+  });
+}
+
 }  // namespace
 
 PeerMemory::PeerMemory(const program::StepProgram& program, std::byte* arena, launch::Peers& peers)
-    : program_(program),
-      peers_(peers),
+    : PeerMemory(arena, streams_of(program), any_lands(program), peers) {}
+
+PeerMemory::PeerMemory(std::byte* arena, const std::set<program::Stream>& streams, bool reduces, launch::Peers& peers)
+    : peers_(peers),
       arena_(arena),
       rank_(peers.rank()),
       ranks_(peers.size()),
@@ -120,9 +135,7 @@ PeerMemory::PeerMemory(const program::StepProgram& program, std::byte* arena, la
       all.insert(all.end(), one.begin(), one.end());
     return peers_.broadcast(all);
   };
-  const bool lands = std::ranges::any_of(
-      program.ops, [&](const program::Op& op) { return program::is_collective(op.kind) && program::lands(op, program.groups[op.group].span()); });
-  landing_ = device_bytes(lands ? program::kLandingBytes : 1, "the landing zone of reduce-scatters");
+  landing_ = device_bytes(reduces ? program::kLandingBytes : 1, "the landing zone of reduce-scatters");
   const int64_t signals = program::kStreams * 2 * ranks_ * static_cast<int64_t>(sizeof(uint32_t));
   signals_ = device_bytes(signals, "signals between GPUs");
   check(cudaMemset(signals_.get(), 0, static_cast<size_t>(signals)), "signals");
@@ -132,11 +145,9 @@ PeerMemory::PeerMemory(const program::StepProgram& program, std::byte* arena, la
   own.landing = handle_of(landing_.get());
   own.signals = handle_of(signals_.get());
   const std::vector<std::byte> cards = everyones(&own, sizeof own);
-  for (const program::Op& op : program.ops) {
-    const auto stream = static_cast<size_t>(op.stream);
-    if ((op.kind != OpKind::all_gather && op.kind != OpKind::reduce_scatter) || begun_[stream] != nullptr) continue;
-    check(cudaEventCreateWithFlags(&begun_[stream], cudaEventDisableTiming), "an event");
-    for (Lane& lane : lanes_[stream]) {
+  for (const program::Stream stream : streams) {
+    check(cudaEventCreateWithFlags(&begun_[static_cast<size_t>(stream)], cudaEventDisableTiming), "an event");
+    for (Lane& lane : lanes_[static_cast<size_t>(stream)]) {
       check(cudaStreamCreateWithFlags(&lane.stream, cudaStreamNonBlocking), "a stream");
       check(cudaEventCreateWithFlags(&lane.done, cudaEventDisableTiming), "an event");
     }
@@ -184,14 +195,17 @@ bool PeerMemory::reaches(const plan::Span& group) const {
   return true;
 }
 
-bool PeerMemory::takes(const Call& call) const {
-  const plan::Span group = program_.groups[call.op->group].span();
+bool PeerMemory::takes(const Call& call, const plan::Span& group) const {
   if (call.op->kind == OpKind::reduce_scatter) return program::lands(*call.op, group) && dense(call.out[0]) && reaches(group);
   return call.op->kind == OpKind::all_gather && call.out[0].view.rank_stride == 0 && reaches(group);
 }
 
-void PeerMemory::run(const Call& call, cudaStream_t queue) {
-  call.op->kind == OpKind::all_gather ? all_gather(call, queue) : reduce_scatter(call, queue);
+void PeerMemory::run(const Call& call, const plan::Span& group, cudaStream_t queue) {
+  const Operand &in = call.in[0], &out = call.out[0];
+  if (call.op->kind == OpKind::all_gather) return all_gather(group, call.op->stream, in.data, out.data, bytes_of(in), queue);
+  const int64_t elements = out.view.elements();
+  reduce_scatter(group, call.op->stream, in.data, type_of(in.view.type),
+                 {out.data, type_of(out.view.type), 1, elements, elements}, call.op->does.accumulate, queue);
 }
 
 template <class From, class To>
@@ -237,34 +251,32 @@ void PeerMemory::exchange(const plan::Span& group, program::Stream stream, int64
   });
 }
 
-void PeerMemory::all_gather(const Call& call, cudaStream_t queue) {
-  const Operand &in = call.in[0], &out = call.out[0];
-  const plan::Span group = program_.groups[call.op->group].span();
-  const int64_t bytes = bytes_of(in);
-  std::byte* const home = out.data + group.index(rank_) * bytes;
-  if (home != in.data)
-    check(cudaMemcpyAsync(home, in.data, static_cast<size_t>(bytes), cudaMemcpyDeviceToDevice, queue), "a shard");
+void PeerMemory::all_gather(const plan::Span& group, program::Stream stream, const std::byte* in, std::byte* out,
+                            int64_t bytes, cudaStream_t queue) {
+  std::byte* const home = out + group.index(rank_) * bytes;
+  if (home != in)
+    check(cudaMemcpyAsync(home, in, static_cast<size_t>(bytes), cudaMemcpyDeviceToDevice, queue), "a shard");
   exchange(
-      group, call.op->stream, bytes, [&](int64_t) { return in.data; },
+      group, stream, bytes, [&](int64_t) { return in; },
       [&](const Peer& peer, int64_t) { return peer.arena + (home - arena_); }, queue);
 }
 
-void PeerMemory::reduce_scatter(const Call& call, cudaStream_t queue) {
-  const Operand &in = call.in[0], &out = call.out[0];
-  const plan::Span group = program_.groups[call.op->group].span();
-  const int64_t index = group.index(rank_), type = program::size_of(in.view.type), bytes = out.view.elements() * type;
+void PeerMemory::reduce_scatter(const plan::Span& group, program::Stream stream, const std::byte* in, kernels::Type type,
+                                const kernels::Matrix& out, bool accumulate, cudaStream_t queue) {
+  const int64_t index = group.index(rank_), each = static_cast<int64_t>(kernels::size_of(type)), bytes = out.cols * each;
   const int64_t slot = program::kLandingBytes / (group.size - 1) / 256 * 256;
   // Where in the zone of rank `to` of the group rank `from` writes.
   const auto slot_of = [&](int64_t from, int64_t to) { return (from - to - 1 + group.size) % group.size * slot; };
   for (int64_t first = 0; first < bytes; first += slot) {
-    const int64_t some = std::min(slot, bytes - first), elements = some / type;
+    const int64_t some = std::min(slot, bytes - first), elements = some / each;
     exchange(
-        group, call.op->stream, some, [&](int64_t i) { return in.data + i * bytes + first; },
+        group, stream, some, [&](int64_t i) { return in + i * bytes + first; },
         [&](const Peer& peer, int64_t i) { return peer.landing + slot_of(index, i); }, queue);
-    kernels::SumPiecesArgs sum{{}, static_cast<int>(group.size), type_of(in.view.type), {}, call.op->does.accumulate};
+    kernels::SumPiecesArgs sum{{}, static_cast<int>(group.size), type, {}, accumulate};
     for (int64_t i = 0; i < group.size; ++i)
-      sum.pieces[static_cast<size_t>(i)] = i == index ? in.data + i * bytes + first : landing_.get() + slot_of(i, index);
-    sum.y = {out.data + first / type * program::size_of(out.view.type), type_of(out.view.type), 1, elements, elements};
+      sum.pieces[static_cast<size_t>(i)] = i == index ? in + i * bytes + first : landing_.get() + slot_of(i, index);
+    sum.y = {static_cast<std::byte*>(out.data) + first / each * static_cast<int64_t>(kernels::size_of(out.type)), out.type, 1,
+             elements, elements};
     kernels::sum_pieces(sum, queue);
   }
 }

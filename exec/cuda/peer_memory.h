@@ -5,12 +5,14 @@
 
 #include <array>
 #include <cstdint>
+#include <set>
 #include <string>
 #include <vector>
 
 #include "exec/cuda/memory.h"
 #include "exec/interpreter/call.h"
 #include "exec/launch/peers.h"
+#include "kernels/matrix.h"
 #include "sim/plan/plan.h"
 #include "sim/program/program.h"
 
@@ -21,15 +23,25 @@ class PeerMemory {
   // Collective over all ranks of the run, of which peers has one a process. arena: of this rank, from cudaMalloc, laid out
   // alike on all ranks. The device is current. What stands in the way of ranks of one host is logged as a fallback.
   PeerMemory(const program::StepProgram& program, std::byte* arena, launch::Peers& peers);
+  // The same for exchanges on these streams; reduces: reduce-scatters as well.
+  PeerMemory(std::byte* arena, const std::set<program::Stream>& streams, bool reduces, launch::Peers& peers);
   ~PeerMemory();  // collective, too, unless an exception is under way
   PeerMemory(const PeerMemory&) = delete;
   PeerMemory& operator=(const PeerMemory&) = delete;
 
   // Whether the operation can run here; else it is NCCL's. The same answer on all ranks of its group.
-  bool takes(const interpreter::Call& call) const;
+  bool takes(const interpreter::Call& call, const plan::Span& group) const;
   // An all-gather or a reduce-scatter (sums in fp32, in the order of the ranks). Every rank of the group must come, in the
   // same order of calls on a stream.
-  void run(const interpreter::Call& call, cudaStream_t queue);
+  void run(const interpreter::Call& call, const plan::Span& group, cudaStream_t queue);
+
+  bool reaches(const plan::Span& group) const;
+  // out: in the arena, everyone's `bytes` from in.
+  void all_gather(const plan::Span& group, program::Stream stream, const std::byte* in, std::byte* out, int64_t bytes,
+                  cudaStream_t queue);
+  // out (1, n): this rank's part of the sum of everyone's in, (group, n) of `type`; added to it where asked.
+  void reduce_scatter(const plan::Span& group, program::Stream stream, const std::byte* in, kernels::Type type,
+                      const kernels::Matrix& out, bool accumulate, cudaStream_t queue);
 
  private:
   struct Peer {
@@ -38,9 +50,6 @@ class PeerMemory {
     uint32_t* signals = nullptr;
     std::array<uint32_t, program::kStreams> calls{};  // with this rank, by stream
   };
-  bool reaches(const plan::Span& group) const;
-  void all_gather(const interpreter::Call& call, cudaStream_t queue);
-  void reduce_scatter(const interpreter::Call& call, cudaStream_t queue);
   // Writes bytes from from(i) to to(peer, i) for every other rank of the group, i its index. On the stream, begins when all
   // let this rank write, and ends when all have written here.
   // A copy engine moves half of what the links do: copies go by several, on streams of their own.
@@ -53,7 +62,6 @@ class PeerMemory {
   void exchange(const plan::Span& group, program::Stream stream, int64_t bytes, const From& from, const To& to,
                 cudaStream_t queue);
 
-  const program::StepProgram& program_;
   launch::Peers& peers_;
   std::byte* const arena_;
   const int rank_, ranks_;

@@ -98,7 +98,7 @@ struct Program {
   }
 };
 
-std::vector<std::string> environment_with(const std::vector<std::pair<std::string, std::string>>& ours) {
+std::vector<std::string> environment_with(const Environment& ours) {
   std::vector<std::string> all;
   for (char** entry = environ; *entry != nullptr; ++entry) {
     const std::string_view text = *entry;
@@ -166,7 +166,8 @@ class Children {
   explicit Children(std::chrono::seconds patience) : patience_(patience) {}
   ~Children() { kill_all(SIGKILL), wait_for_all(); }
 
-  void start_all(int processes, std::span<const std::string> arguments) {
+  void start_all(int processes, std::span<const std::string> arguments,
+                 const std::function<Environment(int rank)>& more) {
     // Held until the end: process 0 listens there some seconds from now.
     port_ = hold_port();
     if (!port_)
@@ -180,15 +181,17 @@ class Children {
     program.arguments.insert(program.arguments.end(), arguments.begin(), arguments.end());
     for (int rank = 0; rank < processes; ++rank) {
       const std::string rank_text = std::to_string(rank), size_text = std::to_string(processes);
-      program.environment = environment_with({{"RANK", rank_text},
-                                              {"WORLD_SIZE", size_text},
-                                              {"LOCAL_RANK", rank_text},
-                                              {"LOCAL_WORLD_SIZE", size_text},
-                                              {"MASTER_ADDR", "127.0.0.1"},
-                                              {"MASTER_PORT", std::to_string(own_address(port_).port())},
-                                              {"MOP_LAUNCH", "1"},
-                                              {"MOP_LAUNCH_RUN", run},
-                                              {"MOP_LAUNCH_REPORTS", std::to_string(reports_.to.fd())}});
+      Environment ours = more ? more(rank) : Environment();
+      ours.insert(ours.end(), {{"RANK", rank_text},
+                               {"WORLD_SIZE", size_text},
+                               {"LOCAL_RANK", rank_text},
+                               {"LOCAL_WORLD_SIZE", size_text},
+                               {"MASTER_ADDR", "127.0.0.1"},
+                               {"MASTER_PORT", std::to_string(own_address(port_).port())},
+                               {"MOP_LAUNCH", "1"},
+                               {"MOP_LAUNCH_RUN", run},
+                               {"MOP_LAUNCH_REPORTS", std::to_string(reports_.to.fd())}});
+      program.environment = environment_with(ours);
       const pid_t pid =
           start(program, rank, share_of(all_cores, rank, processes), signals_, reports_.to.fd());
       if (pid < 0)
@@ -281,10 +284,11 @@ class Children {
 
 }  // namespace
 
-int spawn(int processes, std::span<const std::string> arguments, std::chrono::seconds patience) {
+int spawn(int processes, std::span<const std::string> arguments, std::chrono::seconds patience,
+          const std::function<Environment(int rank)>& more) {
   ensure(processes >= 1, "a run has a process");
   Children children(patience);
-  children.start_all(processes, arguments);
+  children.start_all(processes, arguments, more);
   return children.wait_for_all();
 }
 

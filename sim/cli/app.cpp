@@ -113,6 +113,8 @@ void build(CLI::App& program, const Invocation& invocation, std::span<const AddC
   add_show_plan(*show);
   add_show_program(*show);
   add_results(program);
+  add_validate(program);
+  add_what_if(program);
   for (const AddCommand add : more) add(program, invocation);
 }
 
@@ -147,7 +149,7 @@ int run(int argc, char** argv, std::span<const AddCommand> more) {
   } catch (const Interrupted& interrupted) {
     return fail(kInterrupted, interrupted.message);
   } catch (const Ended& ended) {
-    return ended.status;
+    return std::fflush(stdout) == 0 ? ended.status : fail(2, "error: standard output cannot be written (is the disk full?)");
   } catch (const std::system_error& error) {  // of fmt::print
     return fail(2, fmt::format("error: standard output cannot be written: {}", error.code().message()));
   } catch (const std::exception& error) {

@@ -18,6 +18,9 @@ struct Interrupted {
   std::string message;
 };
 
+// mop validate: the measurements are there, and the predictions of them are further off than the bounds allow.
+inline constexpr int kBoundsBroken = 3;
+
 // The command ended otherwise, and has said why.
 struct Ended {
   int status = 1;
@@ -31,5 +34,7 @@ void add_show_cluster(CLI::App& show);
 void add_show_plan(CLI::App& show);
 void add_show_program(CLI::App& show);
 void add_results(CLI::App& program);
+void add_validate(CLI::App& program);
+void add_what_if(CLI::App& program);
 
 }  // namespace mop::cli

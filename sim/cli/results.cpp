@@ -1,12 +1,14 @@
 #include <fmt/format.h>
 
 #include <iostream>
+#include <limits>
 #include <memory>
 #include <nlohmann/json.hpp>
 
 #include "sim/base/error.h"
 #include "sim/base/quantity.h"
 #include "sim/cli/commands.h"
+#include "sim/cli/comparisons.h"
 #include "sim/cli/flags.h"
 #include "sim/cli/text.h"
 #include "sim/store/columns.h"
@@ -59,6 +61,7 @@ struct Results {
   std::string database = "results.db", format = "table";
   std::vector<std::string> where, order, columns;
   int64_t limit = 0;
+  bool compare = false;
 
   explicit Results(CLI::App& command) {
     command.add_option("--db", database, "database")->type_name("FILE")->default_str(database);
@@ -67,20 +70,23 @@ struct Results {
     command.add_option("--order", order, "columns, the first decides; -mfu: largest first")
         ->type_name("COLUMN...")
         ->delimiter(',');
-    command.add_option("--columns", columns, "columns to print; 'all' for every one")
-        ->type_name("COLUMN...")
-        ->delimiter(',');
+    CLI::Option* chosen = command.add_option("--columns", columns, "columns to print; 'all' for every one");
+    chosen->type_name("COLUMN...")->delimiter(',');
     command.add_option("--limit", limit, "most rows; 0: all")->type_name("N")->default_str("0");
+    command.add_flag("--compare", compare, "measurements beside the predictions that were stored with them, and the errors")
+        ->excludes(chosen);
     command.add_option("--format", format, "table, json or csv")->type_name("FORM")->default_str(format);
     command.footer(
         "Example:\n"
         "  mop results --where model=kimi-k2 'context>=128K' fits=1 --order=-tokens_per_s_per_gpu --limit "
         "10\n"
-        "  mop results --where sweep=sweep --format csv > rows.csv");
+        "  mop results --where sweep=sweep --format csv > rows.csv\n"
+        "  mop results --compare --where model=gpt-oss-20b --order=-id");
   }
 
   void run() {
     check_format(format, {"table", "json", "csv"});
+    if (compare) return print_compared();
     if (columns.size() == 1 && columns[0] == "all") {
       columns.clear();
       for (const store::Column& column : store::columns())
@@ -109,6 +115,52 @@ struct Results {
       }
       fmt::print("{}{} record{}\n", table.text(), records.size(), records.size() == 1 ? "" : "s");
     }
+  }
+
+  // As it was predicted then; mop validate predicts again.
+  void print_compared() const {
+    if (format == "csv") throw UserError("--compare prints a table or json; give --format json");
+    const store::Store store(database, store::Access::kRead);
+    std::vector<std::string> measured = where;
+    measured.push_back(fmt::format("kind={}", store::kMeasurement));
+    const std::vector<store::RunRecord> records = store.query({measured, order, limit, false});
+    TextTable table({"id", "run", "plan", "GPUs", "context", "step", "predicted", "error", "GPU memory", "predicted",
+                     "error", "host", "predicted", "error"},
+                    "rllrrrrrrrrrrr");
+    Json array = Json::array();
+    for (const store::RunRecord& m : records) {
+      const std::optional<store::RunRecord> p = prediction_beside(store, m);
+      std::vector<std::string> row{std::to_string(m.id.value_or(0)), m.label.empty() ? m.model : m.label, m.plan_family,
+                                   std::to_string(m.gpus), format_count(m.context)};
+      Json json{{"id", m.id.value_or(0)}, {"label", m.label}, {"model", m.model},
+                {"plan", m.plan},         {"gpus", m.gpus},   {"context", m.context}};
+      for (const char* name : {"step_time_s", "hbm_peak_bytes", "host_peak_bytes"}) {
+        const double is = number(m, name), said = p ? number(*p, name) : kUnknown;
+        // Of the CPU backend only arenas are known, which leave out what a GPU's libraries take.
+        const bool alike = m.cluster != "cpu" || std::string_view(name) != "hbm_peak_bytes";
+        const double error = alike && is > 0 ? said / is - 1 : kUnknown;
+        row.push_back(readable(m, name));
+        row.push_back(p ? readable(*p, name) : "-");
+        row.push_back(signed_percent(error));
+        json[name] = json_of(m, {name})[name];
+        json[fmt::format("predicted_{}", name)] = p ? json_of(*p, {name})[name] : Json();
+        json[fmt::format("{}_error", name)] = error;  // what is not known becomes null
+      }
+      table.add(std::move(row));
+      array.push_back(std::move(json));
+    }
+    if (format == "json")
+      fmt::print("{}\n", array.dump(2));
+    else
+      fmt::print("{}{} measurement{}\n", table.text(), records.size(), records.size() == 1 ? "" : "s");
+  }
+
+  static constexpr double kUnknown = std::numeric_limits<double>::quiet_NaN();
+  static double number(const store::RunRecord& record, const char* name) {
+    const store::Value value = store::value_of(record, store::column(name));
+    if (const int64_t* whole = std::get_if<int64_t>(&value)) return static_cast<double>(*whole);
+    if (const double* real = std::get_if<double>(&value)) return *real;
+    return kUnknown;
   }
 };
 

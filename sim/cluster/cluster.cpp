@@ -113,6 +113,87 @@ constexpr std::array kTables{
     TableForm{"torch_clamped_swiglu_bwd", 0, 1},
 };
 
+// Tables that a file may have. What mop calibrate measures with our own kernels: it prices native plans.
+constexpr std::array kOptionalTables{
+    TableForm{"native_matmul", 0, 3},
+    TableForm{"native_matmul_gradient", 0, 3},  // C += A^T B, of (m, n, k)
+    TableForm{"native_grouped_matmul", 2, 2},
+    TableForm{"native_grouped_matmul_gradient", 2, 2},
+    TableForm{"native_attention_forward", 2, 2},
+    TableForm{"native_attention_backward", 2, 2},
+    // qk width, v width; window, heads x batch, S -> FLOP/s of the keys within the window
+    TableForm{"native_window_attention_forward", 2, 3},
+    TableForm{"native_window_attention_backward", 2, 3},
+    TableForm{"native_memory_bound", 0, 1},
+    TableForm{"native_all_gather", 0, 2},
+    TableForm{"native_reduce_scatter", 0, 2},
+    TableForm{"native_all_reduce", 0, 2},
+    TableForm{"native_all_to_all", 0, 2},
+    TableForm{"copy_engine_all_gather", 0, 2},  // within a node, form as all_gather
+    TableForm{"copy_engine_reduce_scatter", 0, 2},
+    // One kernel each, by the name of its operation: bytes read and written, as the step program counts them -> bytes/s
+    TableForm{"native_rms_norm", 0, 1},
+    TableForm{"native_rms_norm_bwd", 0, 1},
+    TableForm{"native_rope", 0, 1},
+    TableForm{"native_rope_bwd", 0, 1},
+    TableForm{"native_mla_keys", 0, 1},
+    TableForm{"native_mla_keys_bwd", 0, 1},
+    TableForm{"native_swiglu", 0, 1},
+    TableForm{"native_swiglu_bwd", 0, 1},
+    TableForm{"native_clamped_swiglu", 0, 1},
+    TableForm{"native_clamped_swiglu_bwd", 0, 1},
+    TableForm{"native_expert_bias_bwd", 0, 1},
+    TableForm{"native_column_sum", 0, 1},
+    TableForm{"native_add", 0, 1},
+    TableForm{"native_sum_replicas", 0, 1},
+    TableForm{"native_cast", 0, 1},
+    TableForm{"native_clear", 0, 1},
+    TableForm{"native_topk", 0, 1},
+    TableForm{"native_topk_bwd", 0, 1},
+    TableForm{"native_sort", 0, 1},
+    TableForm{"native_permute", 0, 1},
+    TableForm{"native_unpermute", 0, 1},
+    TableForm{"native_unpermute_bwd", 0, 1},
+    TableForm{"native_embedding", 0, 1},
+    TableForm{"native_embedding_bwd", 0, 1},
+    TableForm{"native_cross_entropy", 0, 1},
+    TableForm{"native_cross_entropy_bwd", 0, 1},
+    TableForm{"native_square_sum", 0, 1},
+    TableForm{"native_adam", 0, 1},
+    TableForm{"native_adam_low", 0, 1},  // the master copy as the low bits of bf16 weights
+    // Recorded, and priced by nothing: GPUs of the host at once -> bytes/s of all; NCCL's network transport on one host.
+    TableForm{"host_copies_up", 0, 1},
+    TableForm{"host_copies_down", 0, 1},
+    TableForm{"host_copies_both", 0, 1},
+    TableForm{"emulated_network_all_gather", 0, 2},
+    TableForm{"emulated_network_reduce_scatter", 0, 2},
+    TableForm{"emulated_network_all_reduce", 0, 2},
+    TableForm{"emulated_network_all_to_all", 0, 2},
+};
+
+const TableForm* form_of(const std::string& name) {
+  const auto in = [&](const auto& forms) {
+    const auto found = std::find_if(forms.begin(), forms.end(), [&](const TableForm& t) { return name == t.name; });
+    return found == forms.end() ? nullptr : &*found;
+  };
+  const TableForm* form = in(kTables);
+  return form != nullptr ? form : in(kOptionalTables);
+}
+
+// Only what is added to something may be zero; the rest divides.
+bool may_be_zero(std::string_view figure) {
+  return figure.ends_with("_ns") || figure.ends_with("context_bytes") || figure.ends_with("library_bytes") ||
+         figure.find("communicator_") != std::string_view::npos || figure.ends_with("peer_memory_bytes");
+}
+
+std::optional<Spread> parse_spread(const Json& json, const std::string& where) {
+  const bool pair = json.is_array() && json.size() == 2 && json[0].is_number() && json[1].is_number();
+  const Spread spread = pair ? Spread{json[0].get<double>(), json[1].get<double>()} : Spread{-1, -1};
+  if (!(spread.low >= 0 && spread.low <= 1 && spread.high >= 1 && std::isfinite(spread.high)))
+    throw UserError(fmt::format("{}: a spread is the smallest and the largest over the value, like [0.98, 1.03]", where));
+  return spread;
+}
+
 Source parse_source(const std::string& text, const std::string& where) {
   if (text == "measured") return Source::measured;
   if (text == "published") return Source::published;
@@ -145,12 +226,17 @@ void read_into(ClusterModel& model, const std::filesystem::path& path, int depth
   for (const char* section : {"figures", "tables"})
     if (json.contains(section) && !json[section].is_object())
       throw UserError(fmt::format("{}: '{}' is not an object of names", file, section));
+  // What the base's own kernels reach says nothing of another figure or table.
+  for (const auto& [key, entry] : (json.contains("figures") ? json["figures"] : none).items())
+    model.figures.erase("native_" + key);
+  for (const auto& [key, entry] : (json.contains("tables") ? json["tables"] : none).items())
+    model.tables.erase("native_" + key);
   for (const auto& [key, entry] : (json.contains("figures") ? json["figures"] : none).items()) {
     const std::string where = fmt::format("{}: figure {}", file, key);
-    if (std::none_of(kFigures.begin(), kFigures.end(), [&](const char* f) { return key == f; }))
-      throw UserError(fmt::format(
-          "{}: {}", file,
-          unknown_name("figure", key, std::vector<std::string>(kFigures.begin(), kFigures.end()))));
+    std::vector<std::string> known(kFigures.begin(), kFigures.end());
+    known.insert(known.end(), optional_figures().begin(), optional_figures().end());
+    if (std::find(known.begin(), known.end(), key) == known.end())
+      throw UserError(fmt::format("{}: {}", file, unknown_name("figure", key, known)));
     if (!entry.is_object() || !entry.contains("value") || !entry["value"].is_number() ||
         !entry.contains("source") || !entry["source"].is_string() || !entry.contains("where") ||
         !entry["where"].is_string())
@@ -160,13 +246,13 @@ void read_into(ClusterModel& model, const std::filesystem::path& path, int depth
       throw UserError(fmt::format("{} is {}: not a usable number", where, value));
     model.figures[key] = {value, parse_source(entry["source"].get<std::string>(), where),
                           entry["where"].get<std::string>()};
+    if (entry.contains("spread")) model.figures[key].spread = parse_spread(entry["spread"], where);
   }
   for (const auto& [key, entry] : (json.contains("tables") ? json["tables"] : none).items()) {
     const std::string where = fmt::format("{}: table {}", file, key);
-    const auto form =
-        std::find_if(kTables.begin(), kTables.end(), [&](const TableForm& t) { return key == t.name; });
-    if (form == kTables.end()) {
-      std::vector<std::string> known;
+    const TableForm* const form = form_of(key);
+    if (form == nullptr) {
+      std::vector<std::string> known = optional_tables();
       for (const TableForm& t : kTables) known.emplace_back(t.name);
       throw UserError(fmt::format("{}: {}", file, unknown_name("table", key, known)));
     }
@@ -181,10 +267,38 @@ void read_into(ClusterModel& model, const std::filesystem::path& path, int depth
     } catch (const UserError& error) {
       throw UserError(fmt::format("{}: {}", file, error.what()));
     }
+    if (!entry.contains("spread")) continue;
+    if (!entry["spread"].is_array() || entry["spread"].size() != points.size())
+      throw UserError(fmt::format("{}: spread has one entry a point", where));
+    for (const Json& one : entry["spread"]) model.tables[key].spreads.push_back(*parse_spread(one, where));
   }
 }
 
 }  // namespace
+
+const std::vector<std::string>& optional_figures() {
+  static const std::vector<std::string> names = [] {
+    std::vector<std::string> all{"native_kernel_ns",          "native_dram_bw",
+                                 "native_context_bytes",      "native_library_bytes",
+                                 "native_communicator_bytes", "native_communicator_p2p_bytes",
+                                 "native_peer_memory_bytes"};
+    for (const char* beside : {"native_all_gather", "native_reduce_scatter", "native_all_to_all", "copy_engine_all_gather",
+                               "copy_engine_reduce_scatter", "host_copies"})
+      for (const char* kernel : {"", "_matmul", "_grouped_matmul", "_attention", "_memory_bound"})
+        all.push_back(fmt::format("{}{}_slowdown", beside, kernel));
+    return all;
+  }();
+  return names;
+}
+
+const std::vector<std::string>& optional_tables() {
+  static const std::vector<std::string> names = [] {
+    std::vector<std::string> all;
+    for (const TableForm& form : kOptionalTables) all.emplace_back(form.name);
+    return all;
+  }();
+  return names;
+}
 
 const char* name(Source source) {
   return source == Source::measured ? "measured" : source == Source::published ? "published" : "assumed";
@@ -194,6 +308,11 @@ double ClusterModel::operator[](const char* figure) const {
   const auto found = figures.find(figure);
   if (found == figures.end()) throw InternalError(fmt::format("cluster {} has no figure {}", name, figure));
   return found->second.value;
+}
+
+double ClusterModel::native(const char* figure) const {
+  const auto found = figures.find(fmt::format("native_{}", figure));
+  return found != figures.end() ? found->second.value : (*this)[figure];
 }
 
 const Table& ClusterModel::table(const char* table_name) const {
@@ -211,12 +330,16 @@ std::vector<std::string> shipped_clusters() {
   return names;
 }
 
-ClusterModel read_cluster(const std::string& where) {
+std::filesystem::path cluster_file(const std::string& where) {
   std::filesystem::path path = where;
-  if (where.find('/') == std::string::npos && path.extension() != ".json") {
-    path = data_home() / "hwmodels" / (where + ".json");
-    if (!std::filesystem::exists(path)) throw UserError(unknown_name("cluster", where, shipped_clusters()));
-  }
+  if (where.find('/') != std::string::npos || path.extension() == ".json") return path;
+  path = data_home() / "hwmodels" / (where + ".json");
+  if (!std::filesystem::exists(path)) throw UserError(unknown_name("cluster", where, shipped_clusters()));
+  return path;
+}
+
+ClusterModel read_cluster(const std::string& where) {
+  const std::filesystem::path path = cluster_file(where);
   ClusterModel model;
   read_into(model, path, 0);
   for (const char* figure : kFigures)
@@ -225,14 +348,9 @@ ClusterModel read_cluster(const std::string& where) {
   for (const TableForm& form : kTables)
     if (!model.tables.contains(form.name))
       throw UserError(fmt::format("{}: table {} is missing", path.string(), form.name));
-  // Only what is added to something may be zero; the rest divides.
-  for (const char* figure : kFigures) {
-    const std::string_view name = figure;
-    const bool added = name.ends_with("_ns") || name == "context_bytes" || name == "library_bytes" ||
-                       name.starts_with("communicator_");
-    if (!added && model[figure] <= 0)
+  for (const auto& [figure, entry] : model.figures)
+    if (!may_be_zero(figure) && entry.value <= 0)
       throw UserError(fmt::format("{}: figure {} must be above zero", path.string(), figure));
-  }
   if (model["gpus_per_node"] != std::floor(model["gpus_per_node"]) || model["gpus_per_node"] > 1024)
     throw UserError(fmt::format("{}: figure gpus_per_node is {}: it must be a whole number up to 1024",
                                 path.string(), model["gpus_per_node"]));

@@ -1,8 +1,12 @@
 #include <algorithm>
+#include <array>
 #include <cmath>
+#include <map>
+#include <string_view>
 
 #include "sim/base/error.h"
 #include "sim/cost/models.h"
+#include "sim/program/landing.h"
 
 namespace mop::cost {
 namespace {
@@ -29,19 +33,71 @@ Interference interference(double matmul_slowdown, double collective_slowdown) {
   return {std::clamp((1 - matmul) / collective, 0.0, 1.0), collective / matmul};
 }
 
+// The cluster's figures and tables by name; where our own kernels run, native_<name> stands for <name> if it was measured.
+class Known {
+ public:
+  Known(const cluster::ClusterModel& cluster, bool native) {
+    for (const auto& [name, figure] : cluster.figures) figures_[name] = figure.value;
+    for (const auto& [name, info] : cluster.tables) tables_[name] = &info.table;
+    if (!native) return;
+    for (const auto& [name, figure] : cluster.figures)
+      if (const auto base = base_of(name); figures_.contains(base)) figures_[base] = figure.value;
+    for (const auto& [name, info] : cluster.tables)
+      if (const auto base = base_of(name); tables_.contains(base)) tables_[base] = &info.table;
+  }
+  double operator[](std::string_view name) const {
+    const auto found = figures_.find(name);
+    ensure(found != figures_.end(), "a figure that every cluster has");
+    return found->second;
+  }
+  double figure(std::string_view name, double otherwise) const {
+    const auto found = figures_.find(name);
+    return found == figures_.end() ? otherwise : found->second;
+  }
+  const cluster::Table& table(std::string_view name) const {
+    const cluster::Table* const found = find(name);
+    ensure(found != nullptr, "a table that every cluster has");
+    return *found;
+  }
+  const cluster::Table* find(std::string_view name) const {
+    const auto found = tables_.find(name);
+    return found == tables_.end() ? nullptr : found->second;
+  }
+
+ private:
+  static constexpr std::string_view kNative = "native_";
+  static std::string_view base_of(std::string_view name) {
+    return name.starts_with(kNative) ? name.substr(kNative.size()) : std::string_view();
+  }
+  std::map<std::string_view, double> figures_;
+  std::map<std::string_view, const cluster::Table*> tables_;
+};
+
 class Measured : public CostModel {
  public:
   Measured(const cluster::ClusterModel& cluster, const plan::Plan& plan, int64_t gpus)
-      : c_(cluster),
+      : c_(cluster, plan.native()),
         torch_(!plan.native()),
         compiled_(plan.runtime == plan::Runtime::compiled),
         checkpointed_(plan.recompute == plan::Recompute::full),
         gpus_per_node_(cluster.gpus_per_node()),
         gpus_(gpus),
-        hbm_bw_(cluster.table("memory_bound").at({1e15}).value),
+        hbm_bw_(c_.table("memory_bound").at({1e15}).value),
         gather_(interference(c_["all_gather_matmul_slowdown"], c_["all_gather_slowdown"])),
         reduce_(interference(c_["reduce_scatter_matmul_slowdown"], c_["reduce_scatter_slowdown"])),
-        exchange_(interference(c_["all_to_all_matmul_slowdown"], c_["all_to_all_slowdown"])) {}
+        exchange_(interference(c_["all_to_all_matmul_slowdown"], c_["all_to_all_slowdown"])),
+        copied_gather_(interference(c_.figure("copy_engine_all_gather_matmul_slowdown", 1),
+                                    c_.figure("copy_engine_all_gather_slowdown", 1))),
+        copied_reduce_(interference(c_.figure("copy_engine_reduce_scatter_matmul_slowdown", 1),
+                                    c_.figure("copy_engine_reduce_scatter_slowdown", 1))),
+        grouped_weight_(weight_beside_collectives("grouped_matmul")),
+        attention_weight_(weight_beside_collectives("attention")),
+        memory_weight_(weight_beside_collectives("memory_bound")) {
+    if (torch_) return;
+    for (size_t kind = 0; kind < own_kernels_.size(); ++kind)
+      if (program::is_memory_bound(static_cast<OpKind>(kind)))
+        own_kernels_[kind] = c_.find(std::string("native_") + program::name(static_cast<OpKind>(kind)));
+  }
 
   Price price(const program::Op& op, const Shape& shape, const program::Group* group) const override {
     Price p = program::is_collective(op.kind) ? collective(op, shape, *group) : local(op, shape);
@@ -145,9 +201,25 @@ class Measured : public CostModel {
     }
   }
 
-  Price kernel(double seconds, double bytes, bool outside) const {
+  // How a kind of kernel holds its own beside collectives, a matmul at 1. With the share and the weight that
+  // interference() gives a collective, the kernel slows down by 1 + (matmul's slowdown - 1) / weight, unless that leaves the
+  // collective at full speed. The mean over the collectives that were measured with both.
+  double weight_beside_collectives(const char* kind) const {
+    double logs = 0;
+    int count = 0;
+    for (const char* collective : {"native_all_gather", "native_reduce_scatter", "native_all_to_all"}) {
+      const double matmul = c_.figure(std::string(collective) + "_matmul_slowdown", 1) - 1,
+                   other = c_.figure(std::string(collective) + "_" + kind + "_slowdown", 1) - 1;
+      if (torch_ || matmul <= 0 || other <= 0) continue;
+      logs += std::log(std::clamp(matmul / other, 0.125, 8.0));
+      ++count;
+    }
+    return count == 0 ? 1 : std::exp(logs / count);
+  }
+
+  Price kernel(double seconds, double bytes, bool outside, double weight = 1) const {
     Price p{lasting(seconds), 0, outside};
-    p.demand.weight = static_cast<uint32_t>(kComputeWeight);
+    p.demand.weight = static_cast<uint32_t>(kComputeWeight * weight);
     p.demand.add(Resource::sm, engine::kFull);
     use(p.demand, Resource::hbm, bytes, hbm_bw_, seconds);
     return p;
@@ -160,13 +232,17 @@ class Measured : public CostModel {
     switch (op.kind) {
       case OpKind::gemm: {
         if (flops <= 0) return kernel(least, 0, false);
-        const auto rate = c_.table("matmul").at({v(0), v(1), v(2)});
+        const cluster::Table* const gradient = !torch_ && op.does.transpose_a ? c_.find("native_matmul_gradient") : nullptr;
+        const auto rate = (gradient != nullptr ? *gradient : c_.table("matmul")).at({v(0), v(1), v(2)});
         return kernel(std::max({least, flops / rate.value, bytes / hbm_bw_}), bytes, rate.outside);
       }
       case OpKind::grouped_gemm: {
         if (flops <= 0) return kernel(least, 0, false);
-        const auto rate = c_.table("grouped_matmul").at({v(2), v(1), v(3), std::max(1.0, v(0) / v(3))});
-        return kernel(std::max({least, flops / rate.value, bytes / hbm_bw_}), bytes, rate.outside);
+        const cluster::Table* const gradient =
+            !torch_ && op.does.transpose_a ? c_.find("native_grouped_matmul_gradient") : nullptr;
+        const auto rate = (gradient != nullptr ? *gradient : c_.table("grouped_matmul"))
+                              .at({v(2), v(1), v(3), std::max(1.0, v(0) / v(3))});
+        return kernel(std::max({least, flops / rate.value, bytes / hbm_bw_}), bytes, rate.outside, grouped_weight_);
       }
       case OpKind::attention_fwd:
       case OpKind::attention_bwd: {
@@ -175,10 +251,18 @@ class Measured : public CostModel {
         const double length = std::max(1.0, 2 * a.pairs() / static_cast<double>(a.q_len));
         const double parallel =
             static_cast<double>(a.heads * a.batch) * std::max(1.0, static_cast<double>(a.q_len) / length);
-        const char* table = op.kind == OpKind::attention_fwd ? "attention_forward" : "attention_backward";
-        const auto rate = c_.table(table).at(
-            {static_cast<double>(a.qk_dim), static_cast<double>(a.v_dim), parallel, length});
-        return kernel(std::max({least, flops / rate.value, bytes / hbm_bw_}), bytes, rate.outside);
+        const bool forward = op.kind == OpKind::attention_fwd;
+        const auto qk = static_cast<double>(a.qk_dim), width = static_cast<double>(a.v_dim);
+        const cluster::Table* const windows =
+            !torch_ && a.window > 0 && a.window < a.q_len && a.q_len == a.kv_len
+                ? c_.find(forward ? "native_window_attention_forward" : "native_window_attention_backward")
+                : nullptr;
+        const auto rate =
+            windows != nullptr
+                ? windows->at({qk, width, static_cast<double>(a.window), static_cast<double>(a.heads * a.batch),
+                               static_cast<double>(a.q_len)})
+                : c_.table(forward ? "attention_forward" : "attention_backward").at({qk, width, parallel, length});
+        return kernel(std::max({least, flops / rate.value, bytes / hbm_bw_}), bytes, rate.outside, attention_weight_);
       }
       case OpKind::copy_h2d:
       case OpKind::copy_d2h:
@@ -193,13 +277,23 @@ class Measured : public CostModel {
           const auto rate = c_.table(table).at({v(0)});
           return kernel(std::max({least / 4, v(0) / rate.value, bytes / hbm_bw_}), bytes, rate.outside);
         }
+        if (const cluster::Table* const own = own_kernel(op); own != nullptr && bytes > 0)
+          return kernel(std::max({least, bytes / own->at({bytes}).value, bytes / c_["hbm_peak_bw"]}), bytes, false,
+                        memory_weight_);
         const double each = bytes / op.kernels;
         const double rate =
             each > 0 ? c_.table("memory_bound").at({each}).value * (op.eager ? 1 : c_["fused_kernel_share"])
                      : 1;
-        return kernel(std::max(least, bytes / rate), bytes, false);
+        return kernel(std::max(least, bytes / rate), bytes, false, memory_weight_);
       }
     }
+  }
+
+  // The rate of our own kernel, or null where that of all fused kernels will do.
+  const cluster::Table* own_kernel(const program::Op& op) const {
+    if (!torch_ && op.kind == OpKind::adam && op.does.b == static_cast<int64_t>(program::Master::low))
+      return c_.find("native_adam_low");
+    return own_kernels_[static_cast<size_t>(op.kind)];
   }
 
   Price copy(bool up, double bytes) const {
@@ -242,7 +336,7 @@ class Measured : public CostModel {
     const double n = static_cast<double>(at.ranks), g = at.local(), m = static_cast<double>(at.nodes);
     // Bytes each way on this rank's NVLink and NIC; `buffer` is the message size that the table is asked for.
     double nvlink = 0, nic = 0, buffer = v(0);
-    const char* table = "all_gather";
+    std::string_view table = "all_gather";
     Interference with = gather_;
     switch (op.kind) {
       case OpKind::all_gather:
@@ -276,6 +370,12 @@ class Measured : public CostModel {
       default:
         ensure(false, "a collective operation");
     }
+    // By copy engines, as exec/cuda/peer_memory.h does it.
+    const bool reduces = op.kind == OpKind::reduce_scatter;
+    if (!torch_ && m <= 1 && (op.kind == OpKind::all_gather || (reduces && program::lands(op, group.span())))) {
+      const std::string_view copied = reduces ? "copy_engine_reduce_scatter" : "copy_engine_all_gather";
+      if (c_.find(copied) != nullptr) table = copied, with = reduces ? copied_reduce_ : copied_gather_;
+    }
     bool outside = false;
     double on_nvlink = 0, on_nic = 0;
     if (nvlink > 0) {
@@ -291,7 +391,8 @@ class Measured : public CostModel {
     const double busy =
         on_nic > 0 ? std::clamp(std::max(on_nvlink, nic / c_["nvlink_bw"]) / seconds, 0.1, 1.0) : 1.0;
     d.weight = static_cast<uint32_t>(std::max(1.0, kComputeWeight * with.weight / busy));
-    d.add(Resource::sm, static_cast<uint32_t>(with.share * busy * static_cast<double>(engine::kFull)));
+    if (const auto sm = static_cast<uint32_t>(with.share * busy * static_cast<double>(engine::kFull)); sm > 0)
+      d.add(Resource::sm, sm);
     use(d, Resource::nvlink_out, nvlink, c_["nvlink_bw"], seconds);
     use(d, Resource::nvlink_in, nvlink, c_["nvlink_bw"], seconds);
     use(d, Resource::nic_out, nic, c_["nic_bw"], seconds);
@@ -299,11 +400,13 @@ class Measured : public CostModel {
     return p;
   }
 
-  const cluster::ClusterModel& c_;
+  const Known c_;
   bool torch_, compiled_, checkpointed_;
   int64_t gpus_per_node_, gpus_;
   double hbm_bw_;
-  Interference gather_, reduce_, exchange_;
+  Interference gather_, reduce_, exchange_, copied_gather_, copied_reduce_;
+  double grouped_weight_, attention_weight_, memory_weight_;
+  std::array<const cluster::Table*, static_cast<size_t>(OpKind::next_batch) + 1> own_kernels_{};
 };
 
 }  // namespace

@@ -60,8 +60,9 @@ struct Constants {
 
 Constants constants(const Scenario& s, const program::StepProgram& program) {
   Constants c;
-  c.context = static_cast<int64_t>(s.cluster["context_bytes"]);
-  c.libraries = static_cast<int64_t>(s.cluster["library_bytes"]);
+  const auto figure = [&](const char* name) { return s.plan.native() ? s.cluster.native(name) : s.cluster[name]; };
+  c.context = static_cast<int64_t>(figure("context_bytes"));
+  c.libraries = static_cast<int64_t>(figure("library_bytes"));
   std::vector<bool> pairwise(program.groups.size(), false);
   for (const program::Op& op : program.ops)
     if (op.kind == OpKind::all_to_all || op.kind == OpKind::send_recv)
@@ -71,10 +72,13 @@ Constants constants(const Scenario& s, const program::StepProgram& program) {
       c.landing = program::kLandingBytes;
   for (size_t g = 0; g < program.groups.size(); ++g) {
     const cost::Placement at = cost::place(program.groups[g], s.used_per_node(), s.gpus());
-    c.communicators += static_cast<int64_t>(s.cluster["communicator_bytes"]);
-    if (pairwise[g])
-      c.communicators += static_cast<int64_t>((at.local() - 1) * s.cluster["communicator_p2p_bytes"]);
+    c.communicators += static_cast<int64_t>(figure("communicator_bytes"));
+    if (pairwise[g]) c.communicators += static_cast<int64_t>((at.local() - 1) * figure("communicator_p2p_bytes"));
   }
+  // The executor maps the arenas of all GPUs of the node.
+  const auto mapped = s.cluster.figures.find("native_peer_memory_bytes");
+  if (s.plan.native() && mapped != s.cluster.figures.end())
+    c.communicators += (s.used_per_node() - 1) * static_cast<int64_t>(mapped->second.value);
   return c;
 }
 

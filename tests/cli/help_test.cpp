@@ -14,7 +14,7 @@ TEST(Help, EveryCommandHasAnExample) {
   const Folder folder;
   const std::vector<std::vector<std::string>> commands{
       {},          {"simulate"},      {"compare"},         {"sweep"},        {"show"},
-      {"results"}, {"show", "model"}, {"show", "cluster"}, {"show", "plan"}, {"show", "program"},
+      {"results"}, {"validate"},      {"what-if"},         {"run"},          {"show", "model"}, {"show", "cluster"}, {"show", "plan"}, {"show", "program"},
   };
   for (std::vector<std::string> command : commands) {
     SCOPED_TRACE(testing::PrintToString(command));

@@ -31,6 +31,14 @@ inline program::Op make_op(OpKind kind, Stream stream = Stream::compute) {
   return op;
 }
 
+// A shipped cluster with the figures and tables that every one has.
+inline cluster::ClusterModel plain(const std::string& name) {
+  cluster::ClusterModel c = cluster::read_cluster(name);
+  for (const std::string& figure : cluster::optional_figures()) c.figures.erase(figure);
+  for (const std::string& table : cluster::optional_tables()) c.tables.erase(table);
+  return c;
+}
+
 struct Machine {
   cluster::ClusterModel cluster;
   plan::Plan plan;
@@ -39,7 +47,10 @@ struct Machine {
 
   explicit Machine(const std::string& name, const std::string& plan_text = "mop", int64_t ranks = 0,
                    Calibration calibration = Calibration::measured)
-      : cluster(cluster::read_cluster(name)),
+      : Machine(plain(name), plan_text, ranks, calibration) {}
+  explicit Machine(cluster::ClusterModel model, const std::string& plan_text = "mop", int64_t ranks = 0,
+                   Calibration calibration = Calibration::measured)
+      : cluster(std::move(model)),
         plan(plan::parse_plan(plan_text)),
         gpus(ranks > 0 ? ranks : cluster.gpus_per_node()),
         cost(make_cost_model(calibration, cluster, plan, gpus)) {}

@@ -141,7 +141,7 @@ TEST_F(Fault, FilesOfOthersAreRefusedAndUnchanged) {
   refuse("database of another program");
   make(1);
   SQLite::Database(path.string(), SQLite::OPEN_READWRITE).exec("PRAGMA user_version = 99");
-  refuse("written by a newer mop (schema 99, this one knows 1)");
+  refuse("written by a newer mop (schema 99, this one knows 2)");
 }
 
 TEST_F(Fault, AReaderWritesNothing) {

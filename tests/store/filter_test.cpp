@@ -25,7 +25,7 @@ TEST(Filter, SaysWhatIsWrong) {
                                    {"mod!el", "no operator"},
                                    {"modle=x", "did you mean 'model'?"},
                                    {"=x", "unknown column ''"},
-                                   {"id=1", "unknown column 'id'"},
+                                   {"rowid=1", "unknown column 'rowid'"},
                                    {"fits=maybe", "fits is true or false, not 'maybe'"},
                                    {"mfu>high", "mfu is a number, not 'high'"},
                                    {"mfu>nan", "mfu is a number, not 'nan'"},

@@ -1,5 +1,7 @@
 #include "sim/store/store.h"
 
+#include <SQLiteCpp/Database.h>
+
 #include <bit>
 #include <cmath>
 #include <limits>
@@ -190,6 +192,22 @@ TEST_F(StoreTest, FiltersOrdersAndLimits) {
   EXPECT_SAYS(error_of([&] { store.query({.where = {"stp_time_s<1"}}); }), "did you mean 'step_time_s'?");
   EXPECT_SAYS(error_of([&] { store.query({.order = {"-mfuu"}}); }), "did you mean 'mfu'?");
   EXPECT_SAYS(error_of([&] { store.query({.limit = -1}); }), "limit -1 is negative");
+}
+
+TEST_F(StoreTest, AnOlderFileIsBroughtUpToDate) {
+  Store(path, Access::kWrite).insert(sample(1));
+  SQLite::Database(path.string(), SQLite::OPEN_READWRITE)
+      .exec("ALTER TABLE runs DROP COLUMN label; PRAGMA user_version = 1");
+  EXPECT_SAYS(error_of([&] { Store(path, Access::kRead); }), "written by an older mop");
+  Store store(path, Access::kWrite);
+  RunRecord labelled = sample(2);
+  labelled.label = "night";
+  store.insert(labelled);
+  const std::vector<RunRecord> all = store.query();
+  ASSERT_EQ(all.size(), 2U);
+  EXPECT_EQ(all[0], sample(1));
+  EXPECT_EQ(all[1], labelled);
+  EXPECT_EQ(store.query({.where = {"label=night"}}).at(0).id, 2);
 }
 
 TEST_F(StoreTest, SqlInAValueIsText) {

@@ -43,6 +43,11 @@ TEST_F(SpawnTest, RunsThisProgramAndShowsTheOutputOfProcess0) {
   EXPECT_EQ(processes.err(), "");
 }
 
+TEST_F(SpawnTest, GivesEachAnEnvironmentOfItsOwn) {
+  EXPECT_EQ(run({"3", "10", "host"}), 0);
+  EXPECT_EQ(processes.out(), "host 0\nhost 0\nhost 1\n");
+}
+
 TEST_F(SpawnTest, ReturnsTheStatus) {
   EXPECT_EQ(run({"1", "10", "exit", "0"}), 0);
   EXPECT_EQ(run({"3", "10", "exit", "0", "0", "0"}), 0);

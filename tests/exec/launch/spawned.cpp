@@ -51,6 +51,11 @@ int act(const Place& place, std::span<const std::string> arguments) {
   };
   if (what == "say") {
     say(fmt::format("{} {}/{} {}\n", place.launcher, place.rank, place.size, arguments[1]));
+  } else if (what == "host") {  // what main gives to each
+    const char* const name = std::getenv("SPAWNED_HOST");
+    const std::string own = name == nullptr ? "none" : name;
+    for (const auto& one : peers->gather(std::as_bytes(std::span(own))))
+      say(std::string(reinterpret_cast<const char*>(one.data()), one.size()) + "\n");
   } else if (what == "cores") {
     const std::string own = cores();
     for (const auto& one : peers->gather(std::as_bytes(std::span(own))))
@@ -93,5 +98,6 @@ int main(int argc, char** argv) {
   const std::vector<std::string> arguments(argv + 1, argv + argc);
   const std::optional<Place> place = place_of([](const char* name) { return std::getenv(name); });
   if (place) return act(*place, std::span(arguments).subspan(2));
-  return spawn(std::stoi(arguments[0]), arguments, std::chrono::seconds(std::stoi(arguments[1])));
+  return spawn(std::stoi(arguments[0]), arguments, std::chrono::seconds(std::stoi(arguments[1])),
+               [](int rank) { return Environment{{"SPAWNED_HOST", fmt::format("host {}", rank / 2)}}; });
 }

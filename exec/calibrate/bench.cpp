@@ -1,0 +1,292 @@
+#include "exec/calibrate/bench.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstdlib>
+#include <random>
+#include <set>
+
+#include "exec/cuda/communicators.h"
+#include "exec/cuda/libraries.h"
+#include "kernels/check.h"
+#include "kernels/elementwise.h"
+#include "sim/base/error.h"
+#include "sim/base/quantity.h"
+#include "sim/cluster/cluster.h"
+
+namespace mop::calibrate {
+
+using kernels::check;
+using Clock = std::chrono::steady_clock;
+
+namespace {
+
+constexpr double kPointSeconds = 20e-3, kBatchSeconds = 200e-6, kWindowSeconds = 40e-3;
+constexpr int64_t kAlign = 256, kBlock = 1 << 20;  // of the arena; random numbers, repeated
+
+int choose_device(const launch::Place& place) {
+  setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 0);  // a queue of the hardware for each stream, as in training
+  int devices = 0;
+  if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
+    cudaGetLastError();
+    throw UserError("no GPU is found, or its driver is too old for this CUDA (nvidia-smi tells); mop calibrate needs one");
+  }
+  if (place.local_size > devices)
+    throw UserError(fmt::format("--gpus is {}, and this host has {}", place.local_size, devices));
+  check(cudaSetDevice(place.local_rank), "the GPU");
+  return place.local_rank;
+}
+
+std::string machine(int device, int gpus) {
+  cudaDeviceProp properties{};
+  check(cudaGetDeviceProperties(&properties, device), "the GPU");
+  return fmt::format("{} x {} ({})", gpus, properties.name, format_bytes(static_cast<double>(properties.totalGlobalMem)));
+}
+
+uint16_t bf16(float x) {
+  uint32_t bits = 0;
+  std::memcpy(&bits, &x, sizeof bits);
+  return static_cast<uint16_t>(bits >> 16);
+}
+
+}  // namespace
+
+double median(std::vector<double> values) { return reading_of(std::move(values)).value; }
+
+Bench::Bench(const launch::Place& place, launch::Peers& peers) : peers_(peers) {
+  const int device = choose_device(place);
+  findings_.libraries = cuda::check_libraries();
+  findings_.machine = machine(device, peers.size());
+  int least = 0, greatest = 0;
+  check(cudaDeviceGetStreamPriorityRange(&least, &greatest), "priorities");
+  check(cudaStreamCreateWithPriority(&compute_, cudaStreamNonBlocking, least), "a stream");
+  for (cudaStream_t* stream : {&transfer_, &up_, &down_})
+    check(cudaStreamCreateWithPriority(stream, cudaStreamNonBlocking, greatest), "a stream");
+  {
+    const cuda::DeviceBytes one = cuda::device_bytes(2 << 20, "a first kernel");  // what the driver allocates at least
+    kernels::clear({{one.get(), kernels::Type::f32, 1, 256, 256}}, compute_);
+    context_bytes_ = used_bytes() - (2 << 20);
+  }
+  // Of the GPU with the least: memory is laid out alike on all.
+  size_t free = 0, total = 0;
+  check(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
+  const std::vector<double> all = at_first({0.6 * static_cast<double>(free)});
+  arena_bytes_ =
+      from_first(all.empty() ? int64_t{0} : static_cast<int64_t>(*std::ranges::min_element(all)) / kAlign * kAlign);
+  arena_ = cuda::device_bytes(arena_bytes_, "the memory of the benchmarks");
+  std::mt19937 random(3);
+  std::normal_distribution<float> normal;
+  std::vector<uint16_t> block(kBlock);
+  for (uint16_t& value : block) value = bf16(normal(random));
+  check(cudaMemcpy(arena_.get(), block.data(), block.size() * 2, cudaMemcpyHostToDevice), "random numbers");
+  fill(arena_bytes_);
+}
+
+Bench::~Bench() {
+  for (cudaStream_t stream : {compute_, transfer_, up_, down_}) cudaStreamSynchronize(stream);
+  peer_memory_.reset();
+  for (const auto& [size, comm] : communicators_)
+    if (comm != nullptr) ncclCommDestroy(comm);
+  for (cudaEvent_t event : events_) cudaEventDestroy(event);
+  for (cudaStream_t stream : {compute_, transfer_, up_, down_}) cudaStreamDestroy(stream);
+}
+
+// From the block at the beginning, which nobody gets.
+void Bench::fill(int64_t bytes) {
+  for (int64_t have = kBlock * 2; have < bytes; have *= 2)
+    check(cudaMemcpyAsync(arena_.get() + have, arena_.get(), static_cast<size_t>(std::min(have, bytes - have)),
+                          cudaMemcpyDeviceToDevice, compute_),
+          "random numbers");
+  check(cudaStreamSynchronize(compute_), "random numbers");
+}
+
+std::byte* Bench::take(int64_t bytes) {
+  if (taken_ == 0) taken_ = kBlock * 2;
+  ensure(taken_ + bytes <= arena_bytes_, "benchmarks fit into the memory");
+  std::byte* const at = arena_.get() + taken_;
+  taken_ += (bytes + kAlign - 1) / kAlign * kAlign;
+  return at;
+}
+
+kernels::Matrix Bench::matrix(int64_t rows, int64_t cols, kernels::Type type) {
+  return {take(rows * cols * static_cast<int64_t>(kernels::size_of(type))), type, rows, cols, cols};
+}
+
+const int32_t* Bench::upload(const std::vector<int32_t>& values) {
+  auto* const to = reinterpret_cast<int32_t*>(take(static_cast<int64_t>(values.size() * sizeof(int32_t))));
+  check(cudaMemcpy(to, values.data(), values.size() * sizeof(int32_t), cudaMemcpyHostToDevice), "numbers");
+  return to;
+}
+
+void Bench::release() {
+  fill(taken_);
+  taken_ = 0;
+}
+
+std::byte* Bench::pinned(int64_t bytes) {
+  if (bytes > pinned_bytes_) {
+    pinned_.reset();
+    pinned_ = std::make_unique<cuda::PinnedSlab>(bytes);
+    pinned_bytes_ = bytes;
+  }
+  return pinned_->data();
+}
+
+int64_t Bench::used_bytes() const {
+  check(cudaDeviceSynchronize(), "the GPU");
+  size_t free = 0, total = 0;
+  check(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
+  return static_cast<int64_t>(total - free);
+}
+
+Libraries& Bench::libraries() {
+  if (!libraries_) libraries_ = std::make_unique<Libraries>();
+  return *libraries_;
+}
+
+ncclComm_t Bench::communicator(int size) {
+  const auto found = communicators_.find(size);
+  if (found != communicators_.end()) return found->second;
+  ncclComm_t comm = nullptr;
+  if (size == ranks()) {
+    ncclUniqueId id{};
+    if (rank() == 0) cuda::check(ncclGetUniqueId(&id), "ncclGetUniqueId");
+    cuda::check(ncclCommInitRank(&comm, size, from_first(id), rank()), "ncclCommInitRank");
+  } else {
+    cuda::check(
+        ncclCommSplit(communicator(ranks()), in_group(size) ? rank() / size : NCCL_SPLIT_NOCOLOR, rank(), &comm, nullptr),
+        "ncclCommSplit");
+  }
+  return communicators_[size] = comm;
+}
+
+cuda::PeerMemory& Bench::peer_memory() {
+  if (!peer_memory_)
+    peer_memory_ = std::make_unique<cuda::PeerMemory>(arena_.get(), std::set{program::Stream::gather}, true, peers_);
+  return *peer_memory_;
+}
+
+void Bench::begin(const Family& family) {
+  if (taken_ > 0) release();  // of a family that had no time left
+  family_ = family.name;
+  until_ = Clock::now() + std::chrono::seconds(family.seconds);
+  peers_.barrier();
+}
+
+bool Bench::more() {
+  const bool more = from_first(Clock::now() < until_);
+  if (!more && rank() == 0 && std::ranges::find(findings_.cut_short, family_) == findings_.cut_short.end())
+    findings_.cut_short.push_back(family_);
+  return more;
+}
+
+cudaEvent_t Bench::event(size_t index) {
+  while (events_.size() <= index) check(cudaEventCreate(&events_.emplace_back()), "an event");
+  return events_[index];
+}
+
+Seconds Bench::time(const Work& work, cudaStream_t stream, bool mine, bool one_by_one) {
+  ensure(mine || rank() > 0, "rank 0 measures everything");
+  const auto run = [&](int repeats, int batch) {
+    for (int r = 0; r < repeats; ++r) {
+      check(cudaEventRecord(event(static_cast<size_t>(2 * r)), stream), "an event");
+      for (int i = 0; i < batch; ++i) work(stream);
+      check(cudaEventRecord(event(static_cast<size_t>(2 * r + 1)), stream), "an event");
+    }
+    check(cudaStreamSynchronize(stream), "a benchmark");
+    Seconds all;
+    for (int r = 0; r < repeats; ++r) {
+      float milliseconds = 0;
+      check(cudaEventElapsedTime(&milliseconds, event(static_cast<size_t>(2 * r)), event(static_cast<size_t>(2 * r + 1))),
+            "an event");
+      all.push_back(std::max(1e-9, milliseconds * 1e-3 / batch));
+    }
+    return all;
+  };
+  double once = 1;
+  if (mine) run(1, 1), once = run(1, 1)[0];  // plans and connections are made by the first
+  const int batch = from_first(one_by_one ? 1 : static_cast<int>(std::clamp(kBatchSeconds / once, 1.0, 50.0))),
+            repeats = from_first(static_cast<int>(std::clamp(kPointSeconds / (once * batch), 3.0, 10.0)));
+  return mine ? run(repeats, batch) : Seconds();
+}
+
+std::pair<Seconds, Seconds> Bench::beside(const Job& a, const Job& b, bool mine) {
+  peers_.barrier();
+  if (!mine) return {};
+  const std::array<const Job*, 2> jobs{&a, &b};
+  std::array<std::vector<cudaEvent_t>, 2> marks;  // of each: begin, and the end of every run
+  std::array<int, 2> runs{};
+  size_t used = 0;
+  for (size_t j = 0; j < 2; ++j) {
+    runs[j] = static_cast<int>(std::clamp(std::ceil(kWindowSeconds / jobs[j]->alone), 4.0, 400.0));
+    for (int i = 0; i <= runs[j]; ++i) marks[j].push_back(event(used++));
+  }
+  const auto record = [&](size_t j, int i) {
+    check(cudaEventRecord(marks[j][static_cast<size_t>(i)], jobs[j]->stream), "an event");
+  };
+  record(0, 0);
+  check(cudaStreamWaitEvent(b.stream, marks[0][0], 0), "an event");
+  record(1, 0);
+  // In the order in which they will run, as far as the host can tell.
+  for (std::array<int, 2> done{}; done[0] < runs[0] || done[1] < runs[1];) {
+    const size_t j = done[1] * runs[0] < done[0] * runs[1] ? 1 : 0;
+    jobs[j]->work(jobs[j]->stream);
+    record(j, ++done[j]);
+  }
+  for (const Job* job : jobs) check(cudaStreamSynchronize(job->stream), "a benchmark");
+  std::array<std::vector<double>, 2> at;  // seconds after the first mark
+  for (size_t j = 0; j < 2; ++j)
+    for (cudaEvent_t mark : marks[j]) {
+      float milliseconds = 0;
+      check(cudaEventElapsedTime(&milliseconds, marks[0][0], mark), "an event");
+      at[j].push_back(milliseconds * 1e-3);
+    }
+  const double end = std::min(at[0].back(), at[1].back());
+  std::array<Seconds, 2> of;
+  for (size_t j = 0; j < 2; ++j)
+    for (size_t i = 1; i < at[j].size(); ++i)  // the first one begins without the other
+      if (i > 1 && at[j][i] <= end) of[j].push_back(std::max(1e-9, at[j][i] - at[j][i - 1]));
+  return {of[0], of[1]};
+}
+
+std::vector<double> Bench::at_first(const std::vector<double>& values) {
+  std::vector<double> all;
+  for (const std::vector<std::byte>& one : peers_.gather(std::as_bytes(std::span(values)))) {
+    const size_t before = all.size();
+    all.resize(before + one.size() / sizeof(double));
+    if (!one.empty()) std::memcpy(all.data() + before, one.data(), one.size());
+  }
+  return all;
+}
+
+double Bench::agreed(const Seconds& seconds) {
+  const std::vector<double> all = at_first(seconds);
+  return from_first(all.empty() ? 0.0 : median(all));
+}
+
+void Bench::point(const std::string& table, const std::string& what, std::vector<double> at, double amount,
+                  const Seconds& seconds) {
+  ensure(std::ranges::find(cluster::optional_tables(), table) != cluster::optional_tables().end(),
+         "a cluster has the table");
+  std::vector<double> rates = at_first(seconds);
+  if (rank() != 0 || rates.empty()) return;
+  for (double& value : rates) value = amount / value;
+  FoundTable& found = findings_.tables[table];
+  found.what = what;
+  found.points.emplace_back(std::move(at), reading_of(std::move(rates)));
+}
+
+void Bench::figure(const std::string& name, const std::string& what, const std::vector<double>& values) {
+  const auto& more = cluster::optional_figures();
+  ensure(
+      std::ranges::find(cluster::kFigures, name) != cluster::kFigures.end() || std::ranges::find(more, name) != more.end(),
+      "a cluster has the figure");
+  std::vector<double> all = at_first(values);
+  for (double& value : all) value = std::max(0.0, value);  // memory that was given back meanwhile
+  if (rank() == 0 && !all.empty()) findings_.figures[name] = {reading_of(all), what};
+}
+
+}  // namespace mop::calibrate

@@ -1,0 +1,68 @@
+#include "exec/calibrate/findings.h"
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+#include "sim/base/error.h"
+
+namespace mop::calibrate {
+namespace {
+
+using Json = nlohmann::json;
+
+Json json_of(const Reading& r) { return {r.value, r.low, r.high}; }
+Reading reading_from(const Json& json) {
+  return {json.at(0).get<double>(), json.at(1).get<double>(), json.at(2).get<double>()};
+}
+
+}  // namespace
+
+Reading reading_of(std::vector<double> values) {
+  ensure(!values.empty(), "something was measured");
+  std::ranges::sort(values);
+  const size_t n = values.size();
+  const double median = n % 2 == 1 ? values[n / 2] : (values[n / 2 - 1] + values[n / 2]) / 2;
+  return median > 0 ? Reading{median, values.front() / median, values.back() / median} : Reading{median, 1, 1};
+}
+
+void Findings::add(Findings more) {
+  if (machine.empty()) machine = more.machine, libraries = more.libraries;
+  cut_short.insert(cut_short.end(), more.cut_short.begin(), more.cut_short.end());
+  figures.merge(more.figures);
+  tables.merge(more.tables);
+}
+
+std::string to_json(const Findings& findings) {
+  Json json{{"machine", findings.machine},
+            {"libraries", findings.libraries},
+            {"cut_short", findings.cut_short},
+            {"figures", Json::object()},
+            {"tables", Json::object()}};
+  for (const auto& [name, figure] : findings.figures)
+    json["figures"][name] = {{"what", figure.what}, {"reading", json_of(figure.reading)}};
+  for (const auto& [name, table] : findings.tables) {
+    Json points = Json::array();
+    for (const auto& [at, reading] : table.points) points.push_back({{"at", at}, {"reading", json_of(reading)}});
+    json["tables"][name] = {{"what", table.what}, {"points", points}};
+  }
+  return json.dump();
+}
+
+Findings from_json(const std::string& text) {
+  try {
+    const Json json = Json::parse(text);
+    Findings f{json.at("machine"), json.at("libraries"), json.at("cut_short"), {}, {}};
+    for (const auto& [name, figure] : json.at("figures").items())
+      f.figures[name] = {reading_from(figure.at("reading")), figure.at("what")};
+    for (const auto& [name, table] : json.at("tables").items()) {
+      f.tables[name].what = table.at("what");
+      for (const Json& point : table.at("points"))
+        f.tables[name].points.emplace_back(point.at("at").get<std::vector<double>>(), reading_from(point.at("reading")));
+    }
+    return f;
+  } catch (const Json::exception& error) {
+    throw InternalError(std::string("the benchmarks' findings are no such JSON: ") + error.what());
+  }
+}
+
+}  // namespace mop::calibrate

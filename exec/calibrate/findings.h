@@ -1,0 +1,39 @@
+// What the benchmarks found, as process 0 hands it to the command.
+#pragma once
+#include <map>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace mop::calibrate {
+
+// The median of what all ranks measured in all repeats; the smallest and the largest over it.
+struct Reading {
+  double value = 0, low = 1, high = 1;
+};
+Reading reading_of(std::vector<double> values);  // at least one
+
+struct FoundFigure {
+  Reading reading;
+  std::string what;
+};
+struct FoundTable {
+  std::string what;
+  std::vector<std::pair<std::vector<double>, Reading>> points;  // coordinates, and the value there
+};
+
+struct Findings {
+  std::string machine;                 // "4 x NVIDIA H200 (139.8 GiB)"
+  std::string libraries;               // cuda::check_libraries
+  std::vector<std::string> cut_short;  // what there was no time for
+  std::map<std::string, FoundFigure> figures;
+  std::map<std::string, FoundTable> tables;
+
+  void add(Findings more);  // names are different; the machine stays the first one
+};
+
+std::string to_json(const Findings& findings);
+// Errors: InternalError for text that to_json has not made.
+Findings from_json(const std::string& text);
+
+}  // namespace mop::calibrate

@@ -1,0 +1,110 @@
+// The host's side: copies to and from it, and the CPU's AdamW.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <bit>
+#include <chrono>
+#include <set>
+
+#include "exec/calibrate/benchmarks.h"
+#include "exec/host/adam.h"
+#include "kernels/check.h"
+
+namespace mop::calibrate {
+namespace {
+
+constexpr int64_t kLarge = int64_t{256} << 20, kSmall = 64 << 10;
+constexpr int64_t kParameters = 100'000'000;
+constexpr double kTraffic = 28;  // bytes of DRAM a parameter: master, m, v, gradient read; master, m, v, weights written
+
+void copy(std::byte* to, const std::byte* from, int64_t bytes, cudaStream_t stream) {
+  kernels::check(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyDefault, stream), "a copy");
+}
+
+}  // namespace
+
+void host_copies(Bench& bench) {
+  std::byte *const device = bench.take(2 * kLarge), *const pinned = bench.pinned(2 * kLarge);
+  bench.figure("gpus_per_node", "GPUs that were measured", {static_cast<double>(bench.ranks())});
+  const auto large = static_cast<double>(kLarge);
+  const Work up = [=](cudaStream_t s) { copy(device, pinned, kLarge, s); },
+             down = [=](cudaStream_t s) { copy(pinned + kLarge, device + kLarge, kLarge, s); };
+  for (const int gpus : std::set<int>{1, std::min(2, bench.ranks()), bench.ranks()}) {
+    if (!bench.more()) return;
+    const bool mine = bench.rank() < gpus;
+    const Seconds alone_up = bench.time(up, bench.up(), mine), alone_down = bench.time(down, bench.down(), mine);
+    const Job job_up{up, bench.up(), bench.agreed(alone_up)}, job_down{down, bench.down(), bench.agreed(alone_down)};
+    const auto [beside_up, beside_down] = bench.beside(job_up, job_down, mine);
+    // Sums over the GPUs: the median of a GPU's rate, times how many there are.
+    const auto rates = [&](const Seconds& seconds) {
+      std::vector<double> all;
+      for (const double s : seconds) all.push_back(large / s);
+      return all;
+    };
+    std::vector<double> both;
+    if (mine && !beside_up.empty() && !beside_down.empty()) both = {large / median(beside_up) + large / median(beside_down)};
+    const auto record = [&](const char* direction, const char* what, std::vector<double> each) {
+      const std::string said = fmt::format("pinned memory, {} MiB at a time, {}", kLarge >> 20, what);
+      const std::vector<double> all = bench.at_first(each);
+      if (bench.rank() == 0 && !all.empty()) {
+        FoundTable& table = bench.findings().tables[fmt::format("host_copies_{}", direction)];
+        table.what = said + "; (GPUs at once) -> bytes/s of all";
+        Reading reading = reading_of(all);
+        reading.value *= gpus;
+        table.points.push_back({{static_cast<double>(gpus)}, reading});
+      }
+      if (gpus == 1) bench.figure(fmt::format("pcie_{}_bw", direction), said + ", one GPU", each);
+      for (double& one : each) one *= gpus;
+      if (gpus == bench.ranks())
+        bench.figure(fmt::format("root_{}_bw", direction), fmt::format("{}, {} GPUs at once, in all", said, gpus), each);
+    };
+    record("up", "host to device", rates(alone_up));
+    record("down", "device to host", rates(alone_down));
+    record("both", "both ways at once, sum", both);
+  }
+  const bool first = bench.rank() == 0;
+  Seconds small = bench.time([=](cudaStream_t s) { copy(pinned, device, kSmall, s); }, bench.down(), first, true);
+  for (double& s : small) s *= 1e9;
+  bench.figure("copy_latency_ns", "64 KiB to pinned memory, one GPU", small);
+  bench.peers().barrier();
+  bench.release();
+}
+
+void host_adam(Bench& bench) {
+  host::Workers& workers = host::Workers::of_process();
+  std::byte *const slab = bench.pinned(kParameters * 16), *const rest =
+                                                              slab + 12 * kParameters;  // states; gradients, weights
+  auto* const states = reinterpret_cast<float*>(slab);
+  workers.run([&](int thread) {  // master, m, v; gradients and weights, pairs of bf16: 0.01, neither zero nor
+                                 // denormal
+    const host::Range part = host::part_of(kParameters, 1024, thread, workers.count());
+    for (int64_t block = 0; block < 4; ++block)
+      std::fill(states + block * kParameters + part.begin, states + block * kParameters + part.end,
+                std::bit_cast<float>(0x3c243c24U));
+  });
+  const host::AdamPair pair{rest, program::Type::bf16, rest + 2 * kParameters, program::Type::bf16, 0, kParameters};
+  host::AdamArgs args{states, kParameters, true, {&pair, 1}, 1, {10, 1e-3, 0.9, 0.95, 1e-8, 0.1}};
+  const auto rates = [&](bool mine) {
+    bench.peers().barrier();
+    std::vector<double> all;
+    for (int i = 0; mine && i < 10; ++i) {
+      const auto begin = std::chrono::steady_clock::now();
+      host::adam(args, workers);
+      ++args.settings.step;
+      const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - begin;
+      if (i > 1 && i < 9) all.push_back(kParameters / seconds.count());  // while the others run as well
+    }
+    bench.peers().barrier();
+    return all;
+  };
+  const std::string what = fmt::format("CPU AdamW, fp32 states, bf16 gradients and weights, {} threads a process, {}",
+                                       workers.count(), host::text(host::adam_path()));
+  const std::vector<double> alone = rates(bench.rank() == 0);
+  bench.figure("host_adam_rate_alone", what + ", one process, parameters/s", alone);
+  std::vector<double> traffic = rates(true);
+  for (double& rate : traffic) rate *= kTraffic * bench.ranks();
+  bench.figure("native_dram_bw", fmt::format("{}, {} processes at once, 28 bytes a parameter", what, bench.ranks()),
+               traffic);
+}
+
+}  // namespace mop::calibrate

@@ -1,0 +1,105 @@
+// HBM outside of any buffer, as cudaMemGetInfo sees it come.
+#include <fmt/format.h>
+#include <sys/sysinfo.h>
+
+#include <algorithm>
+#include <exception>
+
+#include "exec/calibrate/benchmarks.h"
+#include "exec/cuda/communicators.h"
+#include "sim/base/quantity.h"
+#include "sim/program/landing.h"
+
+namespace mop::calibrate {
+namespace {
+
+double host_bytes() {
+  struct sysinfo info {};
+  sysinfo(&info);
+  return static_cast<double>(info.totalram) * info.mem_unit;
+}
+
+// One of a stream's own, as exec/cuda/communicators.h makes them; ends with the object.
+class Communicator {
+ public:
+  explicit Communicator(Bench& bench) {
+    ncclUniqueId id{};
+    if (bench.rank() == 0) cuda::check(ncclGetUniqueId(&id), "ncclGetUniqueId");
+    cuda::check(ncclCommInitRank(&comm_, bench.ranks(), bench.from_first(id), bench.rank()), "ncclCommInitRank");
+  }
+  ~Communicator() { std::uncaught_exceptions() > 0 ? ncclCommAbort(comm_) : ncclCommDestroy(comm_); }
+  Communicator(const Communicator&) = delete;
+  Communicator& operator=(const Communicator&) = delete;
+  ncclComm_t get() const { return comm_; }
+
+ private:
+  ncclComm_t comm_ = nullptr;
+};
+
+}  // namespace
+
+void memory(Bench& bench) {
+  int64_t before = 0;
+  const auto step = [&] {
+    bench.peers().barrier();
+    const int64_t used = bench.used_bytes(), more = used - before;
+    bench.peers().barrier();
+    before = used;
+    return static_cast<double>(more);
+  };
+  const auto run = [&](const Work& work) {
+    work(bench.compute());
+    cudaStreamSynchronize(bench.compute());
+  };
+  bench.figure("native_context_bytes", "CUDA context with the first kernel", {static_cast<double>(bench.context_bytes())});
+  size_t free = 0, total = 0;
+  cudaMemGetInfo(&free, &total);
+  bench.figure("host_bytes", "memory of the host, as the kernel counts it", {host_bytes()});
+  bench.figure("hbm_bytes", "cudaMemGetInfo total", {static_cast<double>(total)});
+
+  step();
+  for (const bool gradient : {false, true}) {
+    run(dense_product(bench, 8192, 8192, 8192, gradient));
+    run(experts_product(bench, 32, 2048, 1536, 32768, gradient));
+  }
+  const AttentionWork attention = attention_work(bench, attention_shape(128, 128, 32, 4096, 0));
+  run(attention.forward);
+  run(attention.backward);
+  bench.release();
+  bench.figure("native_library_bytes", "cuBLASLt, cuDNN and their kernels, after products and attention of one shape each",
+               {step()});
+  if (bench.ranks() == 1) return;
+
+  bench.communicator(bench.ranks());
+  const int64_t bytes = 64 << 20;
+  run(by_nccl(bench, Collective::all_gather, bench.ranks(), bytes));
+  const double first = step();
+  const Communicator second(bench);
+  std::byte* const buffer = bench.take(2 * bytes);
+  const auto count = static_cast<size_t>(bytes / 2 / bench.ranks());
+  run([&](cudaStream_t s) {
+    cuda::check(ncclAllGather(buffer, buffer + bytes, count, ncclBfloat16, second.get(), s), "an all-gather");
+  });
+  bench.figure("native_communicator_bytes",
+               fmt::format("one NCCL communicator of {} GPUs (the first takes {})", bench.ranks(), format_bytes(first)),
+               {step()});
+  run([&](cudaStream_t s) {
+    cuda::check(ncclGroupStart(), "an all-to-all");
+    for (int peer = 0; peer < bench.ranks(); ++peer) {
+      cuda::check(ncclSend(buffer, count, ncclBfloat16, peer, second.get(), s), "an all-to-all");
+      cuda::check(ncclRecv(buffer + bytes, count, ncclBfloat16, peer, second.get(), s), "an all-to-all");
+    }
+    cuda::check(ncclGroupEnd(), "an all-to-all");
+  });
+  const double peers = bench.ranks() - 1;
+  bench.figure("native_communicator_p2p_bytes", "NCCL point-to-point buffers of one communicator, a peer of the node",
+               {step() / peers});
+  bench.peer_memory();
+  bench.figure("native_peer_memory_bytes",
+               fmt::format("a peer's arena of {} mapped by CUDA IPC, the landing zone of reduce-scatters not counted",
+                           format_bytes(static_cast<double>(bench.arena_bytes()))),
+               {std::max(0.0, (step() - static_cast<double>(program::kLandingBytes)) / peers)});
+  bench.release();
+}
+
+}  // namespace mop::calibrate

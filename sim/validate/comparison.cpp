@@ -1,0 +1,118 @@
+#include "sim/validate/comparison.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <nlohmann/json.hpp>
+
+#include "sim/base/error.h"
+#include "sim/base/quantity.h"
+#include "sim/predict/timelines.h"
+#include "sim/validate/question.h"
+
+namespace mop::validate {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+OpSums sums_of(const predict::Scenario& scenario, const predict::Details& details, double step) {
+  std::vector<int64_t> members;
+  for (const predict::RankClass& ranks : details.fold.classes) members.push_back(ranks.members);
+  OpSums sums = sum_operations(predict::timelines(scenario, details), members);
+  sums.step = step;
+  return sums;
+}
+
+std::vector<OpDifference> differences(const OpSums& measured, const OpSums& predicted) {
+  std::map<std::pair<std::string, std::string>, OpDifference> all;
+  const auto at = [&](const OpSum& sum) -> OpDifference& {
+    OpDifference& difference = all[{sum.name, sum.stream}];
+    difference.name = sum.name;
+    difference.stream = sum.stream;
+    return difference;
+  };
+  const std::string compute = program::name(program::Stream::compute);
+  OpDifference idle{kIdle, "", measured.step, predicted.step};
+  for (const OpSum& sum : measured.operations) {
+    OpDifference& difference = at(sum);
+    difference.measured += sum.seconds;
+    difference.measured_count += sum.count;
+    if (sum.stream == compute) idle.measured -= sum.seconds;
+  }
+  for (const OpSum& sum : predicted.operations) {
+    OpDifference& difference = at(sum);
+    difference.predicted += sum.seconds;
+    difference.predicted_count += sum.count;
+    if (sum.stream == compute) idle.predicted -= sum.seconds;
+  }
+  std::vector<OpDifference> result{idle};
+  for (auto& [key, difference] : all) result.push_back(std::move(difference));
+  std::ranges::stable_sort(result, std::ranges::greater(), [](const OpDifference& d) { return std::abs(d.difference()); });
+  return result;
+}
+
+// Rows of the fullest expert over the mean, median of the steps that the step time is of.
+std::optional<double> measured_imbalance(const Json& detail) {
+  std::vector<double> seen;
+  const Json steps = detail.value("steps", Json::array());
+  for (size_t i = steps.size() / 2; i < steps.size(); ++i)
+    if (steps[i].contains("expert_imbalance")) seen.push_back(steps[i]["expert_imbalance"]);
+  if (seen.empty()) return std::nullopt;
+  std::ranges::nth_element(seen, seen.begin() + static_cast<std::ptrdiff_t>(seen.size() / 2));
+  return seen[seen.size() / 2];
+}
+
+}  // namespace
+
+double relative_error(double predicted, double measured) {
+  if (measured == 0) return predicted == 0 ? 0 : std::numeric_limits<double>::infinity();
+  return predicted / measured - 1;
+}
+
+double Comparison::hbm_error() const {
+  return relative_error(static_cast<double>(hbm_bytes), static_cast<double>(measured.hbm_peak_bytes.value_or(0)));
+}
+
+double Comparison::host_error() const {
+  return relative_error(static_cast<double>(host_bytes), static_cast<double>(measured.host_peak_bytes.value_or(0)));
+}
+
+Comparison compare(const store::RunRecord& measurement, const store::RunRecord* prediction, predict::Details* details) {
+  Comparison c;
+  c.measured = measurement;
+  const Json detail = Json::parse(measurement.detail);
+  c.on_gpus = detail.value("backend", "cuda") == "cuda";
+  predict::Details own;
+  predict::Details& d = details != nullptr ? *details : own;
+  predict::Prediction p;
+  try {
+    c.scenario = scenario_of(measurement, prediction);
+    p = predict::predict(c.scenario, {}, &d);
+  } catch (const UserError& error) {
+    c.why_not = error.what();
+    return c;
+  }
+  c.hbm_bytes = c.on_gpus ? p.hbm_peak : p.hbm_arena;
+  c.host_bytes = p.host_peak;
+  c.step_s = p.step_time;
+  if (!p.fits) c.why_not = "predicted not to fit: " + p.why_not;
+  if (detail.contains(kOpSums) && p.step_time) {
+    const OpSums measured = op_sums_of(detail[kOpSums].dump()), predicted = sums_of(c.scenario, d, *p.step_time);
+    c.measured_step_s = measured.step;
+    c.operations = differences(measured, predicted);
+    if (measured.wait > 0.01 * measured.step)
+      c.notes.push_back(fmt::format("collectives waited {} for the last rank (predicted: {})", format_seconds(measured.wait),
+                                    format_seconds(predicted.wait)));
+  }
+  // A ratio of experts here, of ranks there: told apart in words, and never compared.
+  if (const std::optional<double> imbalance = measured_imbalance(detail); imbalance && *imbalance > 1.05)
+    c.notes.push_back(
+        fmt::format("the fullest expert had {:.2f} times the mean rows; predicted for {} routing, the fullest rank with "
+                    "{:.2f} times the mean",
+                    *imbalance, plan::describe(c.scenario.workload.routing), p.imbalance));
+  return c;
+}
+
+}  // namespace mop::validate

@@ -1,0 +1,178 @@
+// What mop calibrate measured of our own kernels and of copy engines prices native plans, where a cluster has it; PyTorch's
+// prices never change.
+#include <gtest/gtest.h>
+
+#include "sim/program/landing.h"
+#include "tests/cost/support.h"
+
+namespace mop::cost::testing {
+namespace {
+
+void add_figure(cluster::ClusterModel& c, const std::string& name, double value) {
+  c.figures[name] = {value, cluster::Source::measured, "a test"};
+}
+void add_table(cluster::ClusterModel& c, const std::string& name, size_t kinds, std::vector<std::vector<double>> points) {
+  const size_t axes = points.front().size() - 1 - kinds;
+  c.tables[name] = {cluster::Table(name, kinds, axes, points), cluster::Source::measured, "a test"};
+}
+
+// Every table at one rate of its own.
+cluster::ClusterModel calibrated() {
+  cluster::ClusterModel c = plain("h200x4");
+  add_table(c, "native_matmul", 0, {{128, 128, 128, 5e14}});
+  add_table(c, "native_matmul_gradient", 0, {{128, 128, 128, 4e14}});
+  add_table(c, "native_grouped_matmul", 2, {{2048, 1536, 32, 1024, 3e14}});
+  add_table(c, "native_grouped_matmul_gradient", 2, {{2048, 1536, 32, 1024, 2e14}});
+  add_table(c, "native_attention_forward", 2, {{128, 128, 32, 4096, 4.5e14}});
+  add_table(c, "native_attention_backward", 2, {{128, 128, 32, 4096, 3.5e14}});
+  add_table(c, "native_window_attention_forward", 2, {{64, 64, 128, 64, 4096, 1e14}});
+  add_table(c, "native_rms_norm", 0, {{1e6, 2e12}, {1e10, 2e12}});
+  add_table(c, "native_adam", 0, {{1e6, 2.5e12}});
+  add_table(c, "native_adam_low", 0, {{1e6, 2.25e12}});
+  add_table(c, "native_all_gather", 0, {{4, 65536, 2e11}});
+  add_table(c, "native_reduce_scatter", 0, {{4, 65536, 1.5e11}});
+  add_table(c, "native_all_to_all", 0, {{4, 65536, 1.25e11}});
+  return c;
+}
+
+TEST(Native, KernelsTakeTheirOwnRates) {
+  const Machine m(calibrated());
+  const double cube = 2.0 * 8192 * 8192 * 8192;
+  program::Op op = make_op(OpKind::gemm);
+  EXPECT_NEAR(seconds(m.price(op, {{8192, 8192, 8192}})), cube / 5e14, 2e-9);
+  op.does.transpose_a = true;
+  EXPECT_NEAR(seconds(m.price(op, {{8192, 8192, 8192}})), cube / 4e14, 2e-9);
+  op = make_op(OpKind::grouped_gemm);
+  const double experts = 2.0 * 65536 * 1536 * 2048;
+  EXPECT_NEAR(seconds(m.price(op, {{65536, 1536, 2048, 32}})), experts / 3e14, 2e-9);
+  op.does.transpose_a = true;
+  EXPECT_NEAR(seconds(m.price(op, {{65536, 1536, 2048, 32}})), experts / 2e14, 2e-9);
+  const program::AttentionShape whole{1, 16384, 16384, 32, 4, 128, 128, 1, 0},
+      window{1, 16384, 16384, 64, 8, 64, 64, 1, 128};
+  EXPECT_NEAR(m.seconds(OpKind::attention_fwd, whole.shape()), program::flops(OpKind::attention_fwd, whole.shape()) / 4.5e14,
+              2e-9);
+  EXPECT_NEAR(m.seconds(OpKind::attention_bwd, whole.shape()), program::flops(OpKind::attention_bwd, whole.shape()) / 3.5e14,
+              2e-9);
+  EXPECT_NEAR(m.seconds(OpKind::attention_fwd, window.shape()), program::flops(OpKind::attention_fwd, window.shape()) / 1e14,
+              2e-9);
+  const int64_t n = 1 << 28;
+  EXPECT_NEAR(m.seconds(OpKind::rms_norm, {{n, 2 * n, 2 * n}}), 4.0 * n / 2e12, 2e-9);
+  op = make_op(OpKind::adam);
+  EXPECT_NEAR(seconds(m.price(op, {{n, 14 * n, 14 * n}})), 28.0 * n / 2.5e12, 2e-9);
+  op.does.b = static_cast<int64_t>(program::Master::low);
+  EXPECT_NEAR(seconds(m.price(op, {{n, 14 * n, 12 * n}})), 26.0 * n / 2.25e12, 2e-9);
+  // Without a table of its own: as all fused kernels.
+  const Machine before(plain("h200x4"));
+  EXPECT_EQ(m.price(OpKind::swiglu, {{n, 2 * n, n}}).demand.duration,
+            before.price(OpKind::swiglu, {{n, 2 * n, n}}).demand.duration);
+}
+
+TEST(Native, PyTorchsPricesStay) {
+  cluster::ClusterModel c = calibrated();
+  for (const std::string& figure : cluster::optional_figures()) add_figure(c, figure, 1.5);
+  add_table(c, "copy_engine_all_gather", 0, {{4, 65536, 1e11}});
+  const Machine with(c, "fsdp2"), without("h200x4", "fsdp2");
+  const int64_t n = 1 << 26;
+  for (const OpKind kind : {OpKind::gemm, OpKind::grouped_gemm, OpKind::rms_norm, OpKind::adam}) {
+    program::Op op = make_op(kind);
+    for (const bool gradient : {false, true}) {
+      op.does.transpose_a = gradient;
+      const Shape shape = kind < OpKind::attention_fwd ? Shape{{8192, 4096, 2048, 32}} : Shape{{n, 2 * n, 2 * n}};
+      EXPECT_EQ(with.price(op, shape).demand.duration, without.price(op, shape).demand.duration) << program::name(kind);
+      EXPECT_EQ(with.price(op, shape).demand.weight, without.price(op, shape).demand.weight) << program::name(kind);
+    }
+  }
+  for (const OpKind kind : {OpKind::all_gather, OpKind::reduce_scatter, OpKind::all_reduce, OpKind::all_to_all}) {
+    const Price a = with.collective(kind, 1 << 28, {Axis::world, 4, 1}),
+                b = without.collective(kind, 1 << 28, {Axis::world, 4, 1});
+    EXPECT_EQ(a.demand.duration, b.demand.duration) << program::name(kind);
+    EXPECT_EQ(share(a.demand, Resource::sm), share(b.demand, Resource::sm)) << program::name(kind);
+  }
+}
+
+double bus_seconds(int64_t bytes, int64_t ranks, double rate) {
+  return static_cast<double>(bytes) * static_cast<double>(ranks - 1) / static_cast<double>(ranks) / rate;
+}
+
+TEST(Native, CollectivesWithinANodeAreByCopyEngines) {
+  cluster::ClusterModel c = calibrated();
+  const int64_t bytes = 1 << 30;
+  const Group world{Axis::world, 4, 1};
+  const Machine nccl(c);
+  EXPECT_NEAR(seconds(nccl.collective(OpKind::all_gather, bytes, world)), bus_seconds(bytes, 4, 2e11), 2e-9);
+  EXPECT_GT(share(nccl.collective(OpKind::all_gather, bytes, world).demand, Resource::sm), 0);
+
+  add_table(c, "copy_engine_all_gather", 0, {{4, 65536, 3e11}});
+  add_table(c, "copy_engine_reduce_scatter", 0, {{4, 65536, 2.5e11}});
+  const Machine m(c);
+  const Price gather = m.collective(OpKind::all_gather, bytes, world);
+  EXPECT_NEAR(seconds(gather), bus_seconds(bytes, 4, 3e11), 2e-9);
+  EXPECT_EQ(share(gather.demand, Resource::sm), 0);  // no interference was measured
+  EXPECT_GT(share(gather.demand, Resource::nvlink_out), 0);
+  // On any stream; reduce-scatters on that of weights and gradients only.
+  for (const Stream stream : {Stream::gather, Stream::sequence}) {
+    EXPECT_NEAR(seconds(m.price(make_op(OpKind::all_gather, stream), {{bytes, bytes}}, &world)), bus_seconds(bytes, 4, 3e11),
+                2e-9);
+    EXPECT_NEAR(seconds(m.price(make_op(OpKind::reduce_scatter, stream), {{bytes, bytes}}, &world)),
+                bus_seconds(bytes, 4, stream == Stream::gather ? 2.5e11 : 1.5e11), 2e-9);
+  }
+  EXPECT_NEAR(seconds(m.collective(OpKind::all_to_all, bytes, world)), bus_seconds(bytes, 4, 1.25e11), 2e-9);
+}
+
+TEST(Native, CopyEnginesDoNotReachAcrossNodes) {
+  cluster::ClusterModel with = plain("h200");
+  add_table(with, "copy_engine_all_gather", 0, {{8, 65536, 1e9}});
+  const Machine a(with, "mop", 64), b("h200", "mop", 64);
+  for (const Group& group : {Group{Axis::world, 64, 1}, Group{Axis::world, 8, 8}})
+    EXPECT_EQ(a.collective(OpKind::all_gather, 1 << 28, group).demand.duration,
+              b.collective(OpKind::all_gather, 1 << 28, group).demand.duration);
+}
+
+// Runs a kernel and a collective beside one another; how much slower the second kernel is than alone.
+double slowdown(const Price& kernel, const Price& collective) {
+  engine::TaskGraph graph;
+  graph.demands = {kernel.demand, collective.demand};
+  const auto add = [&](uint32_t demand, uint8_t stream, int64_t times) {
+    for (int64_t i = 0; i < times; ++i) {
+      engine::Task task;
+      task.demand = demand;
+      task.stream = stream;
+      graph.tasks.push_back(task);
+    }
+  };
+  add(0, 0, 3);
+  add(1, 1, 4 + 8 * kernel.demand.duration / std::max<int64_t>(1, collective.demand.duration));
+  engine::Machine machine;
+  machine.graphs.push_back(graph);
+  machine.nodes = 1;
+  machine.ranks.push_back({0, 0, 1, {}});
+  const auto spans = engine::run(machine, {.max_steps = 1, .tolerance = -1}).ranks[0].spans;
+  return static_cast<double>(spans[1].end - spans[1].start) / static_cast<double>(kernel.demand.duration);
+}
+
+TEST(Native, KernelsSlowDownAsMeasured) {
+  cluster::ClusterModel c = calibrated();
+  add_table(c, "copy_engine_all_gather", 0, {{4, 65536, 3e11}});
+  add_figure(c, "native_all_to_all_matmul_slowdown", 1.3);
+  add_figure(c, "native_all_to_all_slowdown", 1.5);
+  add_figure(c, "native_all_to_all_attention_slowdown", 1.15);
+  add_figure(c, "native_all_to_all_memory_bound_slowdown", 1.45);
+  add_figure(c, "copy_engine_all_gather_matmul_slowdown", 1.04);
+  add_figure(c, "copy_engine_all_gather_slowdown", 1.01);
+  const Machine m(c);
+  const Price matmul = m.price(OpKind::gemm, {{8192, 8192, 8192}});
+  const program::AttentionShape shape{1, 16384, 16384, 32, 4, 128, 128, 1, 0};
+  const Price attention = m.price(OpKind::attention_bwd, shape.shape());
+  const int64_t n = 1 << 28;
+  const Price norm = m.price(OpKind::rms_norm, {{n, 2 * n, 2 * n}});
+  const Group world{Axis::world, 4, 1};
+  const Price exchange = m.collective(OpKind::all_to_all, 1 << 30, world),
+              gather = m.collective(OpKind::all_gather, 1 << 30, world);
+  EXPECT_NEAR(slowdown(matmul, exchange), 1.3, 0.01);
+  EXPECT_NEAR(slowdown(attention, exchange), 1.15, 0.01);
+  EXPECT_NEAR(slowdown(norm, exchange), 1.45, 0.01);
+  EXPECT_NEAR(slowdown(matmul, gather), 1.04, 0.005);
+}
+
+}  // namespace
+}  // namespace mop::cost::testing
