@@ -37,7 +37,7 @@ struct Card {
   char host[64] = {};  // GPUs of one host reach one another; NCCL_HOSTID splits it, as it does for NCCL
   int device = 0;      // as this host counts them
   cudaUUID_t uuid{};
-  cudaIpcMemHandle_t arena{}, landing{}, signals{};
+  cudaIpcMemHandle_t arena{}, shared{};
 };
 
 // Of the driver, which this program is not linked to.
@@ -135,15 +135,12 @@ PeerMemory::PeerMemory(std::byte* arena, const std::set<program::Stream>& stream
       all.insert(all.end(), one.begin(), one.end());
     return peers_.broadcast(all);
   };
-  landing_ = device_bytes(reduces ? program::kLandingBytes : 1, "the landing zone of reduce-scatters");
-  const int64_t signals = program::kStreams * 2 * ranks_ * static_cast<int64_t>(sizeof(uint32_t));
-  signals_ = device_bytes(signals, "signals between GPUs");
-  check(cudaMemset(signals_.get(), 0, static_cast<size_t>(signals)), "signals");
+  shared_ = device_bytes(signal_bytes() + (reduces ? program::kLandingBytes : 0), "the landing zone of reduce-scatters");
+  check(cudaMemset(shared_.get(), 0, static_cast<size_t>(signal_bytes())), "signals");
   check(cudaDeviceSynchronize(), "signals");
   Card own = card_of_this();
   own.arena = handle_of(arena);
-  own.landing = handle_of(landing_.get());
-  own.signals = handle_of(signals_.get());
+  own.shared = handle_of(shared_.get());
   const std::vector<std::byte> cards = everyones(&own, sizeof own);
   for (const program::Stream stream : streams) {
     check(cudaEventCreateWithFlags(&begun_[static_cast<size_t>(stream)], cudaEventDisableTiming), "an event");
@@ -161,9 +158,7 @@ PeerMemory::PeerMemory(std::byte* arena, const std::set<program::Stream>& stream
     int can = device ? 0 : 1;  // of a GPU that this process does not see, only opening tells
     if (device) check(cudaDeviceCanAccessPeer(&can, own.device, *device), "access between GPUs");
     Peer& peer = all_[static_cast<size_t>(rank)];
-    if (can != 0 && (peer.arena = open(card.arena)) != nullptr && (peer.landing = open(card.landing)) != nullptr &&
-        (peer.signals = reinterpret_cast<uint32_t*>(open(card.signals))) != nullptr)
-      continue;
+    if (can != 0 && (peer.arena = open(card.arena)) != nullptr && (peer.shared = open(card.shared)) != nullptr) continue;
     fmt::format_to_n(obstacle.data(), kText - 1, "GPU {} cannot write to GPU {} of {}", own.device, card.device, card.host);
   }
   // All or none, since all ranks of a group must take the same way.
@@ -180,10 +175,15 @@ PeerMemory::~PeerMemory() {
   for (cudaEvent_t event : begun_)
     if (event != nullptr) cudaEventDestroy(event);
   for (const Peer& peer : all_)
-    for (void* memory : {static_cast<void*>(peer.arena), static_cast<void*>(peer.landing), static_cast<void*>(peer.signals)})
+    for (std::byte* memory : {peer.arena, peer.shared})
       if (memory != nullptr) cudaIpcCloseMemHandle(memory);
   // What others have mapped may not be freed.
   if (std::uncaught_exceptions() == 0) peers_.barrier();
+}
+
+int64_t PeerMemory::signal_bytes() const {
+  const auto bytes = static_cast<int64_t>(sizeof(uint32_t)) * program::kStreams * 2 * ranks_;
+  return (bytes + kAlign - 1) / kAlign * kAlign;
 }
 
 bool PeerMemory::reaches(const plan::Span& group) const {
@@ -212,7 +212,7 @@ template <class From, class To>
 void PeerMemory::exchange(const plan::Span& group, program::Stream stream, int64_t bytes, const From& from, const To& to,
                           cudaStream_t queue) {
   const int64_t index = group.index(rank_), base = group.base(rank_);
-  auto* const own = reinterpret_cast<uint32_t*>(signals_.get());
+  const uint32_t* const own = signals(shared_.get());
   // At any time each writes to another.
   const auto others = [&](const auto& body) {
     for (int64_t distance = 1; distance < group.size; ++distance) {
@@ -223,7 +223,7 @@ void PeerMemory::exchange(const plan::Span& group, program::Stream stream, int64
   };
   if (group.size == 1) return;
   others([&](Peer& peer, int64_t, int64_t, uint32_t& calls) {
-    write_signal(queue, peer.signals + signal_at(stream, kReady, ranks_, rank_), ++calls);
+    write_signal(queue, signals(peer.shared) + signal_at(stream, kReady, ranks_, rank_), ++calls);
   });
   // Every lane takes its part of what goes to each.
   const auto at = static_cast<size_t>(stream);
@@ -244,7 +244,7 @@ void PeerMemory::exchange(const plan::Span& group, program::Stream stream, int64
     check(cudaStreamWaitEvent(queue, lane.done, 0), "an exchange");
   }
   others([&](Peer& peer, int64_t, int64_t, uint32_t calls) {
-    write_signal(queue, peer.signals + signal_at(stream, kWritten, ranks_, rank_), calls);
+    write_signal(queue, signals(peer.shared) + signal_at(stream, kWritten, ranks_, rank_), calls);
   });
   others([&](Peer&, int64_t, int64_t rank, uint32_t calls) {
     wait_for_signal(queue, own + signal_at(stream, kWritten, ranks_, rank), calls);
@@ -271,10 +271,10 @@ void PeerMemory::reduce_scatter(const plan::Span& group, program::Stream stream,
     const int64_t some = std::min(slot, bytes - first), elements = some / each;
     exchange(
         group, stream, some, [&](int64_t i) { return in + i * bytes + first; },
-        [&](const Peer& peer, int64_t i) { return peer.landing + slot_of(index, i); }, queue);
+        [&](const Peer& peer, int64_t i) { return landing(peer.shared) + slot_of(index, i); }, queue);
     kernels::SumPiecesArgs sum{{}, static_cast<int>(group.size), type, {}, accumulate};
     for (int64_t i = 0; i < group.size; ++i)
-      sum.pieces[static_cast<size_t>(i)] = i == index ? in + i * bytes + first : landing_.get() + slot_of(i, index);
+      sum.pieces[static_cast<size_t>(i)] = i == index ? in + i * bytes + first : landing(shared_.get()) + slot_of(i, index);
     sum.y = {static_cast<std::byte*>(out.data) + first / each * static_cast<int64_t>(kernels::size_of(out.type)), out.type, 1,
              elements, elements};
     kernels::sum_pieces(sum, queue);

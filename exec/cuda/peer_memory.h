@@ -46,18 +46,21 @@ class PeerMemory {
  private:
   struct Peer {
     std::byte* arena = nullptr;  // null: out of reach
-    std::byte* landing = nullptr;
-    uint32_t* signals = nullptr;
+    std::byte* shared = nullptr;
     std::array<uint32_t, program::kStreams> calls{};  // with this rank, by stream
   };
-  // Writes bytes from from(i) to to(peer, i) for every other rank of the group, i its index. On the stream, begins when all
-  // let this rank write, and ends when all have written here.
-  // A copy engine moves half of what the links do: copies go by several, on streams of their own.
+  int64_t signal_bytes() const;
+  uint32_t* signals(std::byte* shared) const { return reinterpret_cast<uint32_t*>(shared); }
+  std::byte* landing(std::byte* shared) const { return shared + signal_bytes(); }
+
+  // In a timeline the copies of one stream moved 180 GB/s, half of what the links carry: they go by several, of their own.
   static constexpr int kLanes = 3;
   struct Lane {
     cudaStream_t stream = nullptr;
     cudaEvent_t done = nullptr;
   };
+  // Writes bytes from from(i) to to(peer, i) for every other rank of the group, i its index. On the stream, begins when all
+  // let this rank write, and ends when all have written here.
   template <class From, class To>
   void exchange(const plan::Span& group, program::Stream stream, int64_t bytes, const From& from, const To& to,
                 cudaStream_t queue);
@@ -65,7 +68,7 @@ class PeerMemory {
   launch::Peers& peers_;
   std::byte* const arena_;
   const int rank_, ranks_;
-  DeviceBytes landing_, signals_;  // written by the peers; signals: (streams, 2, ranks) u32
+  DeviceBytes shared_;  // written by the peers: signals (streams, 2, ranks) u32, then the landing zone
   std::vector<Peer> all_;
   std::array<std::array<Lane, kLanes>, program::kStreams> lanes_{};  // by stream of the program, where it exchanges
   std::array<cudaEvent_t, program::kStreams> begun_{};
