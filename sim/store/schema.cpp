@@ -86,15 +86,6 @@ int snapshot_version(SQLite::Database& db, const std::filesystem::path& path) {
 
 }  // namespace
 
-void check_schema(SQLite::Database& db, const std::filesystem::path& path) {
-  const int version = snapshot_version(db, path);
-  if (version == kSchemaVersion) return;
-  throw UserError(fmt::format("results database '{}': {}", path.string(),
-                              version == 0
-                                  ? "is empty; record a prediction in it first or name another file"
-                                  : "was written by an older mop; record something in it to update it"));
-}
-
 void prepare_schema(SQLite::Database& db, const std::filesystem::path& path) {
   snapshot_version(db, path);  // before anything is locked or written: the file may be another program's
   // Immediate: two writers that meet here wait for each other, and the second finds the tables of the first.
@@ -104,6 +95,14 @@ void prepare_schema(SQLite::Database& db, const std::filesystem::path& path) {
   db.exec(fmt::format("PRAGMA application_id = {}", kApplicationId));
   db.exec(fmt::format("PRAGMA user_version = {}", kSchemaVersion));
   if (version != kSchemaVersion) transaction.commit();
+}
+
+void check_schema(SQLite::Database& db, const std::filesystem::path& path) {
+  const int version = snapshot_version(db, path);
+  if (version == 0)
+    throw UserError(
+        fmt::format("results database '{}': is empty; record a prediction in it first or name another file", path.string()));
+  if (version < kSchemaVersion) prepare_schema(db, path);
 }
 
 }  // namespace mop::store

@@ -14,7 +14,7 @@ inline constexpr int kSchemaVersion = 2;           // the newest, in PRAGMA user
 // Errors, both: UserError naming `path` when the file belongs to another program or a newer version;
 // SQLite::Exception when it cannot be read or written.
 
-// Also UserError when there are no tables yet, or older ones that a writer must bring up to date first.
+// Also UserError when there are no tables yet. Older ones are brought up to date.
 void check_schema(SQLite::Database& db, const std::filesystem::path& path);
 
 // Makes the tables, or brings older ones up to date, in one transaction. Up to date already, it writes and
