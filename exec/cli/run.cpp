@@ -317,6 +317,11 @@ struct Run {
                 {"workspace_bytes", report.workspace_bytes},
                 {"step_time", "median of the second half of the steps"},
                 {"steps", steps}};
+    // Of process 0 in the last step; dense layers have none.
+    Json rows = Json::array();
+    for (const std::vector<int64_t>& layer : report.expert_rows)
+      if (!layer.empty()) rows.push_back(layer);
+    detail[validate::kExpertRows] = std::move(rows);
     detail[validate::kQuestion] = Json::parse(validate::to_json(s, flags.text("model"), flags.text("cluster")));
     const auto last = std::ranges::find(report.steps, options.profile_last, &train::StepReport::step);
     if (sums && last != report.steps.end()) {

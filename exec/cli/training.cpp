@@ -171,6 +171,7 @@ void train_and_save(train::Trainer& trainer, const train::Prepared& prepared, co
                              (std::filesystem::path(options.save) / checkpoint::step_name(trainer.steps_done())).string()));
   }
   report.hbm_addressed = trainer.bytes_addressed(program::Space::hbm);
+  report.expert_rows = trainer.machine().expert_rows();
   report.device_bytes = most_of(peers, trainer.machine().device_bytes_in_use());
   if (!options.export_folder.empty() && !report.interrupted) {
     export_weights(trainer, job.model, options);

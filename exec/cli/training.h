@@ -36,6 +36,7 @@ struct TrainingReport {
   int64_t hbm_addressed = 0;                // highest byte that an operation used
   int64_t workspace_bytes = 0;              // of a rank, beside the arenas
   int64_t device_bytes = 0;                 // of the fullest GPU after the last step, everything included; 0: no GPU
+  std::vector<std::vector<int64_t>> expert_rows;  // train::Machine::expert_rows of the last step
   std::string libraries;                    // of the GPU and their versions
   bool interrupted = false;
   double median_seconds() const;            // of the second half of the steps

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "exec/cpu/gemm.h"
+#include "sim/plan/routing.h"
 #include "sim/plan/least_loaded.h"
 
 namespace mop::cpu {
@@ -155,13 +156,23 @@ const plan::RoundPlan& round_plan(const Operand& rounds) {
   return read(rounds).plan;
 }
 
-double max_over_mean(const plan::Counts& counts) {
-  int64_t most = 0, all = 0;
-  for (int e = 0; e < counts.experts(); ++e) {
-    most = std::max(most, counts.load(e));
-    all += counts.load(e);
-  }
-  return all == 0 ? 1 : static_cast<double>(most) * counts.experts() / static_cast<double>(all);
+ExpertRows::ExpertRows(const model::ModelConfig& model) : rows_(static_cast<size_t>(model.layers)) {
+  for (size_t l = 0; l < rows_.size(); ++l)
+    if (model.moe[l]) rows_[l].resize(static_cast<size_t>(model.experts));
+  last_ = rows_;
+}
+
+void ExpertRows::add(int layer, const plan::Counts& counts) {
+  std::vector<int64_t>& rows = rows_[static_cast<size_t>(layer)];
+  for (int e = 0; e < counts.experts(); ++e) rows[static_cast<size_t>(e)] += counts.load(e);
+}
+
+double ExpertRows::end_step() {
+  double worst = 1;
+  for (const std::vector<int64_t>& rows : rows_) worst = std::max(worst, plan::imbalance(rows));
+  std::swap(rows_, last_);
+  for (std::vector<int64_t>& rows : rows_) std::ranges::fill(rows, 0);
+  return worst;
 }
 
 bool acts(const Call& call, const plan::RoundPlan& plan) {

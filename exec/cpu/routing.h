@@ -21,8 +21,18 @@ int64_t routed_bytes(const program::StepProgram& program, const program::Op& op)
 // What plan_routing leaves in `rounds`.
 const plan::RoundPlan& round_plan(const Operand& rounds);
 
-// Rows of the fullest expert over the mean of all, of the counts that plan_routing had; 1 when there are none.
-double max_over_mean(const plan::Counts& counts);
+// Rows of each expert that plan_routing counted, by layer (empty for dense ones). A step allocates nothing.
+class ExpertRows {
+ public:
+  explicit ExpertRows(const model::ModelConfig& model);
+  void add(int layer, const plan::Counts& counts);
+  // Rows of the fullest expert over the mean, the worst layer since the last call; 1: none.
+  double end_step();
+  const std::vector<std::vector<int64_t>>& of_last_step() const { return last_; }
+
+ private:
+  std::vector<std::vector<int64_t>> rows_, last_;
+};
 
 // Whether the call has something to do in its round: Does::first_round and last_round act at the ends of a
 // pass. A repeat region runs once also when the plan has no rounds: nothing acts then.

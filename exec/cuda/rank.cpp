@@ -37,7 +37,8 @@ Rank::Rank(int device, int rank, const program::StepProgram& program, const inte
       constants_(constants),
       communicators_(std::move(communicators)),
       peers_(std::move(peers)),
-      host_workspace_(cpu::workspace_bytes(program)) {
+      host_workspace_(cpu::workspace_bytes(program)),
+      rows_of_experts_(constants.model) {
   // What others wait for gets free multiprocessors before what computes.
   int least = 0, greatest = 0;
   check(cudaDeviceGetStreamPriorityRange(&least, &greatest), "priorities");
@@ -232,7 +233,7 @@ int64_t Rank::rounds(uint32_t event, const Call& plan) {
   call.out = out;
   cpu::run_routed(call, constants_, host_workspace_);
   const plan::RoundPlan& made = cpu::round_plan(rounds);
-  imbalance_ = std::max(imbalance_, cpu::max_over_mean(made.counts()));
+  rows_of_experts_.add(plan.op->layer, made.counts());
   return std::max<int64_t>(1, made.rounds());
 }
 

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "exec/cpu/kernels.h"
+#include "exec/cpu/routing.h"
 #include "exec/cpu/workspace.h"
 #include "exec/cuda/communicators.h"
 #include "exec/cuda/finite_watch.h"
@@ -53,7 +54,7 @@ class Rank final : public interpreter::Backend {
   void synchronize() override;
 
   int64_t workspace_bytes() const { return workspace_bytes_; }
-  double take_expert_imbalance() { return std::exchange(imbalance_, 1.0); }  // as train::Machine has it
+  cpu::ExpertRows& expert_rows() { return rows_of_experts_; }
   std::vector<program::OpSpan> trace() const;  // after synchronize; since clear_trace
   void clear_trace();
   // After synchronize, whether it threw or not.
@@ -121,7 +122,7 @@ class Rank final : public interpreter::Backend {
   std::vector<cudaEvent_t> events_;
   std::vector<bool> recorded_;
   int64_t workspace_bytes_ = 0;
-  double imbalance_ = 1;
+  cpu::ExpertRows rows_of_experts_;
 
   DeviceBytes rope_tables_, identity_, flags_;
   const float *cos_ = nullptr, *sin_ = nullptr;

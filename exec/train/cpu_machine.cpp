@@ -45,8 +45,8 @@ class CpuMachine final : public Machine {
     };
     kernels.rounds = [this](const cpu::Call& plan) {
       const plan::RoundPlan& rounds = cpu::round_plan(plan.out[0]);
-      const double found = cpu::max_over_mean(rounds.counts());
-      for (double worst = imbalance_; found > worst && !imbalance_.compare_exchange_weak(worst, found);) {}
+      const std::lock_guard lock(expert_rows_mutex_);
+      expert_rows_.add(plan.op->layer, rounds.counts());
       return int64_t{rounds.rounds()};
     };
     cpu::WorldOptions world;
@@ -70,7 +70,11 @@ class CpuMachine final : public Machine {
   std::vector<program::OpSpan> trace(int rank) const override { return world_->trace(rank); }
   void clear_trace() override { world_->clear_trace(); }
   void profile(bool) override {}
-  double take_expert_imbalance() override { return imbalance_.exchange(1); }
+  double take_expert_imbalance() override {
+    const std::lock_guard lock(expert_rows_mutex_);
+    return expert_rows_.end_step();
+  }
+  const std::vector<std::vector<int64_t>>& expert_rows() const override { return expert_rows_.of_last_step(); }
   int64_t workspace_bytes() const override { return ranks_.front()->workspace_bytes; }
   int64_t device_bytes_in_use() const override { return 0; }
 
@@ -95,7 +99,8 @@ class CpuMachine final : public Machine {
   const std::unique_ptr<launch::Peers> peers_ = launch::alone();
   std::vector<std::unique_ptr<Rank>> ranks_;
   std::vector<interpreter::Memory> memory_;
-  std::atomic<double> imbalance_ = 1;
+  std::mutex expert_rows_mutex_;
+  cpu::ExpertRows expert_rows_{prepared_.job.model};
   std::unique_ptr<cpu::World> world_;
 };
 

@@ -67,7 +67,8 @@ class CudaMachine final : public Machine {
   std::vector<program::OpSpan> trace(int) const override { return backend_->trace(); }
   void clear_trace() override { backend_->clear_trace(); }
   void profile(bool on) override { check(on ? cudaProfilerStart() : cudaProfilerStop(), "the profiler"); }
-  double take_expert_imbalance() override { return backend_->take_expert_imbalance(); }
+  double take_expert_imbalance() override { return backend_->expert_rows().end_step(); }
+  const std::vector<std::vector<int64_t>>& expert_rows() const override { return backend_->expert_rows().of_last_step(); }
   int64_t workspace_bytes() const override { return backend_->workspace_bytes(); }
   int64_t device_bytes_in_use() const override {
     size_t free = 0, total = 0;

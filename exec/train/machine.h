@@ -47,6 +47,9 @@ class Machine {
 
   // Rows of the fullest expert over the mean of all, over an expert group: the worst layer since the last call. 1: none.
   virtual double take_expert_imbalance() = 0;
+  // By layer (empty for dense ones): rows of each expert that this was of, in forward and again in backward. Of all groups
+  // that the ranks of this process are in, and as often as ranks of theirs are here.
+  virtual const std::vector<std::vector<int64_t>>& expert_rows() const = 0;
 
   virtual int64_t workspace_bytes() const = 0;  // of a rank, beside its arenas
   // Memory of the GPU in use, whoever uses it: context, libraries and NCCL as well. 0: no GPU.

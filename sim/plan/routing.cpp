@@ -370,4 +370,14 @@ double imbalance(std::span<const int64_t> loads) {
          static_cast<double>(total);
 }
 
+int64_t effective_experts(std::span<const int64_t> loads) {
+  double sum = 0, squares = 0;
+  for (const int64_t load : loads) {
+    const auto rows = static_cast<double>(load);
+    sum += rows;
+    squares += rows * rows;
+  }
+  return squares == 0 ? 1 : std::max<int64_t>(1, std::llround(sum * sum / squares));
+}
+
 }  // namespace mop::plan

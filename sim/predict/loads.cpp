@@ -11,6 +11,19 @@ namespace mop::predict {
 
 using program::ExpertLoad;
 
+namespace {
+
+// Of what a rank computes in all passes.
+std::vector<int64_t> rows_by_expert(const plan::RoundPlan& rounds, int rank) {
+  std::vector<int64_t> rows(static_cast<size_t>(rounds.counts().experts()));
+  for (int pass = 0; pass < rounds.passes(); ++pass)
+    for (const plan::Assignment& work : rounds.work(pass, rank))
+      rows[static_cast<size_t>(work.expert)] += work.last - work.first;
+  return rows;
+}
+
+}  // namespace
+
 std::vector<std::vector<ExpertLoad>> expert_loads(const Scenario& s, const plan::Layout& layout, int group,
                                                   double* imbalance) {
   const int ranks = static_cast<int>(layout.expert.size), experts = static_cast<int>(s.model.experts);
@@ -35,12 +48,14 @@ std::vector<std::vector<ExpertLoad>> expert_loads(const Scenario& s, const plan:
   for (int64_t l = 0; l < s.model.layers; ++l) {
     if (!s.model.moe[static_cast<size_t>(l)]) continue;
     const int index = routed_layer++;
+    std::vector<int64_t> row;
+    if (!balanced) row = plan::draw(s.workload.routing, tokens, static_cast<int>(s.model.top_k), experts, index, group);
     if (balanced || ranks == 1) {
-      for (auto& rank : loads) rank[static_cast<size_t>(l)] = even();
+      ExpertLoad load = even();
+      if (!balanced && streaming) load.experts = plan::effective_experts(row);
+      for (auto& rank : loads) rank[static_cast<size_t>(l)] = load;
       continue;
     }
-    const std::vector<int64_t> row =
-        plan::draw(s.workload.routing, tokens, static_cast<int>(s.model.top_k), experts, index, group);
     std::vector<int64_t> whole(row);
     for (int64_t& rows : whole) rows *= ranks;
     plan::LeastLoadedOptions options{s.plan.capacity_factor, s.plan.spill_min_rows,
@@ -69,7 +84,7 @@ std::vector<std::vector<ExpertLoad>> expert_loads(const Scenario& s, const plan:
       load.rounds = std::max(1, rounds.rounds());
       load.computed = summary.rows;
       load.sent = sent;
-      load.experts = std::max(1, summary.experts);
+      load.experts = plan::effective_experts(rows_by_expert(rounds, r));
       load.spilled_in = std::accumulate(summary.spilled_in.begin(), summary.spilled_in.end(), int64_t{0});
       load.spilled_out = std::accumulate(summary.spilled_out.begin(), summary.spilled_out.end(), int64_t{0});
     }

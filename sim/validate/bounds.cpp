@@ -114,7 +114,7 @@ std::vector<PlanSet> plan_sets(std::span<const Comparison> comparisons) {
     const plan::Workload& w = c.scenario.workload;
     by_question[fmt::format("{} on {} x {} GPUs of {}, context {}, {} tokens a step, {} routing, {}{}", c.measured.model,
                             c.measured.nodes, c.scenario.used_per_node(), c.scenario.cluster.name, format_count(w.context),
-                            format_count(c.measured.tokens_per_step), plan::describe(w.routing), plan::name(w.precision),
+                            format_count(c.measured.tokens_per_step), c.stated_routing, plan::name(w.precision),
                             w.balance_loss ? ", balance loss" : "")]
         .push_back(&c);
   }

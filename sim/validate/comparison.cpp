@@ -89,6 +89,17 @@ Comparison compare(const store::RunRecord& measurement, const store::RunRecord* 
   predict::Prediction p;
   try {
     c.scenario = scenario_of(measurement, prediction);
+    c.stated_routing = plan::describe(c.scenario.workload.routing);
+    if (const Json rows = detail.value(kExpertRows, Json::array()); !rows.empty()) {
+      const predict::Prediction stated = predict::predict(c.scenario);
+      if (stated.step_time)
+        c.notes.push_back(fmt::format("{} are predicted for {} routing; above, for the rows that its experts had",
+                                      format_seconds(*stated.step_time), c.stated_routing));
+      c.scenario.workload.routing = {};
+      c.scenario.workload.routing.kind = plan::Routing::Kind::histogram;
+      c.scenario.workload.routing.file = "recorded";
+      c.scenario.workload.routing.counts = rows.get<std::vector<std::vector<int64_t>>>();
+    }
     p = predict::predict(c.scenario, {}, &d);
   } catch (const UserError& error) {
     c.why_not = error.what();

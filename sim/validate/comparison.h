@@ -26,7 +26,8 @@ double relative_error(double predicted, double measured);
 struct Comparison {
   store::RunRecord measured;
   std::string why_not;  // it could not be predicted again, or is predicted not to fit; empty: it was
-  predict::Scenario scenario;
+  predict::Scenario scenario;  // with the routing that the run recorded, where it did
+  std::string stated_routing;  // before anybody could know that
   std::optional<double> step_s;  // predicted; likewise the rest
   int64_t hbm_bytes = 0, host_bytes = 0;
   bool on_gpus = true;  // of the CPU backend, memory is the arenas and times say nothing of the cluster

@@ -11,6 +11,9 @@ namespace mop::validate {
 inline constexpr const char* kQuestion = "question";
 std::string to_json(const predict::Scenario& scenario, const std::string& model, const std::string& cluster);
 
+// Rows of each expert on each MoE layer, as the run's routers chose in its last step: an array of arrays.
+inline constexpr const char* kExpertRows = "expert_rows";
+
 // A path that is not there is looked for under the data folder, too; names stay.
 std::string locate(const std::string& name_or_path);
 

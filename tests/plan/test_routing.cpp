@@ -252,6 +252,17 @@ TEST(Routing, Imbalance) {
   EXPECT_EQ(imbalance(Row{30, 10, 10, 10}), 2);
 }
 
+TEST(Routing, EffectiveExperts) {
+  EXPECT_EQ(effective_experts(Row{}), 1);
+  EXPECT_EQ(effective_experts(Row{0, 0}), 1);
+  EXPECT_EQ(effective_experts(Row{7, 7, 7, 7}), 4);
+  EXPECT_EQ(effective_experts(Row{0, 9, 0, 9}), 2);
+  EXPECT_EQ(effective_experts(Row{1000, 1, 1, 1}), 1);  // the small ones hardly count
+  const Row zipf = draw(parse_routing("zipf:1"), 4096, 4, 64, 0, 0);
+  EXPECT_GT(effective_experts(zipf), 4);
+  EXPECT_LT(effective_experts(zipf), 64);
+}
+
 TEST(Routing, DrawChecksItsArguments) {
   EXPECT_THROW(draw(Routing(), 10, 9, 8, 0, 0), InternalError);
   EXPECT_THROW(draw(Routing(), 10, 0, 8, 0, 0), InternalError);

@@ -239,7 +239,7 @@ TEST(Predict, RefusesWhatIsOutOfRange) {
 }
 
 // FSDP2's sharding by our executor: the same shards as PyTorch's (but the gradients' are never freed) and
-// faster kernels; skew costs time, never memory.
+// faster kernels; skew never costs memory. Within a rank it makes fewer, larger products; between ranks it costs time.
 TEST(Predict, NativeFsdp2) {
   for (const char* settings : {"", "ep=8,"}) {
     SCOPED_TRACE(settings);
@@ -258,7 +258,10 @@ TEST(Predict, NativeFsdp2) {
       EXPECT_NEAR(row(native.memory, held) / row(eager.memory, held), 1, 1e-3) << held;
     EXPECT_EQ(row(native.memory, "gradients"), row(native.memory, "weights"));
     EXPECT_EQ(skewed.hbm_peak, native.hbm_peak);
-    EXPECT_GE(*skewed.step_time, *native.step_time);
+    if (*settings == '\0')
+      EXPECT_LT(*skewed.step_time, *native.step_time);
+    else
+      EXPECT_GT(*skewed.step_time, *native.step_time);
   }
   // Offloading brings weights, gradients and states to the host: two layers' worth stays.
   const Prediction held = predict(make("qwen3-30b-a3b", "h200", 2, "fsdp2:runtime=native", 8192)),

@@ -98,6 +98,24 @@ TEST(Comparison, SaysThatRoutingWasSkewed) {
   EXPECT_THAT(c.notes[0], HasSubstr("the fullest expert had 3.25 times the mean rows; predicted for balanced routing"));
 }
 
+// What the routers chose is known only afterwards: it is predicted for that, and says what it was for the stated routing.
+TEST(Comparison, TakesTheRoutingThatTheRunRecorded) {
+  const predict::Scenario s = small_scenario();
+  store::RunRecord record = measured(s);
+  auto detail = nlohmann::json::parse(record.detail);
+  std::vector<int64_t> rows(static_cast<size_t>(s.model.experts), 0);
+  rows[0] = rows[1] = 500;
+  detail[kExpertRows] = std::vector(static_cast<size_t>(s.model.moe_layers()), rows);
+  record.detail = detail.dump();
+  const Comparison c = compare(record, nullptr);
+  ASSERT_TRUE(c.predicted()) << c.why_not;
+  EXPECT_EQ(c.scenario.workload.routing.counts.at(0), rows);
+  EXPECT_EQ(c.stated_routing, "balanced");
+  EXPECT_NE(*c.step_s, *record.step_time_s);
+  ASSERT_FALSE(c.notes.empty());
+  EXPECT_THAT(c.notes[0], HasSubstr("predicted for balanced routing"));
+}
+
 TEST(Comparison, WhatCannotBePredictedSaysWhy) {
   store::RunRecord record = measured(small_scenario());
   record.plan = "mop:ep=3";

@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <filesystem>
 #include <limits>
+#include <numeric>
 
 #include "exec/checkpoint/reader.h"
 #include "exec/checkpoint/writer.h"
@@ -146,6 +147,40 @@ TEST(Training, SaysWhichOperationMadeTheFirstNaN) {
     const std::string error = error_of([&] { trainer.step(); });
     EXPECT_THAT(error, HasSubstr("not finite"));
     EXPECT_THAT(error, HasSubstr("(L2 forward "));
+  }
+}
+
+TEST(Training, CountsTheRowsOfEveryExpert) {
+  const RandomSequences data(32, 256);
+  for (const auto& [plan, ranks] :
+       {std::pair{std::string("fsdp2:runtime=native"), 1}, {mop_plan(2, 4, 2, 2), 4}}) {
+    Trial setup{"tiny-deepseek-v3", plan, ranks, 4};
+    setup.accumulate = 2;
+    SCOPED_TRACE(setup.text());
+    const Prepared prepared(setup.job());
+    const model::ModelConfig& model = prepared.job.model;
+    Trainer trainer(prepared, data, options());
+    trainer.start(source(model));
+    for (int step = 0; step < 2; ++step) {
+      const double imbalance = trainer.step().expert_imbalance;
+      double worst = 1;
+      const auto& rows = trainer.machine().expert_rows();
+      ASSERT_EQ(std::ssize(rows), model.layers);
+      for (int64_t l = 0; l < model.layers; ++l) {
+        const std::vector<int64_t>& layer = rows[static_cast<size_t>(l)];
+        EXPECT_EQ(std::ssize(layer), model.moe[static_cast<size_t>(l)] ? model.experts : 0);
+        if (layer.empty()) continue;
+        // Each rank of a group of `ep` counts what all of them send, in forward and in backward.
+        const int64_t ep = ranks == 1 ? 1 : 2,
+                      copies = 2 *
+                               program::tokens_per_rank(plan::layout(prepared.job.plan, ranks),
+                                                        prepared.job.workload) *
+                               model.top_k;
+        EXPECT_EQ(std::accumulate(layer.begin(), layer.end(), int64_t{0}), 2 * copies * ep * ranks) << l;
+        worst = std::max(worst, plan::imbalance(layer));
+      }
+      EXPECT_EQ(imbalance, worst);
+    }
   }
 }
 
