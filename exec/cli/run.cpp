@@ -59,7 +59,7 @@ struct Run {
               clip_norm = "1", decay = "cosine", order = "shuffled", export_type = "bf16", trace, label;
   std::optional<validate::OpSums> sums;  // of the last profiled step; in process 0
   std::string end_of_document, profile_steps;
-  bool dry_run = false, resume = false;
+  bool dry_run = false, resume = false, check_finite = false;
 
   Run(CLI::App& command, const Invocation& call) : flags(command, Flags::Values::one, {"mop"}), invocation(call) {
     const char* group = "Training";
@@ -122,6 +122,10 @@ struct Run {
         ->group("Answer");
     command.add_option("--label", label, "what the stored measurement is called: mop results --where label=NAME")
         ->type_name("NAME")
+        ->group("Answer");
+    command.add_flag("--check-finite", check_finite,
+                     "name the first operation that makes a number that is not finite; always so on the CPU, on GPUs every "
+                     "result is read once more")
         ->group("Answer");
     command.add_flag("--dry-run", dry_run, "show memory and predicted schedule, and run nothing")->group("Answer");
     command.footer(
@@ -404,7 +408,7 @@ struct Run {
     const std::string key = keys_of(s).key;
     s.plan = chosen(s, *peers);
     if (dry_run && !first()) return std::nullopt;
-    options.trainer.check_finite = !on_gpus();  // a few percent of a step on the CPU
+    options.trainer.check_finite = check_finite || !on_gpus();  // a few percent of a step on the CPU
     const train::Prepared prepared({s.model, s.plan, s.gpus(), s.workload});
     store::RunRecord predicted;
     if (first()) {

@@ -127,7 +127,7 @@ void Trainer::not_finite(const StepReport& report) const {
                               "at the data and the weights",
                               report.step,
                               first ? "first: " + *first
-                                    : std::string("no operation was watched")));
+                                    : std::string("--check-finite names the operation that made it")));
 }
 
 void Trainer::flush() {
