@@ -17,11 +17,9 @@ struct Update {
   }
 };
 
-__device__ uint32_t bits_of(float x) { return __float_as_uint(x); }
-
 // See Master.
 __device__ float settled(float master) {
-  const uint32_t bits = bits_of(master);
+  const uint32_t bits = __float_as_uint(master);
   return (bits & 0xffff) == 0x8000 ? __uint_as_float(bits - 1) : master;
 }
 
@@ -54,7 +52,7 @@ __global__ void __launch_bounds__(kThreads)
       *reinterpret_cast<uint4*>(rest) = *reinterpret_cast<const uint4*>(low);
 #pragma unroll
     for (int j = 0; j < V; ++j)
-      weight[j] = __uint_as_float(bits_of(weight[j]) + static_cast<uint32_t>(static_cast<int32_t>(static_cast<int16_t>(rest[j]))));
+      weight[j] = __uint_as_float(__float_as_uint(weight[j]) + static_cast<uint32_t>(static_cast<int32_t>(static_cast<int16_t>(rest[j]))));
   }
 #pragma unroll
   for (int j = 0; j < V; ++j) {
@@ -66,7 +64,7 @@ __global__ void __launch_bounds__(kThreads)
   if constexpr (M == Master::states) store<V>(begin + inner, weight);
   if constexpr (M == Master::low) {
 #pragma unroll
-    for (int j = 0; j < V; ++j) rest[j] = isnan(weight[j]) ? 0 : static_cast<uint16_t>(bits_of(weight[j]));
+    for (int j = 0; j < V; ++j) rest[j] = isnan(weight[j]) ? 0 : static_cast<uint16_t>(__float_as_uint(weight[j]));
     if constexpr (V == 1)
       *low = rest[0];
     else

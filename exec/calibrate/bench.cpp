@@ -5,15 +5,16 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
-#include <cstdlib>
 #include <random>
 #include <set>
 
 #include "exec/cuda/communicators.h"
+#include "exec/cuda/devices.h"
 #include "exec/cuda/libraries.h"
 #include "kernels/check.h"
 #include "kernels/elementwise.h"
 #include "sim/base/error.h"
+#include "sim/base/median.h"
 #include "sim/base/quantity.h"
 #include "sim/cluster/cluster.h"
 
@@ -28,12 +29,7 @@ constexpr double kPointSeconds = 20e-3, kBatchSeconds = 200e-6, kWindowSeconds =
 constexpr int64_t kAlign = 256, kBlock = 1 << 20;  // of the arena; random numbers, repeated
 
 int choose_device(const launch::Place& place) {
-  setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 0);  // a queue of the hardware for each stream, as in training
-  int devices = 0;
-  if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
-    cudaGetLastError();
-    throw UserError("no GPU is found, or its driver is too old for this CUDA (nvidia-smi tells); mop calibrate needs one");
-  }
+  const int devices = cuda::count_devices("mop calibrate needs one");
   if (place.local_size > devices)
     throw UserError(fmt::format("--gpus is {}, and this host has {}", place.local_size, devices));
   check(cudaSetDevice(place.local_rank), "the GPU");
@@ -54,8 +50,6 @@ uint16_t bf16(float x) {
 
 }  // namespace
 
-double median(std::vector<double> values) { return reading_of(std::move(values)).value; }
-
 Bench::Bench(const launch::Place& place, launch::Peers& peers) : peers_(peers) {
   const int device = choose_device(place);
   findings_.libraries = cuda::check_libraries();
@@ -73,9 +67,7 @@ Bench::Bench(const launch::Place& place, launch::Peers& peers) : peers_(peers) {
   // Of the GPU with the least: memory is laid out alike on all.
   size_t free = 0, total = 0;
   check(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
-  const std::vector<double> all = at_first({0.6 * static_cast<double>(free)});
-  arena_bytes_ =
-      from_first(all.empty() ? int64_t{0} : static_cast<int64_t>(*std::ranges::min_element(all)) / kAlign * kAlign);
+  arena_bytes_ = static_cast<int64_t>(std::ranges::min(launch::everyones(peers, 0.6 * static_cast<double>(free)))) / kAlign * kAlign;
   arena_ = cuda::device_bytes(arena_bytes_, "the memory of the benchmarks");
   std::mt19937 random(3);
   std::normal_distribution<float> normal;
@@ -264,7 +256,7 @@ std::vector<double> Bench::at_first(const std::vector<double>& values) {
 
 double Bench::agreed(const Seconds& seconds) {
   const std::vector<double> all = at_first(seconds);
-  return from_first(all.empty() ? 0.0 : median(all));
+  return from_first(median(all));
 }
 
 void Bench::point(const std::string& table, const std::string& what, std::vector<double> at, double amount,

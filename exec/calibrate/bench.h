@@ -119,6 +119,4 @@ class Bench {
   std::chrono::steady_clock::time_point until_;
 };
 
-double median(std::vector<double> values);
-
 }  // namespace mop::calibrate

@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "sim/base/error.h"
+#include "sim/base/median.h"
 
 namespace mop::calibrate {
 namespace {
@@ -20,9 +21,8 @@ Reading reading_from(const Json& json) {
 Reading reading_of(std::vector<double> values) {
   ensure(!values.empty(), "something was measured");
   std::ranges::sort(values);
-  const size_t n = values.size();
-  const double median = n % 2 == 1 ? values[n / 2] : (values[n / 2 - 1] + values[n / 2]) / 2;
-  return median > 0 ? Reading{median, values.front() / median, values.back() / median} : Reading{median, 1, 1};
+  const double middle = median(values);
+  return middle > 0 ? Reading{middle, values.front() / middle, values.back() / middle} : Reading{middle, 1, 1};
 }
 
 void Findings::add(Findings more) {

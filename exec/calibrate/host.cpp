@@ -9,6 +9,7 @@
 #include "exec/calibrate/benchmarks.h"
 #include "exec/host/adam.h"
 #include "kernels/check.h"
+#include "sim/base/median.h"
 
 namespace mop::calibrate {
 namespace {

@@ -16,6 +16,7 @@
 #include "kernels/fallback.h"
 #endif
 #include "sim/base/error.h"
+#include "sim/base/median.h"
 #include "sim/base/quantity.h"
 #include "sim/cli/stop_on_signal.h"
 
@@ -43,13 +44,6 @@ class Saver {
   std::vector<std::byte> copy_;
   checkpoint::Writer writer_;  // its thread reads the copy: gone first
 };
-
-double median(std::vector<double> values) {
-  if (values.empty()) return 0;
-  std::ranges::sort(values);
-  const size_t n = values.size();
-  return n % 2 == 1 ? values[n / 2] : (values[n / 2 - 1] + values[n / 2]) / 2;
-}
 
 std::unique_ptr<train::Machine> make_machine(const train::Prepared& prepared, const TrainingOptions& options,
                                              std::unique_ptr<launch::Peers> peers, TrainingReport& report,
@@ -97,15 +91,7 @@ void export_weights(train::Trainer& trainer, const model::ModelConfig& model, co
 
 // Everybody's numbers, largest of all.
 int64_t most_of(launch::Peers& peers, int64_t mine) {
-  int64_t most = mine;
-  for (const std::vector<std::byte>& one : peers.gather(std::as_bytes(std::span(&mine, 1)))) {
-    int64_t value = 0;
-    std::memcpy(&value, one.data(), sizeof value);
-    most = std::max(most, value);
-  }
-  const std::vector<std::byte> heard = peers.broadcast(std::as_bytes(std::span(&most, 1)));
-  std::memcpy(&most, heard.data(), sizeof most);
-  return most;
+  return std::ranges::max(launch::everyones(peers, mine));
 }
 
 void resume(train::Trainer& trainer, const TrainingOptions& options, const TrainingObserver& observer) {

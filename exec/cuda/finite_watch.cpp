@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "exec/cuda/operands.h"
+#include "exec/interpreter/interpreter.h"
 #include "kernels/check.h"
 #include "kernels/elementwise.h"
 
@@ -15,7 +16,7 @@ using program::Type;
 FiniteWatch::FiniteWatch(const program::StepProgram& program, int rank)
     : program_(program),
       rank_(rank),
-      room_(4 * program.ops.size() + 4096),
+      room_(interpreter::most_launches(program)),
       sums_(device_bytes(static_cast<int64_t>(room_ * sizeof(double)), "sums of what operations wrote")) {}
 
 void FiniteWatch::after(const Launch& launch, std::byte* scratch, cudaStream_t stream) {

@@ -24,6 +24,7 @@ using kernels::check;
 using program::OpKind;
 
 constexpr int64_t kAlign = 256;
+static_assert(program::kMostLanding <= kernels::kMostPieces);
 constexpr size_t kText = 160;  // of an obstacle, as ranks tell one another
 enum Stage { kReady, kWritten };
 
@@ -129,19 +130,13 @@ PeerMemory::PeerMemory(std::byte* arena, const std::set<program::Stream>& stream
       rank_(peers.rank()),
       ranks_(peers.size()),
       all_(static_cast<size_t>(peers.size())) {
-  const auto everyones = [&](const void* own, size_t bytes) {
-    std::vector<std::byte> all;
-    for (const std::vector<std::byte>& one : peers_.gather({static_cast<const std::byte*>(own), bytes}))
-      all.insert(all.end(), one.begin(), one.end());
-    return peers_.broadcast(all);
-  };
   shared_ = device_bytes(signal_bytes() + (reduces ? program::kLandingBytes : 0), "the landing zone of reduce-scatters");
   check(cudaMemset(shared_.get(), 0, static_cast<size_t>(signal_bytes())), "signals");
   check(cudaDeviceSynchronize(), "signals");
   Card own = card_of_this();
   own.arena = handle_of(arena);
   own.shared = handle_of(shared_.get());
-  const std::vector<std::byte> cards = everyones(&own, sizeof own);
+  const std::vector<Card> cards = launch::everyones(peers_, own);
   for (const program::Stream stream : streams) {
     check(cudaEventCreateWithFlags(&begun_[static_cast<size_t>(stream)], cudaEventDisableTiming), "an event");
     for (Lane& lane : lanes_[static_cast<size_t>(stream)]) {
@@ -151,8 +146,7 @@ PeerMemory::PeerMemory(std::byte* arena, const std::set<program::Stream>& stream
   }
   std::array<char, kText> obstacle{};
   for (int rank = 0; rank < ranks_; ++rank) {
-    Card card;
-    std::memcpy(&card, cards.data() + static_cast<size_t>(rank) * sizeof card, sizeof card);
+    const Card& card = cards[static_cast<size_t>(rank)];
     if (rank == rank_ || std::strcmp(card.host, own.host) != 0) continue;
     const std::optional<int> device = device_here(card);
     int can = device ? 0 : 1;  // of a GPU that this process does not see, only opening tells
@@ -162,9 +156,8 @@ PeerMemory::PeerMemory(std::byte* arena, const std::set<program::Stream>& stream
     fmt::format_to_n(obstacle.data(), kText - 1, "GPU {} cannot write to GPU {} of {}", own.device, card.device, card.host);
   }
   // All or none, since all ranks of a group must take the same way.
-  const std::vector<std::byte> obstacles = everyones(obstacle.data(), kText);
-  for (size_t at = 0; at < obstacles.size() && obstacle_.empty(); at += kText)
-    obstacle_ = reinterpret_cast<const char*>(obstacles.data() + at);
+  for (const std::array<char, kText>& one : launch::everyones(peers_, obstacle))
+    if (obstacle_.empty()) obstacle_ = one.data();
   if (!obstacle_.empty()) kernels::fallback(("collectives by NCCL's kernels, not by copy engines: " + obstacle_).c_str());
 }
 
@@ -264,7 +257,7 @@ void PeerMemory::all_gather(const plan::Span& group, program::Stream stream, con
 void PeerMemory::reduce_scatter(const plan::Span& group, program::Stream stream, const std::byte* in, kernels::Type type,
                                 const kernels::Matrix& out, bool accumulate, cudaStream_t queue) {
   const int64_t index = group.index(rank_), each = static_cast<int64_t>(kernels::size_of(type)), bytes = out.cols * each;
-  const int64_t slot = program::kLandingBytes / (group.size - 1) / 256 * 256;
+  const int64_t slot = program::kLandingBytes / (group.size - 1) / kAlign * kAlign;
   // Where in the zone of rank `to` of the group rank `from` writes.
   const auto slot_of = [&](int64_t from, int64_t to) { return (from - to - 1 + group.size) % group.size * slot; };
   for (int64_t first = 0; first < bytes; first += slot) {

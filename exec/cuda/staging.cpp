@@ -14,8 +14,12 @@ using kernels::check;
 constexpr int64_t kChunk = int64_t{16} << 20;
 constexpr int64_t kGrain = 4096;  // bytes: parts of threads
 
-// By all cores of the process.
+// By all cores of the process; what is small is not worth waking them.
 void host_copy(std::byte* to, const std::byte* from, int64_t bytes) {
+  if (bytes <= kGrain) {
+    std::copy_n(from, bytes, to);
+    return;
+  }
   host::Workers& workers = host::Workers::of_process();
   workers.run([&](int thread) {
     const host::Range part = host::part_of(bytes, kGrain, thread, workers.count());

@@ -15,6 +15,9 @@
 
 namespace mop::interpreter {
 
+// Of a step, regions' rounds included: what is kept for each operation has this much room.
+inline size_t most_launches(const program::StepProgram& program) { return 4 * program.ops.size() + 4096; }
+
 class Interpreter {
  public:
   // program and backend outlive it; rank: in the whole run, from 0.

@@ -2,9 +2,11 @@
 // ids, a plan, parts of a checkpoint. Nothing of a step itself passes here.
 #pragma once
 #include <cstddef>
+#include <cstring>
 #include <memory>
 #include <span>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "exec/launch/place.h"
@@ -32,6 +34,19 @@ class Peers {
   // Flushes standard output, and nothing else.
   [[noreturn]] virtual void abandon(const std::string& reason, int status = 2) = 0;
 };
+
+// What each process gives, by rank, to everyone. Collective.
+template <class T>
+std::vector<T> everyones(Peers& peers, const T& own) {
+  static_assert(std::is_trivially_copyable_v<T>);
+  std::vector<std::byte> all;
+  for (const std::vector<std::byte>& one : peers.gather(std::as_bytes(std::span(&own, 1))))
+    all.insert(all.end(), one.begin(), one.end());
+  const std::vector<std::byte> heard = peers.broadcast(all);
+  std::vector<T> values(static_cast<size_t>(peers.size()));
+  std::memcpy(values.data(), heard.data(), heard.size());
+  return values;
+}
 
 // A run of one process.
 std::unique_ptr<Peers> alone();

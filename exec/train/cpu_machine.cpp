@@ -5,6 +5,7 @@
 #include "exec/cpu/kernels.h"
 #include "exec/cpu/routing.h"
 #include "exec/cpu/workspace.h"
+#include "exec/interpreter/interpreter.h"
 #include "exec/train/machine.h"
 
 namespace mop::train {
@@ -50,7 +51,7 @@ class CpuMachine final : public Machine {
       return int64_t{rounds.rounds()};
     };
     cpu::WorldOptions world;
-    if (options.trace) world.trace_spans = 4 * program.ops.size() + 4096;
+    if (options.trace) world.trace_spans = interpreter::most_launches(program);
     if (ranks_.front()->checks)
       for (const auto& rank : ranks_) world.checks.push_back(rank->checks.get());
     world_ = std::make_unique<cpu::World>(

@@ -7,11 +7,13 @@
 #include <optional>
 #include <thread>
 
+#include "exec/cuda/devices.h"
 #include "exec/cuda/libraries.h"
 #include "exec/cuda/memory.h"
 #include "exec/cuda/rank.h"
 #include "exec/cuda/staging.h"
 #include "exec/host/workers.h"
+#include "exec/interpreter/interpreter.h"
 #include "exec/train/machine.h"
 #include "kernels/check.h"
 #include "sim/base/error.h"
@@ -50,9 +52,8 @@ class CudaMachine final : public Machine {
     auto peer_memory = std::make_unique<cuda::PeerMemory>(program, hbm_.get(), *peers_);
     tell("arena and communicators");
     backend_ = std::make_unique<cuda::Rank>(device_, rank_, program, *memory_, constants_, std::move(communicators),
-                                            std::move(peer_memory), options.trace ? 4 * program.ops.size() + 4096 : 0,
+                                            std::move(peer_memory), options.trace ? interpreter::most_launches(program) : 0,
                                             options.check_finite);
-    tell("kernels and workspaces");
   }
 
   std::ranges::iota_view<int, int> ranks() const override { return {rank_, rank_ + 1}; }
@@ -80,14 +81,7 @@ class CudaMachine final : public Machine {
  private:
   // Made current on this thread, the only one that launches.
   static int choose_device(const launch::Place& place) {
-    // A queue of the hardware for each stream: one that waits for another GPU must hold up no other.
-    setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 0);
-    int devices = 0;
-    if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
-      cudaGetLastError();
-      throw UserError("no GPU is found, or its driver is too old for this CUDA (nvidia-smi tells); run without --gpus on "
-                      "the CPU");
-    }
+    const int devices = cuda::count_devices("run without --gpus on the CPU");
     // A launcher that shows each process one GPU has chosen already.
     const int device = devices == 1 && std::getenv("CUDA_VISIBLE_DEVICES") != nullptr ? 0 : place.local_rank;
     if (device >= devices)

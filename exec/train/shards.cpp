@@ -58,6 +58,17 @@ void parallel_for(size_t n, const std::function<void(size_t)>& body) {
   if (first) std::rethrow_exception(first);
 }
 
+// Work is cut to a size that many threads can share evenly.
+constexpr int64_t kElements = int64_t{1} << 20;
+
+// body(first element, how many), in parallel.
+void in_blocks(int64_t elements, const std::function<void(int64_t first, int64_t count)>& body) {
+  parallel_for(static_cast<size_t>((elements + kElements - 1) / kElements), [&](size_t i) {
+    const int64_t first = static_cast<int64_t>(i) * kElements;
+    body(first, std::min(kElements, elements - first));
+  });
+}
+
 constexpr int64_t kLow = sizeof(uint16_t);  // of the low bits of a master
 
 weights::Type stored_as(Type type) {
@@ -112,14 +123,9 @@ std::vector<Shards::Stretch> Shards::stretches(int rank, const Shard& shard, Wha
 void Shards::fill_shard(int rank, const Shard& shard, std::initializer_list<What> whats, const Read& read) {
   const Range all = range(rank, shard);
   const int64_t first = all.first, last = all.first + all.count;
-  // Work is cut to a size that many threads can share evenly.
-  constexpr int64_t kElements = int64_t{1} << 20;
-  const auto n = static_cast<size_t>(all.count);
-  if (values_.size() < n) values_.resize(n);
+  if (std::ssize(values_) < all.count) values_.resize(static_cast<size_t>(all.count));
   float* const values = values_.data();
-  parallel_for((n + kElements - 1) / kElements, [&](size_t i) {
-    std::fill(values + i * kElements, values + std::min(n, (i + 1) * kElements), 0.0F);
-  });
+  in_blocks(all.count, [&](int64_t begin, int64_t some) { std::fill_n(values + begin, some, 0.0F); });
   struct Block {
     const program::Piece* piece;
     int64_t row, rows;
@@ -148,35 +154,25 @@ void Shards::fill_shard(int rank, const Shard& shard, std::initializer_list<What
   });
   const bool narrow = shard.weights_type == Type::bf16 && shard.states != program::kNoBuffer;
   if (narrow && std::ranges::find(whats, What::master) != whats.end())
-    parallel_for((n + kElements - 1) / kElements, [&](size_t i) {
-      for (size_t e = i * kElements; e < std::min(n, (i + 1) * kElements); ++e)
-        values[e] = std::bit_cast<float>(program::settled(std::bit_cast<uint32_t>(values[e])));
+    in_blocks(all.count, [&](int64_t begin, int64_t some) {
+      for (float* value = values + begin; value < values + begin + some; ++value)
+        *value = std::bit_cast<float>(program::settled(std::bit_cast<uint32_t>(*value)));
     });
   for (const What what : whats)
     for (const Stretch& stretch : stretches(rank, shard, what)) {
-      if (stretch.low != nullptr) {  // the other part are the weights
-        const auto count = static_cast<size_t>(stretch.range.count);
-        if (stored_.size() < count * kLow) stored_.resize(count * kLow);
-        const float* const from = values + (stretch.range.first - first);
-        parallel_for((count + kElements - 1) / kElements, [&](size_t i) {
-          for (size_t e = i * kElements; e < std::min(count, (i + 1) * kElements); ++e) {
-            const uint16_t low = program::low_part(std::bit_cast<uint32_t>(from[e]));
-            std::memcpy(stored_.data() + e * kLow, &low, kLow);
-          }
-        });
-        machine_.write(rank, stretch.low, stored_.data(), static_cast<int64_t>(count * kLow));
-        continue;
-      }
-      const auto element = static_cast<size_t>(program::size_of(stretch.type));
-      const auto count = static_cast<size_t>(stretch.range.count);
-      if (stored_.size() < count * element) stored_.resize(count * element);
-      const float* const from = values + (stretch.range.first - first);
-      parallel_for((count + kElements - 1) / kElements, [&](size_t i) {
-        const size_t begin = i * kElements, some = std::min<size_t>(kElements, count - begin);
-        weights::from_float(stored_as(stretch.type), from + begin, static_cast<int64_t>(some),
-                            stored_.data() + begin * element);
+      const bool low = stretch.low != nullptr;  // the other part are the weights
+      const int64_t element = low ? kLow : program::size_of(stretch.type), count = stretch.range.count;
+      if (std::ssize(stored_) < count * element) stored_.resize(static_cast<size_t>(count * element));
+      in_blocks(count, [&](int64_t begin, int64_t some) {
+        const float* const from = values + (stretch.range.first - first) + begin;
+        std::byte* const to = stored_.data() + begin * element;
+        if (!low) return weights::from_float(stored_as(stretch.type), from, some, to);
+        for (int64_t i = 0; i < some; ++i) {
+          const uint16_t bits = program::low_part(std::bit_cast<uint32_t>(from[i]));
+          std::memcpy(to + i * kLow, &bits, kLow);
+        }
       });
-      machine_.write(rank, stretch.data, stored_.data(), static_cast<int64_t>(count * element));
+      machine_.write(rank, low ? stretch.low : stretch.data, stored_.data(), count * element);
     }
 }
 
@@ -196,10 +192,8 @@ void Shards::read_stretch(int rank, const Stretch& stretch, int64_t at, int64_t 
   std::vector<std::byte> high(static_cast<size_t>(count * element)), low(static_cast<size_t>(count * kLow));
   machine_.read(rank, stretch.data + at * element, high.data(), count * element);
   machine_.read(rank, stretch.low + at * kLow, low.data(), count * kLow);
-  constexpr int64_t kElements = int64_t{1} << 20;
-  parallel_for(static_cast<size_t>((count + kElements - 1) / kElements), [&](size_t block) {
-    const int64_t begin = static_cast<int64_t>(block) * kElements;
-    for (int64_t i = begin; i < std::min(count, begin + kElements); ++i) {
+  in_blocks(count, [&](int64_t begin, int64_t some) {
+    for (int64_t i = begin; i < begin + some; ++i) {
       uint16_t h = 0, l = 0;
       std::memcpy(&h, high.data() + i * element, sizeof h);
       std::memcpy(&l, low.data() + i * kLow, sizeof l);

@@ -9,6 +9,7 @@
 #include <tuple>
 
 #include "sim/base/error.h"
+#include "sim/base/median.h"
 #include "sim/base/quantity.h"
 #include "sim/base/suggest.h"
 
@@ -129,8 +130,7 @@ std::vector<PlanSet> plan_sets(std::span<const Comparison> comparisons) {
 }
 
 double KindErrors::median() const {
-  const size_t n = errors.size();
-  return n == 0 ? 0 : (errors[(n - 1) / 2] + errors[n / 2]) / 2;
+  return mop::median(errors);
 }
 
 std::vector<KindErrors> kind_errors(std::span<const Comparison> comparisons) {

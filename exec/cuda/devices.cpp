@@ -1,0 +1,23 @@
+#include "exec/cuda/devices.h"
+
+#include <cuda_runtime_api.h>
+#include <fmt/format.h>
+
+#include <cstdlib>
+
+#include "sim/base/error.h"
+
+namespace mop::cuda {
+
+int count_devices(const char* instead) {
+  setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 0);
+  int devices = 0;
+  if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
+    cudaGetLastError();
+    throw UserError(
+        fmt::format("no GPU is found, or its driver is too old for this CUDA (nvidia-smi tells); {}", instead));
+  }
+  return devices;
+}
+
+}  // namespace mop::cuda
