@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
-# Is the GPU backend right? check_h200x4.sh OUT BIN [PART...]   BIN: the folder with mop, test_cuda, test_gpus, test_kernels, bench_matmul, bench_memory.
-# Parts, each on a GPU of its own where it needs one (default: all): operations (against the CPU backend and transformers), kernels, memcheck, racecheck
-# (compute-sanitizer; cuDNN's own kernels left out of racecheck), gpus (mop on 1, 2 and 4 GPUs against the CPU, two emulated nodes, kill -9 and resume),
-# agreement (50 steps of 1 GPU, fsdp2 on 4 and mop on 4), launchers (mpirun and torchrun), benches (alone on their GPU, others may run beside).
+# Is the GPU backend right? check_gpus.sh OUT BIN [PART...]   BIN: the folder with mop, test_cuda, test_gpus, test_kernels, bench_matmul, bench_memory.
+# Parts (default: all): of one GPU, dealt out over the host's (at most 4): operations (against the CPU backend and transformers), kernels, memcheck,
+# memcheck-kernels, racecheck (compute-sanitizer; cuDNN's own kernels left out of racecheck); of all, one after the other: gpus (mop on 1, 2 and 4 GPUs against
+# the CPU, two emulated nodes, kill -9 and resume), agreement (50 steps of 1 GPU, of fsdp2 and mop on all), launchers (mpirun and torchrun), benches.
 set -u
 out=$(realpath -m "$1"); bin=$(realpath "$2"); shift 2
 root=$(dirname "$(dirname "$(cd "$(dirname "$0")" && pwd)")")
 export NCCL_NVLS_ENABLE=0 MOP_HOME=${MOP_HOME:-$root}
 mkdir -p "$out"
-text=/tmp/check_h200x4.txt
+text=/tmp/check_gpus.txt
 [ -s "$text" ] || find "$root" \( -name '*.cpp' -o -name '*.h' -o -name '*.cu' \) -not -path '*/build/*' -exec cat {} + > "$text"
 sanitizer=$(command -v compute-sanitizer || echo /usr/local/cuda/bin/compute-sanitizer)
+gpus=$(nvidia-smi -L | wc -l); gpus=$((gpus > 4 ? 4 : gpus))
 begin=$SECONDS
 
 run() {  # run NAME SECONDS COMMAND...
@@ -27,23 +28,24 @@ steps50() {  # steps50 NAME ARGUMENTS...
 
 part() {
   case $1 in
-  operations) CUDA_VISIBLE_DEVICES=0 run operations 300 "$bin/test_cuda" ;;
-  kernels) CUDA_VISIBLE_DEVICES=1 run kernels 300 "$bin/test_kernels" ;;
+  operations) run operations 300 "$bin/test_cuda" ;;
+  kernels) run kernels 300 "$bin/test_kernels" ;;
   memcheck)
     for model in tiny-gpt-oss tiny-qwen3-moe tiny-deepseek-v3; do
-      CUDA_VISIBLE_DEVICES=2 run memcheck-$model 120 "$sanitizer" --tool memcheck --target-processes all $(tiny $model)
-    done
-    CUDA_VISIBLE_DEVICES=2 run memcheck-kernels 400 "$sanitizer" --tool memcheck "$bin/test_kernels" ;;
+      run memcheck-$model 120 "$sanitizer" --tool memcheck --target-processes all $(tiny $model)
+    done ;;
+  memcheck-kernels)
+    run memcheck-kernels 400 "$sanitizer" --tool memcheck "$bin/test_kernels" ;;
   racecheck)
     for model in tiny-gpt-oss tiny-qwen3-moe; do
-      CUDA_VISIBLE_DEVICES=3 run racecheck-$model 240 "$sanitizer" --tool racecheck --target-processes all --kernel-name-exclude kernel_substring=cudnn $(tiny $model)
+      run racecheck-$model 240 "$sanitizer" --tool racecheck --target-processes all --kernel-name-exclude kernel_substring=cudnn $(tiny $model)
     done ;;
   gpus) run gpus 560 "$bin/test_gpus" ;;
   agreement)
     steps50 agreement-1 --gpus 1 --sequences 8 --plan mop
-    steps50 agreement-fsdp2 --gpus 4 --sequences 2 --plan fsdp2
-    steps50 agreement-mop --gpus 4 --sequences 2 --plan mop
-    steps50 agreement-mop-ep --gpus 4 --sequences 2 --plan mop:ep=4
+    steps50 agreement-fsdp2 --gpus "$gpus" --sequences "$((8 / gpus))" --plan fsdp2
+    steps50 agreement-mop --gpus "$gpus" --sequences "$((8 / gpus))" --plan mop
+    steps50 agreement-mop-ep --gpus "$gpus" --sequences "$((8 / gpus))" --plan "mop:ep=$gpus"
     python3 - "$out" <<'PY'
 import json, sys
 runs = {n: [json.loads(l) for l in open(f"{sys.argv[1]}/agreement-{n}.log") if l.startswith('{"step"')] for n in ("1", "fsdp2", "mop", "mop-ep")}
@@ -55,8 +57,8 @@ PY
     ;;
   launchers)
     common=(run --data "$text" --model tiny-qwen3-moe --context 256 --sequences 2 --steps 3 --warmup 1 --plan mop --format json --db "$out/launchers.db")
-    run mpirun 60 mpirun --allow-run-as-root --oversubscribe -n 4 "$bin/mop" "${common[@]}"
-    run torchrun 60 torchrun --no-python --standalone --nproc-per-node 4 "$bin/mop" "${common[@]}"
+    run mpirun 60 mpirun --allow-run-as-root --oversubscribe -n "$gpus" "$bin/mop" "${common[@]}"
+    run torchrun 60 torchrun --no-python --standalone --nproc-per-node "$gpus" "$bin/mop" "${common[@]}"
     for name in mpirun torchrun; do grep '^{"step":3' "$out/$name.log" | head -1 | cut -c1-60; done ;;
   benches)
     CUDA_VISIBLE_DEVICES=0 run bench-matmul 200 "$bin/bench_matmul"
@@ -65,11 +67,13 @@ PY
   esac
 }
 
-[ $# -gt 0 ] || set -- operations kernels memcheck racecheck gpus agreement launchers benches
-for name in "$@"; do  # what has a GPU of its own runs beside the others
-  case $name in operations | kernels | memcheck | racecheck) part "$name" & ;; esac
+[ $# -gt 0 ] || set -- operations kernels memcheck memcheck-kernels racecheck gpus agreement launchers benches
+one=() all=()
+for name in "$@"; do
+  case $name in operations | kernels | memcheck* | racecheck) one+=("$name") ;; *) all+=("$name") ;; esac
+done
+for ((gpu = 0; gpu < gpus; ++gpu)); do
+  for ((i = gpu; i < ${#one[@]}; i += gpus)); do CUDA_VISIBLE_DEVICES=$gpu part "${one[i]}"; done &
 done
 wait
-for name in "$@"; do
-  case $name in operations | kernels | memcheck | racecheck) ;; *) part "$name" ;; esac
-done
+for name in "${all[@]}"; do part "$name"; done

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# mop run against the strong FSDP2 peer on the 4 GPUs of this host: executor_h200x4.sh OUT MOP [ROW...]
+# mop run against the strong FSDP2 peer on H200s of this host: executor.sh OUT MOP [ROW...]
+# GPUS (default: the host's, at most 4): on fewer than 4 the full models' layers are cut in proportion, so that a GPU holds and computes the same.
 # Rows with a peer: smoke (tiny models, a minute), qwen, oss-offload, oss-hbm; default: the last three. WHO=peer or WHO=mop runs one of the two.
-# Rows of mop alone: qwen-fsdp2 (its plan with our kernels), qwen-128k (one sequence over 4 GPUs), oss-64k, oss-128k (tokens a GPU; states on the host and
-# in HBM), oss-noclip (32K, 64K, 128K), oss-512k, oss-1m, largest (a model of LAYERS layers of Qwen3-235B-A22B, default 24: 61 B parameters).
+# Rows of mop alone: qwen-12 (12 sequences), qwen-fsdp2 (its plan with our kernels), qwen-128k (one sequence over all GPUs), oss-64k, oss-128k (tokens a GPU;
+# states on the host and in HBM), oss-noclip (32K, 64K, 128K), oss-512k, oss-1m, largest (LAYERS layers of Qwen3-235B-A22B, 24 on 4 GPUs: 61 B parameters).
 # Both read the same tokens (zipf_tokens.py; smoke: bytes of text), STEPS steps (20) with clipping; figures are of the LAST (10). TRACE=1: mop's timeline of the
 # step before the last. Every run appends to OUT, none stops the next:
 # fsdp2_runs.jsonl (peer), mop_steps.jsonl (a line with the command, then a line a step), results.db, log.txt, summary.jsonl.
@@ -10,17 +11,37 @@
 set -u
 out=$(realpath -m "$1"); mop=$(realpath -m "$2"); shift 2
 here=$(cd "$(dirname "$0")" && pwd); root=$(dirname "$(dirname "$here")")
+gpus=$(nvidia-smi -L | wc -l); gpus=${GPUS:-$((gpus > 4 ? 4 : gpus))}
 who=${WHO:-mop peer}; steps=${STEPS:-20}; last=${LAST:-10}
 export NCCL_NVLS_ENABLE=0 PYTHONUNBUFFERED=1 PYTHONWARNINGS=ignore MOP_HOME=${MOP_HOME:-$root}
 mkdir -p "$out"
-tokens=${DATA:-/tmp/executor_h200x4.bin} text=/tmp/executor_h200x4.txt
+tokens=${DATA:-/tmp/executor.bin} text=/tmp/executor.txt
 [ -s "$tokens" ] || python3 "$here/zipf_tokens.py" "${tokens%.bin}"
 [ -s "$text" ] || find "$root" \( -name '*.cpp' -o -name '*.h' -o -name '*.cu' \) -not -path '*/build/*' -exec cat {} + > "$text"
+
+layers_of() {  # layers_of MODEL LAYERS: what --model takes, the name where LAYERS are all
+  local to=/tmp/$1-$2-layers
+  mkdir -p "$to"
+  python3 - "$root/scenarios/models/$1/config.json" "$2" > "$to/config.json" <<'PY' || { echo "$1"; return; }
+import json, sys
+c = json.load(open(sys.argv[1]))
+if c["num_hidden_layers"] == int(sys.argv[2]):
+    sys.exit(1)
+c["num_hidden_layers"] = int(sys.argv[2])
+if "layer_types" in c:
+    c["layer_types"] = c["layer_types"][:int(sys.argv[2])]
+print(json.dumps(c))
+PY
+  echo "$to"
+}
+qwen_layers=$((48 * gpus / 4)) oss_layers=$((24 * gpus / 4))
+qwen=$(layers_of qwen3-30b-a3b "$qwen_layers") oss=$(layers_of gpt-oss-20b "$oss_layers")
+peer_qwen=(--model qwen3-30b-a3b --layers "$qwen_layers") peer_oss=(--model gpt-oss-20b --layers "$oss_layers")
 
 run_mop() {  # run_mop SECONDS ROW ARGUMENTS...
   local limit=$1 row=$2; shift 2
   [[ $who == *mop* ]] || return 0
-  local command=("$mop" run --data "$data" --cluster h200x4 --gpus 4 --lr-decay constant --format json --db "$out/results.db" "$@")
+  local command=("$mop" run --data "$data" --cluster h200x4 --gpus "$gpus" --lr-decay constant --format json --db "$out/results.db" "$@")
   [[ " $* " == *" --plan "* ]] || command+=(--plan mop)
   [[ " $* " == *" --steps "* ]] || command+=(--steps "$steps" --lr 1e-4 --warmup "$((steps / 2))")
   [ -z "${TRACE:-}" ] || command+=(--profile-steps "$((steps - 1))" --trace "$out/$row.json")
@@ -34,7 +55,7 @@ run_mop() {  # run_mop SECONDS ROW ARGUMENTS...
 run_peer() {  # run_peer SECONDS ROW ARGUMENTS...
   local limit=$1 row=$2; shift 2
   [[ $who == *peer* ]] || return 0
-  local command=(torchrun --standalone --nproc-per-node 4 "$here/fsdp2_pytorch.py" --block strong --data "$data" --lr 3e-4 --steps "$steps"
+  local command=(torchrun --standalone --nproc-per-node "$gpus" "$here/fsdp2_pytorch.py" --block strong --data "$data" --lr 3e-4 --steps "$steps"
     --report-last "$last" --out "$out" --label "$row" "$@")
   echo "== $(date +%T) peer, $row: ${command[*]}" | tee -a "$out/log.txt"
   timeout -k 5 "$limit" "${command[@]}" 2>&1 | grep --line-buffered -vE 'OMP_NUM|\*\*\*\*|^ *$' | stdbuf -oL cut -c1-3000 | tee -a "$out/log.txt" | grep --line-buffered -E '^(attention|step|RESULT|[0-9]+ ranks)|Error' | cut -c1-900
@@ -54,49 +75,48 @@ for row in "${@:-qwen oss-offload oss-hbm}"; do for row in $row; do
     run_peer 120 smoke --model tiny --context 256 --sequences 2 --gate-up-blocks 1
     ;;
   qwen)
-    run_mop 180 qwen --model qwen3-30b-a3b --context 4096 --sequences 8
-    run_peer 200 qwen --model qwen3-30b-a3b --context 4096 --sequences 8 --gate-up-blocks 4 ||
-      run_peer 200 qwen --model qwen3-30b-a3b --context 4096 --sequences 8
+    run_mop 180 qwen --model "$qwen" --context 4096 --sequences 8
+    run_peer 200 qwen "${peer_qwen[@]}" --context 4096 --sequences 8 --gate-up-blocks "$gpus" ||
+      run_peer 200 qwen "${peer_qwen[@]}" --context 4096 --sequences 8
     ;;
   oss-offload)   # optimizer states on the host
-    run_mop 300 oss-offload --model gpt-oss-20b --context 4096 --sequences 8 --optimizer stream
-    run_peer 330 oss-offload --model gpt-oss-20b --context 4096 --sequences 8 --offload --no-checkpoint ||
-      run_peer 330 oss-offload --model gpt-oss-20b --context 4096 --sequences 8 --offload --gate-up-blocks 24
+    run_mop 300 oss-offload --model "$oss" --context 4096 --sequences 8 --optimizer stream
+    run_peer 330 oss-offload "${peer_oss[@]}" --context 4096 --sequences 8 --offload --no-checkpoint ||
+      run_peer 330 oss-offload "${peer_oss[@]}" --context 4096 --sequences 8 --offload --gate-up-blocks "$oss_layers"
     ;;
   oss-hbm)
-    run_mop 180 oss-hbm --model gpt-oss-20b --context 4096 --sequences 8 --optimizer hbm
-    run_peer 240 oss-hbm --model gpt-oss-20b --context 4096 --sequences 8 --gate-up-blocks 24 ||
-      run_peer 240 oss-hbm --model gpt-oss-20b --context 4096 --sequences 8
+    run_mop 180 oss-hbm --model "$oss" --context 4096 --sequences 8 --optimizer hbm
+    run_peer 240 oss-hbm "${peer_oss[@]}" --context 4096 --sequences 8 --gate-up-blocks "$oss_layers" ||
+      run_peer 240 oss-hbm "${peer_oss[@]}" --context 4096 --sequences 8
     ;;
+  qwen-12)
+    run_mop 180 qwen-12 --model "$qwen" --context 4096 --sequences 12 ;;
   qwen-fsdp2)
-    run_mop 180 qwen-fsdp2 --model qwen3-30b-a3b --context 4096 --sequences 8 --plan fsdp2 ;;
+    run_mop 180 qwen-fsdp2 --model "$qwen" --context 4096 --sequences 8 --plan fsdp2 ;;
   qwen-128k)
-    run_mop 400 qwen-128k --model qwen3-30b-a3b --context 128K --ulysses 4 --optimizer stream ;;
+    run_mop 400 qwen-128k --model "$qwen" --context 128K --ulysses "$gpus" --optimizer stream ;;
   oss-64k | oss-128k)
     sequences=$([ "$row" = oss-64k ] && echo 16 || echo 32)
     for where in hbm stream; do
-      run_mop 300 "$row-$where" --model gpt-oss-20b --context 4096 --sequences "$sequences" --ulysses 1 --optimizer "$where"
+      run_mop 300 "$row-$where" --model "$oss" --context 4096 --sequences "$sequences" --ulysses 1 --optimizer "$where"
     done ;;
   oss-noclip)
     for sequences in 8 16 32; do
-      run_mop 300 "oss-noclip-$sequences" --model gpt-oss-20b --context 4096 --sequences "$sequences" --ulysses 1 --optimizer stream --clip off
+      run_mop 300 "oss-noclip-$sequences" --model "$oss" --context 4096 --sequences "$sequences" --ulysses 1 --optimizer stream --clip off
     done ;;
   oss-512k)
-    run_mop 300 oss-512k --model gpt-oss-20b --context 512K --ulysses 4 --steps 2 ;;
+    run_mop 300 oss-512k --model "$oss" --context 512K --ulysses "$gpus" --steps 2 ;;
   oss-1m)
-    run_mop 560 oss-1m --model gpt-oss-20b --context 1M --ulysses 4 --optimizer stream --steps 1 ;;
+    run_mop 560 oss-1m --model "$oss" --context 1M --ulysses "$gpus" --optimizer stream --steps 1 ;;
   largest)
-    layers=${LAYERS:-24}
-    mkdir -p "/tmp/qwen3-235b-a22b-$layers-layers"
-    sed "s/\"num_hidden_layers\": *94/\"num_hidden_layers\": $layers/" "$root/scenarios/models/qwen3-235b-a22b/config.json" > "/tmp/qwen3-235b-a22b-$layers-layers/config.json"
-    run_mop 500 largest --model "/tmp/qwen3-235b-a22b-$layers-layers" --context 4096 --sequences 4 --steps 3 ;;
+    run_mop 500 largest --model "$(layers_of qwen3-235b-a22b "${LAYERS:-$((6 * gpus))}")" --context 4096 --sequences 4 --steps 3 ;;
   *) echo "no row is called $row" >&2 ;;
   esac
 done; done
 
-python3 - "$out" "$last" <<'PY' | tee -a "$out/summary.jsonl"
+python3 - "$out" "$last" "$gpus" <<'PY' | tee -a "$out/summary.jsonl"
 import json, os, statistics, sys
-out, last = sys.argv[1], int(sys.argv[2])
+out, last, gpus = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 def lines(name):
     path = os.path.join(out, name)
     for line in open(path) if os.path.exists(path) else ():
@@ -116,7 +136,7 @@ for r in runs:
     r.update(steps=len(steps), step_s_all=[s["seconds"] for s in steps])
     if tail:
         median = statistics.median(s["seconds"] for s in tail)
-        tokens = tail[-1]["tokens_per_s"] * tail[-1]["seconds"] / 4
+        tokens = tail[-1]["tokens_per_s"] * tail[-1]["seconds"] / gpus
         r.update(step_s_median=median, tokens_per_s_per_gpu=tokens / median, tokens_per_gpu=tokens, loss_last=tail[-1]["loss"])
 for r in lines("fsdp2_runs.jsonl"):
     runs.append(dict(row=r["label"], who="peer", **{k: r.get(k) for k in ("command", "step_s_median", "tokens_per_s_per_gpu", "step_s_all", "loss_last",
