@@ -110,7 +110,7 @@ class Bench {
   cudaStream_t compute_ = nullptr, transfer_ = nullptr, up_ = nullptr, down_ = nullptr;
   std::unique_ptr<cuda::PinnedSlab> pinned_;
   int64_t pinned_bytes_ = 0;
-  cuda::DeviceBytes arena_;
+  cuda::DeviceBytes arena_, hold_;
   std::unique_ptr<cuda::PeerMemory> peer_memory_;  // ends before the arena
   std::unique_ptr<Libraries> libraries_;
   std::map<int, ncclComm_t> communicators_;

@@ -10,6 +10,7 @@ namespace mop::calibrate {
 void launches(Bench& bench) {
   constexpr int kKernels = 400;  // fewer than a queue of the hardware takes
   const kernels::Matrix tiny = bench.matrix(1, 256), large = bench.matrix(1 << 15, 1 << 15, kernels::Type::f32);
+  const auto kernel = [&] { kernels::add({tiny, tiny, tiny}, bench.compute()); };
   cudaEvent_t event = nullptr;
   kernels::check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "an event");
   cudaEvent_t begin = nullptr, end = nullptr;
@@ -20,7 +21,7 @@ void launches(Bench& bench) {
     // Behind work of some milliseconds the device runs the kernels back to back, and the host is not held up.
     for (int i = 0; i < 4; ++i) kernels::clear({large}, bench.compute());
     kernels::check(cudaEventRecord(begin, bench.compute()), "an event");
-    for (int i = 0; i < kKernels; ++i) kernels::clear({tiny}, bench.compute());
+    for (int i = 0; i < kKernels; ++i) kernel();
     kernels::check(cudaEventRecord(end, bench.compute()), "an event");
     kernels::check(cudaEventSynchronize(end), "tiny kernels");
     float milliseconds = 0;
@@ -29,7 +30,7 @@ void launches(Bench& bench) {
     for (int i = 0; i < 4; ++i) kernels::clear({large}, bench.compute());
     const auto from = std::chrono::steady_clock::now();
     for (int i = 0; i < kKernels; ++i) {
-      kernels::clear({tiny}, bench.compute());
+      kernel();
       kernels::check(cudaEventRecord(event, bench.compute()), "an event");
       kernels::check(cudaStreamWaitEvent(bench.transfer(), event, 0), "an event");
     }

@@ -33,7 +33,7 @@ Work dense_product(Bench& bench, int64_t m, int64_t n, int64_t k, bool gradient)
   };
 }
 
-// Equal rows; C = A W^T, or dW += A^T B.
+// Equal rows; C (rows, n) = A (rows, k) W^T, or dW (n, k) += C^T A.
 Work experts_product(Bench& bench, int experts, int64_t k, int64_t n, int64_t rows, bool gradient) {
   std::vector<kernels::ExpertGroup> groups;
   for (int e = 0; e < experts; ++e)
@@ -43,7 +43,7 @@ Work experts_product(Bench& bench, int experts, int64_t k, int64_t n, int64_t ro
                                                             bench.libraries().grouped.workspace_bytes()));
   return [&product = bench.libraries().grouped, groups, a, c, w, workspace, k, n, gradient](cudaStream_t stream) {
     if (gradient)
-      product.weight_gradient(groups, a, c, {w, nullptr, n, k * n, 0}, Type::bf16, workspace, stream);
+      product.weight_gradient(groups, c, a, {w, nullptr, k, k * n, 0}, Type::bf16, workspace, stream);
     else
       product.multiply(groups, a, {w, nullptr, k, k * n, 0}, true, {}, c, workspace, stream);
   };

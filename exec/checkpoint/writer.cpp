@@ -76,7 +76,11 @@ std::vector<std::string> Writer::together(const std::function<std::string()>& ac
 
 void Writer::write(const Snapshot& snapshot) const {
   const bool first = peers_->rank() == 0;
-  const fs::path checkpoint = folder_ / step_name(snapshot.state.step), unfinished = temporary(checkpoint);
+  const fs::path checkpoint = folder_ / step_name(snapshot.state.step);
+  // One folder of all processes: the name holds the first one's number.
+  const std::string name = temporary(checkpoint).string();
+  const std::vector<std::byte> named = peers_->broadcast(std::as_bytes(std::span(name)));
+  const fs::path unfinished(std::string(reinterpret_cast<const char*>(named.data()), named.size()));
   std::error_code error;
   try {
     together([&]() -> std::string {

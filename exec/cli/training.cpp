@@ -10,6 +10,7 @@
 #include "exec/checkpoint/folder.h"
 #include "exec/checkpoint/writer.h"
 #ifdef MOP_CUDA
+#include "exec/cuda/devices.h"
 #include "exec/cuda/libraries.h"
 #include "exec/cuda/memory.h"
 #include "exec/host/adam.h"
@@ -50,6 +51,7 @@ std::unique_ptr<train::Machine> make_machine(const train::Prepared& prepared, co
                                              const TrainingObserver& observer) {
 #ifdef MOP_CUDA
   if (options.place) {
+    cuda::ask_for_queues();
     report.libraries = cuda::check_libraries();
     observer.say(fmt::format("{}; CPU AdamW: {}", report.libraries, host::text(host::adam_path())));
     kernels::warn_of_fallbacks([say = observer.say](const std::string& path) { say("warning: " + path); });

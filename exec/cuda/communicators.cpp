@@ -5,6 +5,7 @@
 #include <tuple>
 
 #include "kernels/check.h"
+#include "sim/program/meetings.h"
 
 namespace mop::cuda {
 
@@ -13,25 +14,17 @@ void check(ncclResult_t status, const char* what) {
     throw kernels::CudaError(std::string(what) + ": " + ncclGetErrorString(status) + ", " + ncclGetLastError(nullptr));
 }
 
-namespace {
-
-// A stream and the shape of the groups that meet there; with the lowest rank, one of these groups.
-using Meeting = std::tuple<program::Stream, int64_t, int64_t>;
-using Instance = std::pair<Meeting, int64_t>;
-
-}  // namespace
-
-Communicators::Communicators(const program::StepProgram& program, int64_t rank, int64_t ranks, launch::Peers& peers) {
-  std::map<Meeting, plan::Span> meetings;
-  for (const program::Op& op : program.ops)
-    if (program::is_collective(op.kind)) {
-      const plan::Span span = program.groups[op.group].span();
-      meetings[{op.stream, span.size, span.stride}] = span;
-    }
-  // Process 0 gives every instance its id; all know the order.
-  std::map<Instance, ncclUniqueId> ids;
-  for (const auto& [meeting, span] : meetings)
-    for (int64_t r = 0; r < ranks; ++r) ids[{meeting, span.base(r)}] = {};
+Communicators::Communicators(const program::StepProgram& program, int64_t ranks, launch::Peers& peers,
+                             const std::function<bool(const program::Op&)>& copied) {
+  // Process 0 gives every group of a meeting its id, here by its first rank; all know the order. Meetings of any rank: where
+  // only some reach one another, the others need theirs.
+  const std::vector<program::Meeting> possible = program::meetings(program, [](const program::Op&) { return false; }),
+                                      own = program::meetings(program, copied);
+  using Key = std::tuple<program::Stream, int64_t, int64_t>;
+  const auto key = [](program::Stream stream, const plan::Span& span) { return Key{stream, span.size, span.stride}; };
+  std::map<std::pair<Key, int64_t>, ncclUniqueId> ids;
+  for (const program::Meeting& meeting : possible)
+    for (int64_t r = 0; r < ranks; ++r) ids[{key(meeting.stream, meeting.span), meeting.span.base(r)}] = {};
   std::vector<ncclUniqueId> given;
   if (peers.rank() == 0)
     for (size_t i = 0; i < ids.size(); ++i) check(ncclGetUniqueId(&given.emplace_back()), "ncclGetUniqueId");
@@ -42,19 +35,17 @@ Communicators::Communicators(const program::StepProgram& program, int64_t rank, 
     at += sizeof id;
   }
   // In the same order on every rank: each call waits for its group.
-  std::map<Meeting, ncclComm_t> made;
-  for (const auto& [meeting, span] : meetings) {
+  std::map<Key, ncclComm_t> made;
+  for (const auto& [stream, span, pairwise] : own) {
     ncclComm_t comm = nullptr;
-    check(ncclCommInitRank(&comm, static_cast<int>(span.size), ids.at({meeting, span.base(rank)}),
-                           static_cast<int>(span.index(rank))),
+    check(ncclCommInitRank(&comm, static_cast<int>(span.size), ids.at({key(stream, span), span.base(peers.rank())}),
+                           static_cast<int>(span.index(peers.rank()))),
           "ncclCommInitRank");
-    all_.push_back(made[meeting] = comm);
+    all_.push_back(made[key(stream, span)] = comm);
   }
   for (const program::Op& op : program.ops)
-    if (program::is_collective(op.kind)) {
-      const plan::Span span = program.groups[op.group].span();
-      by_use_[{op.group, op.stream}] = made.at({op.stream, span.size, span.stride});
-    }
+    if (program::is_collective(op.kind) && !copied(op))
+      by_use_[{op.group, op.stream}] = made.at(key(op.stream, program.groups[op.group].span()));
 }
 
 Communicators::~Communicators() {

@@ -1,8 +1,8 @@
-// NCCL communicators of one rank: one for each stream of a program and set of ranks that meet there. Groups of the same
-// ranks share it, as their operations on one stream come in one order on every rank.
+// NCCL communicators of one rank: one for each meeting of its program (sim/program/meetings.h).
 #pragma once
 #include <nccl.h>
 
+#include <functional>
 #include <map>
 #include <vector>
 
@@ -16,8 +16,10 @@ void check(ncclResult_t status, const char* what);
 
 class Communicators {
  public:
-  // Collective over all ranks of the run, of which peers has one a process. The device is current.
-  Communicators(const program::StepProgram& program, int64_t rank, int64_t ranks, launch::Peers& peers);
+  // Collective over all ranks of the run, of which peers has one a process. The device is current. copied: whether NCCL is
+  // left out of an operation, the same on all ranks of its group.
+  Communicators(const program::StepProgram& program, int64_t ranks, launch::Peers& peers,
+                const std::function<bool(const program::Op&)>& copied);
   ~Communicators();  // collective, too, unless an exception is under way: then they are aborted
   Communicators(const Communicators&) = delete;
   Communicators& operator=(const Communicators&) = delete;

@@ -9,8 +9,9 @@
 
 namespace mop::cuda {
 
+void ask_for_queues() { setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 1); }
+
 int count_devices(const char* instead) {
-  setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 0);
   int devices = 0;
   if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
     cudaGetLastError();

@@ -21,10 +21,7 @@ T* pointer(const Operand& o) {
   return reinterpret_cast<T*>(o.data);
 }
 
-inline bool dense(const Operand& o) {
-  return (o.view.rows == 1 || o.view.ld == o.view.cols) &&
-         (o.view.count == 1 || o.view.stride == o.view.rows * o.view.cols);
-}
+inline bool dense(const Operand& o) { return o.view.dense(); }
 
 inline int64_t bytes_of(const Operand& o) { return o.view.elements() * program::size_of(o.view.type); }
 

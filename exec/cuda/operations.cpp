@@ -17,6 +17,7 @@
 #include "kernels/router.h"
 #include "kernels/to_host.h"
 #include "sim/base/error.h"
+#include "sim/program/workspace.h"
 
 namespace mop::cuda {
 
@@ -97,14 +98,6 @@ kernels::AttentionGradientShape gradient_shape(const kernels::AttentionShape& fo
   return g;
 }
 
-// Bytes that a collective packs or unpacks: of what it sends and of what it receives.
-int64_t exchange_bytes(std::span<const Operand> operands) {
-  int64_t bytes = 0;
-  for (const Operand& o : operands)
-    if (o) bytes += (bytes_of(o) + 255) / 256 * 256;
-  return bytes;
-}
-
 }  // namespace
 
 // documents: of the batch that attention works on; 0: one a sequence.
@@ -145,9 +138,9 @@ int64_t Rank::scratch_of(const program::Op& op, std::span<const Operand> in, std
     case OpKind::square_sum:
       return kernels::kSquareSumScratch;
     case OpKind::all_to_all:
-      return exchange_bytes(in) + exchange_bytes(out);
+      return program::exchange_workspace(program_, op);
     case OpKind::reduce_scatter:
-      return exchange_bytes(out) * 2;
+      return peers_->takes(program_, op) ? 0 : program::reduction_workspace(program_, op);
     default:
       return 0;
   }

@@ -38,6 +38,8 @@ struct Card {
   char host[64] = {};  // GPUs of one host reach one another; NCCL_HOSTID splits it, as it does for NCCL
   int device = 0;      // as this host counts them
   cudaUUID_t uuid{};
+};
+struct Handles {
   cudaIpcMemHandle_t arena{}, shared{};
 };
 
@@ -113,30 +115,38 @@ std::set<program::Stream> streams_of(const program::StepProgram& program) {
   return streams;
 }
 
-bool any_lands(const program::StepProgram& program) {
-  return std::ranges::any_of(program.ops, [&](const program::Op& op) {
-    return program::is_collective(op.kind) && program::lands(op, program.groups[op.group].span());
-  });
+std::vector<plan::Span> reducing_groups(const program::StepProgram& program) {
+  std::vector<plan::Span> groups;
+  for (const program::Op& op : program.ops)
+    if (op.kind == OpKind::reduce_scatter && program::by_copy_engines(program, op))
+      groups.push_back(program.groups[op.group].span());
+  return groups;
 }
 
 }  // namespace
 
 PeerMemory::PeerMemory(const program::StepProgram& program, std::byte* arena, launch::Peers& peers)
-    : PeerMemory(arena, streams_of(program), any_lands(program), peers) {}
+    : PeerMemory(arena, streams_of(program), reducing_groups(program), peers) {}
 
-PeerMemory::PeerMemory(std::byte* arena, const std::set<program::Stream>& streams, bool reduces, launch::Peers& peers)
+PeerMemory::PeerMemory(std::byte* arena, const std::set<program::Stream>& streams, const std::vector<plan::Span>& reducing,
+                       launch::Peers& peers)
     : peers_(peers),
       arena_(arena),
       rank_(peers.rank()),
       ranks_(peers.size()),
       all_(static_cast<size_t>(peers.size())) {
-  shared_ = device_bytes(signal_bytes() + (reduces ? program::kLandingBytes : 0), "the landing zone of reduce-scatters");
+  const Card own = card_of_this();
+  const std::vector<Card> cards = launch::everyones(peers_, own);
+  const bool lands = std::ranges::any_of(reducing, [&](const plan::Span& group) {
+    const int64_t base = group.base(rank_);
+    for (int64_t i = 0; i < group.size; ++i)
+      if (std::strcmp(cards[static_cast<size_t>(base + i * group.stride)].host, own.host) != 0) return false;
+    return true;
+  });
+  shared_ = device_bytes(signal_bytes() + (lands ? program::kLandingBytes : 0), "the landing zone of reduce-scatters");
   check(cudaMemset(shared_.get(), 0, static_cast<size_t>(signal_bytes())), "signals");
   check(cudaDeviceSynchronize(), "signals");
-  Card own = card_of_this();
-  own.arena = handle_of(arena);
-  own.shared = handle_of(shared_.get());
-  const std::vector<Card> cards = launch::everyones(peers_, own);
+  const std::vector<Handles> handles = launch::everyones(peers_, Handles{handle_of(arena), handle_of(shared_.get())});
   for (const program::Stream stream : streams) {
     check(cudaEventCreateWithFlags(&begun_[static_cast<size_t>(stream)], cudaEventDisableTiming), "an event");
     for (Lane& lane : lanes_[static_cast<size_t>(stream)]) {
@@ -152,7 +162,8 @@ PeerMemory::PeerMemory(std::byte* arena, const std::set<program::Stream>& stream
     int can = device ? 0 : 1;  // of a GPU that this process does not see, only opening tells
     if (device) check(cudaDeviceCanAccessPeer(&can, own.device, *device), "access between GPUs");
     Peer& peer = all_[static_cast<size_t>(rank)];
-    if (can != 0 && (peer.arena = open(card.arena)) != nullptr && (peer.shared = open(card.shared)) != nullptr) continue;
+    const Handles& given = handles[static_cast<size_t>(rank)];
+    if (can != 0 && (peer.arena = open(given.arena)) != nullptr && (peer.shared = open(given.shared)) != nullptr) continue;
     fmt::format_to_n(obstacle.data(), kText - 1, "GPU {} cannot write to GPU {} of {}", own.device, card.device, card.host);
   }
   // All or none, since all ranks of a group must take the same way.
@@ -188,9 +199,8 @@ bool PeerMemory::reaches(const plan::Span& group) const {
   return true;
 }
 
-bool PeerMemory::takes(const Call& call, const plan::Span& group) const {
-  if (call.op->kind == OpKind::reduce_scatter) return program::lands(*call.op, group) && dense(call.out[0]) && reaches(group);
-  return call.op->kind == OpKind::all_gather && call.out[0].view.rank_stride == 0 && reaches(group);
+bool PeerMemory::takes(const program::StepProgram& program, const program::Op& op) const {
+  return program::by_copy_engines(program, op) && reaches(program.groups[op.group].span());
 }
 
 void PeerMemory::run(const Call& call, const plan::Span& group, cudaStream_t queue) {

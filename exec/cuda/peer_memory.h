@@ -23,14 +23,15 @@ class PeerMemory {
   // Collective over all ranks of the run, of which peers has one a process. arena: of this rank, from cudaMalloc, laid out
   // alike on all ranks. The device is current. What stands in the way of ranks of one host is logged as a fallback.
   PeerMemory(const program::StepProgram& program, std::byte* arena, launch::Peers& peers);
-  // The same for exchanges on these streams; reduces: reduce-scatters as well.
-  PeerMemory(std::byte* arena, const std::set<program::Stream>& streams, bool reduces, launch::Peers& peers);
+  // The same for exchanges on these streams; reducing: groups that reduce as well.
+  PeerMemory(std::byte* arena, const std::set<program::Stream>& streams, const std::vector<plan::Span>& reducing,
+             launch::Peers& peers);
   ~PeerMemory();  // collective, too, unless an exception is under way
   PeerMemory(const PeerMemory&) = delete;
   PeerMemory& operator=(const PeerMemory&) = delete;
 
   // Whether the operation can run here; else it is NCCL's. The same answer on all ranks of its group.
-  bool takes(const interpreter::Call& call, const plan::Span& group) const;
+  bool takes(const program::StepProgram& program, const program::Op& op) const;
   // An all-gather or a reduce-scatter (sums in fp32, in the order of the ranks). Every rank of the group must come, in the
   // same order of calls on a stream.
   void run(const interpreter::Call& call, const plan::Span& group, cudaStream_t queue);

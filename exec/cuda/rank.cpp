@@ -7,6 +7,7 @@
 #include <chrono>
 #include <cstring>
 #include <thread>
+#include <utility>
 
 #include "exec/cpu/routing.h"
 #include "exec/cuda/adam_job.h"
@@ -193,12 +194,21 @@ void Rank::launch(Stream stream, const Launch& launch) {
   if (span != nullptr) check(cudaEventRecord(span->end, queue), "recording an event");
 }
 
+// Of the events of this step; any change of it is progress.
+size_t Rank::completed() const {
+  size_t count = 0;
+  for (size_t i = 0; i < events_.size(); ++i)
+    if (recorded_[i] && cudaEventQuery(events_[i]) == cudaSuccess) ++count;
+  cudaGetLastError();
+  return count;
+}
+
 // Polls, since a peer that is gone would let the GPU and any blocking call wait for ever.
 template <class Done>
 void Rank::wait_until(const Done& done) {
   using Clock = std::chrono::steady_clock;
-  const Clock::time_point begin = Clock::now();
-  Clock::time_point next_look = begin + std::chrono::seconds(1);
+  Clock::time_point progress = Clock::now(), next_look = progress + std::chrono::seconds(1);
+  size_t before = 0;
   for (int64_t polls = 0;; ++polls) {
     const cudaError_t status = done();
     if (status == cudaSuccess) return;
@@ -208,8 +218,9 @@ void Rank::wait_until(const Done& done) {
     if (Clock::now() < next_look) continue;
     next_look = Clock::now() + std::chrono::seconds(1);
     communicators_->check_health();
-    if (Clock::now() - begin > kPatience)
-      throw UserError(fmt::format("rank {}: no progress for {} s{}: another rank may hang, or the network between them", rank_,
+    if (const size_t now = completed(); now != std::exchange(before, now)) progress = Clock::now();
+    if (Clock::now() - progress > kPatience)
+      throw interpreter::Stalled(fmt::format("rank {}: no progress for {} s{}: another rank may hang, or the network between them", rank_,
                                   std::chrono::duration_cast<std::chrono::seconds>(kPatience).count(), unfinished()));
   }
 }

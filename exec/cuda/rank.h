@@ -49,8 +49,8 @@ class Rank final : public interpreter::Backend {
   void record(Stream stream, uint32_t event) override;
   void wait(Stream stream, uint32_t event) override;
   int64_t rounds(uint32_t event, const Call& plan) override;
-  // Errors also: UserError for a token beyond the vocabulary, a gradient norm that is not finite, a GPU that does not
-  // get on for ten minutes (names the operation, where times are kept).
+  // Errors also: UserError for a token beyond the vocabulary, a gradient norm that is not finite, interpreter::Stalled for a
+  // GPU that does not get on for ten minutes (names the operation, where times are kept).
   void synchronize() override;
 
   int64_t workspace_bytes() const { return workspace_bytes_; }
@@ -102,6 +102,7 @@ class Rank final : public interpreter::Backend {
   template <class Done>
   void wait_until(const Done& done);
   std::string unfinished() const;
+  size_t completed() const;
 
   std::byte* scratch(Stream stream) const { return scratch_[static_cast<size_t>(stream)].get(); }
 

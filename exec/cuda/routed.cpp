@@ -183,8 +183,7 @@ void Rank::run_exchange(const Call& call, cudaStream_t stream) {
   const auto &in = call.in, &out = call.out;
   const program::Op& op = *call.op;
   const auto count = [](const Operand& o) { return static_cast<size_t>(o.view.elements()); };
-  const plan::Span group = program_.groups[op.group].span();
-  if (peers_->takes(call, group)) return peers_->run(call, group, stream);
+  if (peers_->takes(program_, op)) return peers_->run(call, program_.groups[op.group].span(), stream);
   switch (op.kind) {
     case OpKind::all_gather:
       return check(ncclAllGather(in[0].data, out[0].data, count(in[0]), nccl_type(in[0].view.type),

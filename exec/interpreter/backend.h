@@ -5,6 +5,7 @@
 
 #include "exec/interpreter/call.h"
 #include "exec/interpreter/step.h"
+#include "sim/base/error.h"
 
 namespace mop::interpreter {
 
@@ -15,6 +16,12 @@ struct Launch {
   int64_t iteration = 0;  // of the operation's region (Region 0: the step), over all steps
   int64_t pass = 0;       // steps and flushes that this rank issued before
   int64_t issue = 0;      // launches that this rank issued before
+};
+
+// The device does not get on, and whatever waits for it would wait for ever.
+class Stalled : public UserError {
+ public:
+  using UserError::UserError;
 };
 
 class Backend {

@@ -103,6 +103,8 @@ StepReport Trainer::step() {
       interpreters_[own(rank)].run(step_of(step_, rank));
       machine_->backend(rank).synchronize();
     });
+  } catch (const interpreter::Stalled&) {  // reading the sums would wait, too
+    throw;
   } catch (const UserError& error) {
     const Sums so_far = sums();
     if (!std::isfinite(so_far.loss) || !std::isfinite(so_far.squared_norm)) not_finite(report);

@@ -384,9 +384,13 @@ class Measured : public CostModel {
       outside = bus.outside;
     }
     if (nic > 0) on_nic = nic / c_["nic_bw"] + c_["nic_latency_ns"] / kSecond * (1 + std::log2(m));
-    const double seconds = std::max({on_nvlink, on_nic, c_["kernel_ns"] / kSecond});
+    // What our executor packs or unpacks (sim/program/workspace.h), read and written once, on the same stream.
+    const bool packs = !torch_ && op.kind == OpKind::all_to_all && program::packs(op.does.exchange) && buffer > 0;
+    const double packing = packs ? 2 * buffer / c_.table("memory_bound").at({2 * buffer}).value : 0;
+    const double seconds = std::max({on_nvlink, on_nic, c_["kernel_ns"] / kSecond}) + packing;
     Price p{lasting(seconds), 0, outside};
     Demand& d = p.demand;
+    use(d, Resource::hbm, packing * hbm_bw_, hbm_bw_, seconds);
     // A collective that the network holds back moves fewer bytes through the SMs a second.
     const double busy =
         on_nic > 0 ? std::clamp(std::max(on_nvlink, nic / c_["nvlink_bw"]) / seconds, 0.1, 1.0) : 1.0;

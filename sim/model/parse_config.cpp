@@ -100,9 +100,7 @@ void read_rope(const Fields& f, ModelConfig& c, double default_theta, double def
   const Fields& fraction_owner = parameters.has({"partial_rotary_factor"}) ? parameters : f;
   if (c.attention == Attention::gqa)
     c.rotary_fraction = fraction_owner.number({"partial_rotary_factor"}, kTiny, 1, default_fraction);
-  const auto rotated = c.attention == Attention::mla
-                           ? c.qk_rope_dim
-                           : static_cast<int64_t>(static_cast<double>(c.head_dim) * c.rotary_fraction);
+  const int64_t rotated = c.rotary_dim();
   if (rotated < 2 || rotated % 2 != 0) {
     f.fail(c.attention == Attention::mla ? "qk_rope_head_dim" : "head_dim",
            fmt::format("makes {} rotary dimensions a head: they come in pairs", rotated));

@@ -67,9 +67,7 @@ Rope make_rope(const ModelConfig& config, int64_t positions) {
   ensure(positions > 0, "a context has positions");
   Rope rope;
   rope.positions = positions;
-  rope.width = config.attention == Attention::mla
-                   ? config.qk_rope_dim
-                   : static_cast<int64_t>(static_cast<double>(config.head_dim) * config.rotary_fraction);
+  rope.width = config.rotary_dim();
   rope.interleaved = is_deepseek(config);
   rope.attention_scale = 1 / std::sqrt(static_cast<double>(config.qk_dim()));
   if (is_deepseek(config) && config.rope.mscale_all_dim != 0)

@@ -13,6 +13,8 @@
 #include "sim/predict/loads.h"
 #include "sim/program/landing.h"
 #include "sim/program/lower.h"
+#include "sim/program/meetings.h"
+#include "sim/program/workspace.h"
 
 namespace mop::predict {
 namespace {
@@ -53,9 +55,10 @@ Kinds find_kinds(const Scenario& s, const plan::Layout& layout) {
   return result;
 }
 
+// HBM beside the arena.
 struct Constants {
-  int64_t context = 0, libraries = 0, communicators = 0, landing = 0;
-  int64_t total() const { return context + libraries + communicators + landing; }
+  int64_t context = 0, libraries = 0, communicators = 0, landing = 0, peers = 0, workspaces = 0, rotary = 0;
+  int64_t total() const { return context + libraries + communicators + landing + peers + workspaces + rotary; }
 };
 
 Constants constants(const Scenario& s, const program::StepProgram& program) {
@@ -63,22 +66,33 @@ Constants constants(const Scenario& s, const program::StepProgram& program) {
   const auto figure = [&](const char* name) { return s.plan.native() ? s.cluster.native(name) : s.cluster[name]; };
   c.context = static_cast<int64_t>(figure("context_bytes"));
   c.libraries = static_cast<int64_t>(figure("library_bytes"));
-  std::vector<bool> pairwise(program.groups.size(), false);
-  for (const program::Op& op : program.ops)
-    if (op.kind == OpKind::all_to_all || op.kind == OpKind::send_recv)
-      pairwise[op.group] = true;
-    else if (s.plan.native() && op.kind == OpKind::reduce_scatter && program::lands(op, program.groups[op.group].span()) &&
-             cost::place(program.groups[op.group], s.used_per_node(), s.gpus()).nodes == 1)
-      c.landing = program::kLandingBytes;
-  for (size_t g = 0; g < program.groups.size(); ++g) {
-    const cost::Placement at = cost::place(program.groups[g], s.used_per_node(), s.gpus());
+  const auto communicator = [&](const program::Group& group, bool pairwise) {
     c.communicators += static_cast<int64_t>(figure("communicator_bytes"));
-    if (pairwise[g]) c.communicators += static_cast<int64_t>((at.local() - 1) * figure("communicator_p2p_bytes"));
+    const cost::Placement at = cost::place(group, s.used_per_node(), s.gpus());
+    if (pairwise) c.communicators += static_cast<int64_t>((at.local() - 1) * figure("communicator_p2p_bytes"));
+  };
+  if (!s.plan.native()) {  // PyTorch: a communicator a group
+    std::vector<bool> pairwise(program.groups.size(), false);
+    for (const program::Op& op : program.ops)
+      if (op.kind == OpKind::all_to_all || op.kind == OpKind::send_recv) pairwise[op.group] = true;
+    for (size_t g = 0; g < program.groups.size(); ++g) communicator(program.groups[g], pairwise[g]);
+    return c;
   }
+  const auto copied = [&](const program::Op& op) {
+    return program::by_copy_engines(program, op) &&
+           cost::place(program.groups[op.group], s.used_per_node(), s.gpus()).nodes == 1;
+  };
+  for (const program::Meeting& m : program::meetings(program, copied))
+    communicator({program::Axis::world, m.span.size, m.span.stride}, m.pairwise);
+  const auto first = s.cluster.figures.find("native_first_communicator_bytes");
+  if (c.communicators > 0 && first != s.cluster.figures.end()) c.communicators += static_cast<int64_t>(first->second.value);
+  c.workspaces = program::workspace_bytes(program, copied);
+  c.rotary = program::kFp32 * s.workload.context * s.model.rotary_dim();  // sines and cosines of a half each
+  for (const program::Op& op : program.ops)
+    if (op.kind == OpKind::reduce_scatter && copied(op)) c.landing = program::kLandingBytes;
   // The executor maps the arenas of all GPUs of the node.
-  const auto mapped = s.cluster.figures.find("native_peer_memory_bytes");
-  if (s.plan.native() && mapped != s.cluster.figures.end())
-    c.communicators += (s.used_per_node() - 1) * static_cast<int64_t>(mapped->second.value);
+  if (const auto mapped = s.cluster.figures.find("native_peer_memory_bytes"); mapped != s.cluster.figures.end())
+    c.peers = (s.used_per_node() - 1) * static_cast<int64_t>(mapped->second.value);
   return c;
 }
 
@@ -143,7 +157,10 @@ void memory(const Scenario& s, const Kinds& kinds, Details& d, Prediction& p) {
   p.memory.push_back({"cuda_context", static_cast<double>(c.context)});
   p.memory.push_back({"libraries", static_cast<double>(c.libraries)});
   p.memory.push_back({"nccl_communicators", static_cast<double>(c.communicators)});
-  if (c.landing > 0) p.memory.push_back({"landing_zone", static_cast<double>(c.landing)});
+  const std::pair<const char*, int64_t> ours[]{
+      {"landing_zone", c.landing}, {"mapped_peers", c.peers}, {"workspaces", c.workspaces}, {"rotary_tables", c.rotary}};
+  for (const auto& [name, bytes] : ours)
+    if (bytes > 0) p.memory.push_back({name, static_cast<double>(bytes)});
 
   // Host memory: all ranks of the fullest node.
   const int64_t node = std::min(s.used_per_node(), s.gpus());

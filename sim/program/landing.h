@@ -1,5 +1,5 @@
-// Reduce-scatters of gradients by copy engines, within a node: every rank writes its parts into the landing zones of the
-// others, a piece at a time, and each sums what has landed.
+// All-gathers and reduce-scatters by copy engines, within a node: every rank writes its part into the others' arenas, or
+// its parts of a gradient into their landing zones, a piece at a time, where each sums what has landed.
 #pragma once
 #include <cstdint>
 
@@ -15,5 +15,8 @@ inline constexpr int64_t kMostLanding = 8;                    // ranks of a grou
 inline bool lands(const Op& op, const plan::Span& group) {
   return op.kind == OpKind::reduce_scatter && op.stream == Stream::gather && group.size > 1 && group.size <= kMostLanding;
 }
+
+// Whether a collective of a program that runs goes that way where its group is within a node; else it is NCCL's.
+bool by_copy_engines(const StepProgram& program, const Op& op);
 
 }  // namespace mop::program

@@ -131,6 +131,12 @@ enum class Exchange : uint8_t {
   spill_gradients,    // their gradients back, added to the owner's
 };
 
+// Whether the executor packs or unpacks what travels, on the exchange's stream.
+constexpr bool packs(Exchange exchange) {
+  return exchange == Exchange::rows_to_columns || exchange == Exchange::columns_to_rows || exchange == Exchange::dispatch ||
+         exchange == Exchange::combine;
+}
+
 // Details of what an operation computes, where its kind leaves them open (ops.h).
 struct Does {
   bool accumulate = false;  // adds to what it writes
@@ -230,6 +236,7 @@ struct View {
   int64_t count = 1, stride = 0;
   Type type = Type::bf16;
   int64_t elements() const { return count * rows * cols; }
+  bool dense() const { return (rows == 1 || ld == cols) && (count == 1 || stride == rows * cols); }
 };
 
 // One operand. The operands of an operation stand in the order that ops.h gives for its kind, what it reads

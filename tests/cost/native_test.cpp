@@ -119,6 +119,26 @@ TEST(Native, CollectivesWithinANodeAreByCopyEngines) {
   EXPECT_NEAR(seconds(m.collective(OpKind::all_to_all, bytes, world)), bus_seconds(bytes, 4, 1.25e11), 2e-9);
 }
 
+// Before it is sent, or behind what is received, on the same stream.
+TEST(Native, ExchangesArePacked) {
+  const cluster::ClusterModel c = calibrated();
+  const Machine m(c), torch(c, "fsdp2");
+  const Group world{Axis::world, 4, 1};
+  const int64_t bytes = 1 << 28;
+  const auto of = [&](const Machine& machine, program::Exchange exchange) {
+    program::Op op = make_op(OpKind::all_to_all, Stream::dispatch);
+    op.does.exchange = exchange;
+    return seconds(machine.price(op, {{bytes, bytes}}, &world));
+  };
+  const double sent = of(m, program::Exchange::spill_weights),
+               packing = 2.0 * bytes / m.cluster.table("memory_bound").at({2.0 * bytes}).value;
+  for (const program::Exchange exchange : {program::Exchange::dispatch, program::Exchange::combine,
+                                           program::Exchange::rows_to_columns, program::Exchange::columns_to_rows})
+    EXPECT_NEAR(of(m, exchange), sent + packing, 2e-9);
+  EXPECT_EQ(of(m, program::Exchange::spill_gradients), sent);
+  EXPECT_EQ(of(torch, program::Exchange::dispatch), of(torch, program::Exchange::none));
+}
+
 TEST(Native, CopyEnginesDoNotReachAcrossNodes) {
   cluster::ClusterModel with = plain("h200");
   add_table(with, "copy_engine_all_gather", 0, {{8, 65536, 1e9}});

@@ -9,11 +9,6 @@ namespace mop::program {
 
 using model::Role;
 
-int64_t NativeLowering::rotary() const {
-  if (mla()) return c_.qk_rope_dim;
-  return static_cast<int64_t>(static_cast<double>(c_.head_dim) * c_.rotary_fraction);
-}
-
 // The part that is not divided over heads: the norm, and for MLA the latents of q and of k and v.
 NativeLowering::Latents NativeLowering::attention_inputs(int layer, BufferId x, const Gathered& g) {
   const Component part = Component::attention;
@@ -81,7 +76,7 @@ NativeLowering::HeadChunk NativeLowering::project_chunk(int layer, int64_t chunk
   Does rotate;
   rotate.a = qd;
   rotate.b = mla() ? c_.qk_nope_dim : 0;
-  rotate.c = rotary();
+  rotate.c = c_.rotary_dim();
   const auto norm = [&](Role role) {
     return c_.qk_norm == model::QkNorm::none       ? Operand{}
            : c_.qk_norm == model::QkNorm::per_head ? weight(g, role, 1, qd)
@@ -247,7 +242,7 @@ void NativeLowering::attention_backward(int layer, const Checkpoint& saved, cons
   Does unrotate;
   unrotate.a = qd;
   unrotate.b = mla() ? c_.qk_nope_dim : 0;
-  unrotate.c = rotary();
+  unrotate.c = c_.rotary_dim();
   const auto rope_back = [&](const Operand& dy, const Operand& raw, Role role, int64_t full) {
     Does does = unrotate;
     Operand w, dw_norm;

@@ -185,7 +185,6 @@ class NativeLowering {
   bool mla() const { return c_.attention == model::Attention::mla; }
   bool latent() const { return mla() && plan_.mla_exchange == plan::MlaExchange::latent && !fsdp_; }
   bool kept_raw() const { return c_.qk_norm != model::QkNorm::none; }
-  int64_t rotary() const;
   Operand own_keys(Operand keys, int64_t chunk, int64_t width) const;
 
   // ---- feed_forward.cpp, experts.cpp

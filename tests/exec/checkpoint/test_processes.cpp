@@ -1,11 +1,13 @@
-// One checkpoint by several processes, which are threads here.
+// One checkpoint by several processes, most of which are threads here.
 #include <fmt/format.h>
 #include <gmock/gmock.h>
 
 #include <barrier>
 #include <thread>
 
+#include "exec/launch/socket.h"
 #include "tests/exec/checkpoint/support.h"
+#include "tests/exec/launch/support.h"
 
 namespace mop::checkpoint {
 namespace {
@@ -85,6 +87,31 @@ TEST_F(Processes, WriteOneCheckpointTogether) {
     EXPECT_THAT(names_in(there), ::testing::ElementsAre(step_name(2), step_name(3)));
     for (const int64_t step : {2, 3}) expect_contents(Reader(there / step_name(step)), step);
   }
+}
+
+// Each with a number of its own, as on GPUs.
+TEST_F(Processes, WriteOneCheckpointOverTcp) {
+  constexpr int kSize = 3;
+  const launch::Socket held = launch::hold_port();
+  launch::Processes children;
+  for (int rank = 0; rank < kSize; ++rank)
+    children.start([&, rank] {
+      launch::Place place;
+      place.rank = place.local_rank = rank;
+      place.size = place.local_size = kSize;
+      place.port = launch::own_address(held).port();
+      place.launcher = "test";
+      place.run = 1;
+      const std::unique_ptr<launch::Peers> peers = launch::connect(place, 60);
+      Writer writer(folder, 2, peers->channel());
+      const Filled memory = filled(1, kSize);
+      writer.begin(part_of(memory.snapshot(), rank, kSize));
+      writer.wait();
+      return 0;
+    });
+  EXPECT_THAT(children.wait(), ::testing::Each(0)) << children.err();
+  EXPECT_THAT(names_in(folder), ::testing::ElementsAre(step_name(1)));
+  expect_contents(Reader(folder / step_name(1)), 1);
 }
 
 // One cannot write: nobody has a checkpoint, everybody says why, and the one before stays.

@@ -40,7 +40,7 @@ TEST(Calibrate, SaysWhatIsWrong) {
   expect_refusal({"--gpus", "1", "--out", "none/a.json"}, "in a folder that is not there");
   expect_refusal({"--gpus", "1", "--out", "a.json", "--only", "matmul,atention"}, "did you mean 'attention'?");
   expect_refusal({"--gpus", "1", "--out", "a.json", "--only", "network"}, "two emulated hosts need two GPUs");
-  expect_refusal({"--gpus", "1", "--out", "a.json", "--base", "h200x5"}, "did you mean 'h200x4'?");
+  expect_refusal({"--gpus", "1", "--out", "a.json", "--base", "h200x44"}, "did you mean 'h200x4'?");
   expect_refusal({"--gpus", "1", "--out", "a.json", "--format", "xml"}, "write table or json");
   expect_refusal({"--gpus", "1", "--out", "a.json", "--gpu", "2"}, "unknown flag '--gpu'");
 }
