@@ -26,8 +26,10 @@ using Clock = std::chrono::steady_clock;
 namespace {
 
 constexpr double kPointSeconds = 20e-3, kBatchSeconds = 200e-6, kWindowSeconds = 40e-3;
-constexpr int64_t kHoldBytes = int64_t{1} << 30;
-constexpr double kHoldSeconds = 250e-6;  // no GPU clears them in less
+// A GPU whose clock has not come down yet is a tenth faster than one in the midst of a step: what is measured comes behind
+// some tens of milliseconds of products and copies, as many of either as a step has.
+constexpr double kHeatSeconds = 40e-3, kRoundSeconds = 1.7e-3;  // of heat; a round takes no less
+constexpr int64_t kHeatBytes = int64_t{1} << 30, kSquare = 8192, kFlushBytes = int64_t{128} << 20;
 constexpr int64_t kAlign = 256, kBlock = 1 << 20;  // of the arena; random numbers, repeated
 
 int choose_device(const launch::Place& place) {
@@ -73,13 +75,16 @@ Bench::Bench(const launch::Place& place, launch::Peers& peers) : peers_(peers) {
   check(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
   arena_bytes_ = static_cast<int64_t>(std::ranges::min(launch::everyones(peers, 0.6 * static_cast<double>(free)))) / kAlign * kAlign;
   arena_ = cuda::device_bytes(arena_bytes_, "the memory of the benchmarks");
-  hold_ = cuda::device_bytes(kHoldBytes, "what holds a stream up");
+  heat_ = cuda::device_bytes(kHeatBytes, "what keeps a GPU warm");
+  heat_workspace_ = cuda::device_bytes(static_cast<int64_t>(kernels::Matmul::kWorkspaceBytes), "what keeps a GPU warm");
   std::mt19937 random(3);
   std::normal_distribution<float> normal;
   std::vector<uint16_t> block(kBlock);
   for (uint16_t& value : block) value = bf16(normal(random));
   check(cudaMemcpy(arena_.get(), block.data(), block.size() * 2, cudaMemcpyHostToDevice), "random numbers");
   fill(arena_bytes_);
+  check(cudaMemcpy(heat_.get(), arena_.get() + kBlock * 2, static_cast<size_t>(kHeatBytes), cudaMemcpyDeviceToDevice),
+        "random numbers");
 }
 
 Bench::~Bench() {
@@ -186,16 +191,32 @@ cudaEvent_t Bench::event(size_t index) {
   return events_[index];
 }
 
-Seconds Bench::time(const Work& work, cudaStream_t stream, bool mine, bool one_by_one) {
+void Bench::heat(double seconds, cudaStream_t stream) {
+  const int64_t half = kHeatBytes / 2;
+  kernels::MatmulShape square;
+  square.m = square.n = square.k = square.lda = square.ldb = square.ldc = kSquare;
+  square.transpose_b = true;
+  std::byte* const at = heat_.get();
+  for (double passed = 0; passed < seconds; passed += kRoundSeconds) {
+    libraries().matmul.run(square, at, at + half / 2, nullptr, at + half, heat_workspace_.get(), stream);
+    for (int i = 0; i < 2; ++i)
+      check(cudaMemcpyAsync(at + half, at, static_cast<size_t>(half), cudaMemcpyDeviceToDevice, stream), "a copy");
+  }
+}
+
+Seconds Bench::time(const Work& work, cudaStream_t stream, bool mine, Runs runs) {
   ensure(mine || rank() > 0, "rank 0 measures everything");
   double launching = 0;  // of one run, by the host
   const auto run = [&](int repeats, int batch) {
-    // Launches are ahead of the device, as they are in a step: else small work would take as long as its launch.
+    // Launches are ahead of the device, too, as they are in a step: else small work would take as long as its launch.
     const double ahead = std::min(launching * repeats * batch, 0.1);
-    for (double held = 0; held < ahead; held += kHoldSeconds)
-      check(cudaMemsetAsync(hold_.get(), 0, static_cast<size_t>(kHoldBytes), stream), "what holds a stream up");
+    heat(std::max(ahead, stream == compute_ && launching > 0 ? kHeatSeconds : 0), stream);
     const Clock::time_point begin = Clock::now();
     for (int r = 0; r < repeats; ++r) {
+      if (runs == Runs::cold)
+        check(cudaMemcpyAsync(heat_.get(), heat_.get() + kFlushBytes, static_cast<size_t>(kFlushBytes),
+                              cudaMemcpyDeviceToDevice, stream),
+              "what displaces the cache");
       check(cudaEventRecord(event(static_cast<size_t>(2 * r)), stream), "an event");
       for (int i = 0; i < batch; ++i) work(stream);
       check(cudaEventRecord(event(static_cast<size_t>(2 * r + 1)), stream), "an event");
@@ -213,7 +234,7 @@ Seconds Bench::time(const Work& work, cudaStream_t stream, bool mine, bool one_b
   };
   double once = 1;
   if (mine) run(1, 1), launching = 0, once = run(1, 1)[0];  // plans and connections are made by the first
-  const int batch = from_first(one_by_one ? 1 : static_cast<int>(std::clamp(kBatchSeconds / once, 1.0, 20.0))),
+  const int batch = from_first(runs != Runs::in_a_row ? 1 : static_cast<int>(std::clamp(kBatchSeconds / once, 1.0, 20.0))),
             repeats = from_first(static_cast<int>(std::clamp(kPointSeconds / (once * batch), 3.0, 10.0)));
   return mine ? run(repeats, batch) : Seconds();
 }
@@ -232,6 +253,7 @@ std::pair<Seconds, Seconds> Bench::beside(const Job& a, const Job& b, bool mine)
   const auto record = [&](size_t j, int i) {
     check(cudaEventRecord(marks[j][static_cast<size_t>(i)], jobs[j]->stream), "an event");
   };
+  heat(kHeatSeconds, a.stream);
   record(0, 0);
   check(cudaStreamWaitEvent(b.stream, marks[0][0], 0), "an event");
   record(1, 0);
@@ -257,13 +279,18 @@ std::pair<Seconds, Seconds> Bench::beside(const Job& a, const Job& b, bool mine)
   return {of[0], of[1]};
 }
 
+std::vector<std::vector<double>> Bench::by_rank(const std::vector<double>& values) {
+  std::vector<std::vector<double>> all;
+  for (const std::vector<std::byte>& one : peers_.gather(std::as_bytes(std::span(values)))) {
+    std::vector<double>& own = all.emplace_back(one.size() / sizeof(double));
+    if (!one.empty()) std::memcpy(own.data(), one.data(), one.size());
+  }
+  return all;
+}
+
 std::vector<double> Bench::at_first(const std::vector<double>& values) {
   std::vector<double> all;
-  for (const std::vector<std::byte>& one : peers_.gather(std::as_bytes(std::span(values)))) {
-    const size_t before = all.size();
-    all.resize(before + one.size() / sizeof(double));
-    if (!one.empty()) std::memcpy(all.data() + before, one.data(), one.size());
-  }
+  for (const std::vector<double>& own : by_rank(values)) all.insert(all.end(), own.begin(), own.end());
   return all;
 }
 
@@ -276,12 +303,13 @@ void Bench::point(const std::string& table, const std::string& what, std::vector
                   const Seconds& seconds) {
   ensure(std::ranges::find(cluster::optional_tables(), table) != cluster::optional_tables().end(),
          "a cluster has the table");
-  std::vector<double> rates = at_first(seconds);
-  if (rank() != 0 || rates.empty()) return;
-  for (double& value : rates) value = amount / value;
+  std::vector<std::vector<double>> rates = by_rank(seconds);
+  if (rank() != 0) return;  // it measures everything
+  for (std::vector<double>& own : rates)
+    for (double& value : own) value = amount / value;
   FoundTable& found = findings_.tables[table];
   found.what = what;
-  found.points.emplace_back(std::move(at), reading_of(std::move(rates)));
+  found.points.emplace_back(std::move(at), slowest(rates));
 }
 
 void Bench::figure(const std::string& name, const std::string& what, const std::vector<double>& values) {

@@ -41,6 +41,12 @@ struct Libraries {
   kernels::Attention attention;
 };
 
+enum class Runs {
+  in_a_row,    // small ones several between two events
+  one_by_one,  // each by itself between two events
+  cold,        // likewise, and nothing of its operands in the cache
+};
+
 class Bench {
  public:
   // Chooses the GPU. Errors: UserError when there are too few.
@@ -79,15 +85,16 @@ class Bench {
   void begin(const Family& family);
   bool more();
 
-  // Runs it again and again, on all ranks at once. mine: whether this rank runs it; rank 0 always does. one_by_one: each by
-  // itself between two events, else small ones several in a row.
-  Seconds time(const Work& work, cudaStream_t stream, bool mine = true, bool one_by_one = false);
+  // Runs it again and again, on all ranks at once, on compute() behind heat. mine: whether this rank runs it; rank 0 always
+  // does.
+  Seconds time(const Work& work, cudaStream_t stream, bool mine = true, Runs runs = Runs::in_a_row);
   // Both again and again at the same time, on streams of their own: seconds of each while the other was running.
   std::pair<Seconds, Seconds> beside(const Job& a, const Job& b, bool mine = true);
   double agreed(const Seconds& seconds);  // the median of all ranks' seconds
   int64_t used_bytes() const;             // of HBM, once nothing runs
 
-  // Kept by process 0: the median over all ranks. amount: of bytes or operations, per run. Names: of a cluster file.
+  // Kept by process 0: a point for the slowest rank, a figure as the median over all. amount: of bytes or operations, per
+  // run. Names: of a cluster file.
   void point(const std::string& table, const std::string& what, std::vector<double> at, double amount,
              const Seconds& seconds);
   void figure(const std::string& name, const std::string& what, const std::vector<double>& values);
@@ -98,10 +105,13 @@ class Bench {
     std::memcpy(&value, heard.data(), sizeof value);
     return value;
   }
-  std::vector<double> at_first(const std::vector<double>& values);  // everyone's, at process 0
+  // Everyone's, at process 0: by rank, or all together.
+  std::vector<std::vector<double>> by_rank(const std::vector<double>& values);
+  std::vector<double> at_first(const std::vector<double>& values);
 
  private:
   cudaEvent_t event(size_t index);
+  void heat(double seconds, cudaStream_t stream);
   void fill(int64_t bytes);
 
   launch::Peers& peers_;
@@ -110,7 +120,7 @@ class Bench {
   cudaStream_t compute_ = nullptr, transfer_ = nullptr, up_ = nullptr, down_ = nullptr;
   std::unique_ptr<cuda::PinnedSlab> pinned_;
   int64_t pinned_bytes_ = 0;
-  cuda::DeviceBytes arena_, hold_;
+  cuda::DeviceBytes arena_, heat_, heat_workspace_;
   std::unique_ptr<cuda::PeerMemory> peer_memory_;  // ends before the arena
   std::unique_ptr<Libraries> libraries_;
   std::map<int, ncclComm_t> communicators_;

@@ -21,10 +21,10 @@ double bus_bytes(Collective collective, int size, int64_t bytes) {
 int64_t divisible(int64_t bytes, int size) { return bytes / (512 * size) * 512 * size; }
 
 void measure(Bench& bench, const std::string& table, const std::string& what, Collective collective, int size, int64_t bytes,
-             const Work& work, bool one_by_one = false) {
+             const Work& work, Runs runs = Runs::in_a_row) {
   bench.point(table, what + "; (ranks, bytes of the full buffer) -> bus bytes/s",
               {static_cast<double>(size), static_cast<double>(bytes)}, bus_bytes(collective, size, divisible(bytes, size)),
-              bench.time(work, bench.transfer(), bench.in_group(size), one_by_one));
+              bench.time(work, bench.transfer(), bench.in_group(size), runs));
   bench.release();
 }
 
@@ -110,7 +110,7 @@ void copy_engines(Bench& bench) {
         if (!all_reach || !bench.more()) return;
         measure(bench, fmt::format("copy_engine_{}", name(c)),
                 fmt::format("{} by copy engines (exec/cuda/peer_memory.h), bf16", name(c)), c, size, bytes,
-                by_copy_engines(bench, c, size, divisible(bytes, size)), true);  // tens of launches each
+                by_copy_engines(bench, c, size, divisible(bytes, size)), Runs::one_by_one);  // tens of launches each
       }
 }
 

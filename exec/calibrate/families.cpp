@@ -13,14 +13,14 @@ namespace {
 constexpr int kStart = 20;  // of a set of processes: contexts, memory, communicators
 
 constexpr std::array kFamilies{
-    Family{"memory", "HBM that contexts, libraries, communicators and mapped arenas take", 20, false},
-    Family{"matmul", "dense products and weight gradients", 35, false},
+    Family{"memory", "HBM that contexts, libraries, communicators and mapped arenas take", 15, false},
+    Family{"matmul", "dense products and weight gradients", 60, false},
     Family{"grouped", "products of experts and their weight gradients", 25, false},
-    Family{"attention", "causal attention with grouped queries, windows and sinks, and of MLA's widths", 60, false},
+    Family{"attention", "causal attention with grouped queries, windows and sinks, and of MLA's widths", 50, false},
     Family{"kernels", "memory-bound kernels, each by itself", 25, false},
     Family{"launch", "CPU time of a launch, device time of a tiny kernel", 5, false},
-    Family{"adam", "the CPU's AdamW, one process alone and all at once", 25, false},
-    Family{"collectives", "NCCL in groups of every size", 35, false},
+    Family{"adam", "the CPU's AdamW, one process alone and all at once", 20, false},
+    Family{"collectives", "NCCL in groups of every size", 30, false},
     Family{"copy-engines", "all-gathers and reduce-scatters by copy engines in groups of every size", 15, false},
     Family{"copies", "copies from and to the host by one, two and all GPUs", 15, false},
     Family{"interference", "kernels beside collectives and copies, and the other way round", 30, false},

@@ -25,6 +25,15 @@ Reading reading_of(std::vector<double> values) {
   return middle > 0 ? Reading{middle, values.front() / middle, values.back() / middle} : Reading{middle, 1, 1};
 }
 
+Reading slowest(const std::vector<std::vector<double>>& rates) {
+  std::vector<double> all, medians;
+  for (const std::vector<double>& own : rates)
+    if (!own.empty()) medians.push_back(median(own)), all.insert(all.end(), own.begin(), own.end());
+  ensure(!all.empty(), "something was measured");
+  const double value = std::ranges::min(medians);
+  return value > 0 ? Reading{value, std::ranges::min(all) / value, std::ranges::max(all) / value} : Reading{value, 1, 1};
+}
+
 void Findings::add(Findings more) {
   if (machine.empty()) machine = more.machine, libraries = more.libraries;
   cut_short.insert(cut_short.end(), more.cut_short.begin(), more.cut_short.end());

@@ -7,11 +7,13 @@
 
 namespace mop::calibrate {
 
-// The median of what all ranks measured in all repeats; the smallest and the largest over it.
+// The smallest and the largest of what all ranks measured in all repeats are said as shares of the value.
 struct Reading {
   double value = 0, low = 1, high = 1;
 };
-Reading reading_of(std::vector<double> values);  // at least one
+Reading reading_of(std::vector<double> values);  // the median; at least one
+// Of rates, by rank: the median of the slowest rank that measured, as the ranks of a step wait for one another.
+Reading slowest(const std::vector<std::vector<double>>& rates);
 
 struct FoundFigure {
   Reading reading;

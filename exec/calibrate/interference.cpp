@@ -100,10 +100,10 @@ void interference(Bench& bench) {
       bench.figure(fmt::format("{}_{}_slowdown", other.name, kernel.name),
                    fmt::format("{} under {} {}", kernel.what, other.name, other.what),
                    slowdowns(of_kernel, kernel.job.alone));
-      if (std::string_view(kernel.name) == "matmul")
-        bench.figure(fmt::format("{}_slowdown", other.name),
-                     fmt::format("{} {} under {}s", other.name, other.what, kernel.what),
-                     slowdowns(of_other, other.job.alone));
+      const bool usual = std::string_view(kernel.name) == "matmul";
+      bench.figure(usual ? fmt::format("{}_slowdown", other.name) : fmt::format("{}_under_{}_slowdown", other.name, kernel.name),
+                   fmt::format("{} {} under {}", other.name, other.what, kernel.what),
+                   slowdowns(of_other, other.job.alone));
     }
   bench.peers().barrier();
   bench.release();

@@ -81,19 +81,25 @@ void memory(Bench& bench) {
     cuda::check(ncclAllGather(buffer, buffer + bytes, count, ncclBfloat16, second.get(), s), "an all-gather");
   });
   const double another = step();
+  const auto point_to_point = [&](ncclComm_t comm) {
+    run([&](cudaStream_t s) {
+      cuda::check(ncclGroupStart(), "an all-to-all");
+      for (int peer = 0; peer < bench.ranks(); ++peer) {
+        cuda::check(ncclSend(buffer, count, ncclBfloat16, peer, comm, s), "an all-to-all");
+        cuda::check(ncclRecv(buffer + bytes, count, ncclBfloat16, peer, comm, s), "an all-to-all");
+      }
+      cuda::check(ncclGroupEnd(), "an all-to-all");
+    });
+    return step();
+  };
+  const double peers = bench.ranks() - 1, first_pairs = point_to_point(bench.communicator(bench.ranks())),
+               more_pairs = point_to_point(second.get());
   bench.figure("native_communicator_bytes", fmt::format("one more NCCL communicator of {} GPUs", bench.ranks()), {another});
-  bench.figure("native_first_communicator_bytes", "what the first NCCL communicator takes beyond that", {first - another});
-  run([&](cudaStream_t s) {
-    cuda::check(ncclGroupStart(), "an all-to-all");
-    for (int peer = 0; peer < bench.ranks(); ++peer) {
-      cuda::check(ncclSend(buffer, count, ncclBfloat16, peer, second.get(), s), "an all-to-all");
-      cuda::check(ncclRecv(buffer + bytes, count, ncclBfloat16, peer, second.get(), s), "an all-to-all");
-    }
-    cuda::check(ncclGroupEnd(), "an all-to-all");
-  });
-  const double peers = bench.ranks() - 1;
-  bench.figure("native_communicator_p2p_bytes", "NCCL point-to-point buffers of one communicator, a peer of the node",
-               {step() / peers});
+  bench.figure("native_communicator_p2p_bytes",
+               "NCCL point-to-point buffers of one more communicator, a peer of the node", {more_pairs / peers});
+  bench.figure("native_first_communicator_bytes",
+               "what the first NCCL communicator takes beyond these, its point-to-point buffers included",
+               {first - another + first_pairs - more_pairs});
   bench.peer_memory();
   bench.figure("native_peer_memory_bytes",
                fmt::format("a peer's arena of {} mapped by CUDA IPC, the landing zone of reduce-scatters not counted",

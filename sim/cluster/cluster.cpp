@@ -286,6 +286,10 @@ const std::vector<std::string>& optional_figures() {
                                "copy_engine_reduce_scatter", "host_copies"})
       for (const char* kernel : {"", "_matmul", "_grouped_matmul", "_attention", "_memory_bound"})
         all.push_back(fmt::format("{}{}_slowdown", beside, kernel));
+    for (const char* beside : {"native_all_gather", "native_reduce_scatter", "native_all_to_all", "copy_engine_all_gather",
+                               "copy_engine_reduce_scatter", "host_copies"})
+      for (const char* kernel : {"grouped_matmul", "attention", "memory_bound"})
+        all.push_back(fmt::format("{}_under_{}_slowdown", beside, kernel));
     return all;
   }();
   return names;

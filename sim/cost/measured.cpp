@@ -33,6 +33,12 @@ Interference interference(double matmul_slowdown, double collective_slowdown) {
   return {std::clamp((1 - matmul) / collective, 0.0, 1.0), collective / matmul};
 }
 
+// What a kind of kernel uses, a matmul's being 1: of the SMs beside NCCL's kernels, of the crossbar beside copy engines; and
+// its progress relative to a matmul's when either is short.
+struct KernelUse {
+  double sm = 1, crossbar = 1, weight = 1;
+};
+
 // The cluster's figures and tables by name; where our own kernels run, native_<name> stands for <name> if it was measured.
 class Known {
  public:
@@ -90,9 +96,9 @@ class Measured : public CostModel {
                                     c_.figure("copy_engine_all_gather_slowdown", 1))),
         copied_reduce_(interference(c_.figure("copy_engine_reduce_scatter_matmul_slowdown", 1),
                                     c_.figure("copy_engine_reduce_scatter_slowdown", 1))),
-        grouped_weight_(weight_beside_collectives("grouped_matmul")),
-        attention_weight_(weight_beside_collectives("attention")),
-        memory_weight_(weight_beside_collectives("memory_bound")) {
+        grouped_(use_of("grouped_matmul")),
+        attention_(use_of("attention")),
+        memory_(use_of("memory_bound")) {
     if (torch_) return;
     for (size_t kind = 0; kind < own_kernels_.size(); ++kind)
       if (program::is_memory_bound(static_cast<OpKind>(kind)))
@@ -201,26 +207,43 @@ class Measured : public CostModel {
     }
   }
 
-  // How a kind of kernel holds its own beside collectives, a matmul at 1. With the share and the weight that
-  // interference() gives a collective, the kernel slows down by 1 + (matmul's slowdown - 1) / weight, unless that leaves the
-  // collective at full speed. The mean over the collectives that were measured with both.
-  double weight_beside_collectives(const char* kind) const {
-    double logs = 0;
-    int count = 0;
-    for (const char* collective : {"native_all_gather", "native_reduce_scatter", "native_all_to_all"}) {
-      const double matmul = c_.figure(std::string(collective) + "_matmul_slowdown", 1) - 1,
-                   other = c_.figure(std::string(collective) + "_" + kind + "_slowdown", 1) - 1;
-      if (torch_ || matmul <= 0 || other <= 0) continue;
-      logs += std::log(std::clamp(matmul / other, 0.125, 8.0));
-      ++count;
-    }
-    return count == 0 ? 1 : std::exp(logs / count);
+  // Two jobs share a resource as interference() has it: a kernel that is x times slower beside a collective, which is y times
+  // slower itself, uses (1 - share / y) x of it. One that would use more than all gives way instead. Where y was not
+  // measured, the collective is taken to lose as it does beside matmuls, in proportion to what the kernel loses.
+  KernelUse use_of(const std::string& kind) const {
+    KernelUse use;
+    if (torch_) return use;
+    double logs = 0;  // of weights
+    int weights = 0;
+    const auto mean = [&](std::initializer_list<const char*> collectives, double& share) {
+      double shares = 0;
+      int count = 0;
+      for (const std::string name : collectives) {
+        const double x = std::max(1.0, c_.figure(name + "_" + kind + "_slowdown", 0)),
+                     of_matmul = c_.figure(name + "_matmul_slowdown", 1), of_it = c_.figure(name + "_slowdown", 1);
+        if (c_.figure(name + "_" + kind + "_slowdown", 0) == 0 || of_matmul <= 1) continue;
+        const Interference with = interference(of_matmul, of_it);
+        const double part = std::clamp((x - 1) / (of_matmul - 1), 0.0, 1.0),
+                     y = std::max(1.0, c_.figure(name + "_under_" + kind + "_slowdown", 1 + part * (of_it - 1)));
+        const double used = (1 - with.share / y) * x;
+        shares += std::clamp(used, 0.0, 1.0);
+        logs += std::log(std::clamp(used < 1 ? with.weight * y / x : (of_matmul - 1) / std::max(x - 1, 1e-3), 0.125, 8.0));
+        ++count;
+      }
+      if (count > 0) share = shares / count;
+      weights += count;
+    };
+    mean({"native_all_gather", "native_reduce_scatter", "native_all_to_all"}, use.sm);
+    mean({"copy_engine_all_gather", "copy_engine_reduce_scatter"}, use.crossbar);
+    if (weights > 0) use.weight = std::exp(logs / weights);
+    return use;
   }
 
-  Price kernel(double seconds, double bytes, bool outside, double weight = 1) const {
+  Price kernel(double seconds, double bytes, bool outside, const KernelUse& of = {}) const {
     Price p{lasting(seconds), 0, outside};
-    p.demand.weight = static_cast<uint32_t>(kComputeWeight * weight);
-    p.demand.add(Resource::sm, engine::kFull);
+    p.demand.weight = static_cast<uint32_t>(kComputeWeight * of.weight);
+    use(p.demand, Resource::sm, of.sm, 1, 1);
+    use(p.demand, Resource::crossbar, of.crossbar, 1, 1);
     use(p.demand, Resource::hbm, bytes, hbm_bw_, seconds);
     return p;
   }
@@ -242,7 +265,7 @@ class Measured : public CostModel {
             !torch_ && op.does.transpose_a ? c_.find("native_grouped_matmul_gradient") : nullptr;
         const auto rate = (gradient != nullptr ? *gradient : c_.table("grouped_matmul"))
                               .at({v(2), v(1), v(3), std::max(1.0, v(0) / v(3))});
-        return kernel(std::max({least, flops / rate.value, bytes / hbm_bw_}), bytes, rate.outside, grouped_weight_);
+        return kernel(std::max({least, flops / rate.value, bytes / hbm_bw_}), bytes, rate.outside, grouped_);
       }
       case OpKind::attention_fwd:
       case OpKind::attention_bwd: {
@@ -262,7 +285,7 @@ class Measured : public CostModel {
                 ? windows->at({qk, width, static_cast<double>(a.window), static_cast<double>(a.heads * a.batch),
                                static_cast<double>(a.q_len)})
                 : c_.table(forward ? "attention_forward" : "attention_backward").at({qk, width, parallel, length});
-        return kernel(std::max({least, flops / rate.value, bytes / hbm_bw_}), bytes, rate.outside, attention_weight_);
+        return kernel(std::max({least, flops / rate.value, bytes / hbm_bw_}), bytes, rate.outside, attention_);
       }
       case OpKind::copy_h2d:
       case OpKind::copy_d2h:
@@ -279,12 +302,12 @@ class Measured : public CostModel {
         }
         if (const cluster::Table* const own = own_kernel(op); own != nullptr && bytes > 0)
           return kernel(std::max({least, bytes / own->at({bytes}).value, bytes / c_["hbm_peak_bw"]}), bytes, false,
-                        memory_weight_);
+                        memory_);
         const double each = bytes / op.kernels;
         const double rate =
             each > 0 ? c_.table("memory_bound").at({each}).value * (op.eager ? 1 : c_["fused_kernel_share"])
                      : 1;
-        return kernel(std::max(least, bytes / rate), bytes, false, memory_weight_);
+        return kernel(std::max(least, bytes / rate), bytes, false, memory_);
       }
     }
   }
@@ -338,6 +361,7 @@ class Measured : public CostModel {
     double nvlink = 0, nic = 0, buffer = v(0);
     std::string_view table = "all_gather";
     Interference with = gather_;
+    Resource meets = Resource::sm;
     switch (op.kind) {
       case OpKind::all_gather:
       case OpKind::reduce_scatter:
@@ -372,9 +396,11 @@ class Measured : public CostModel {
     }
     // By copy engines, as exec/cuda/peer_memory.h does it.
     const bool reduces = op.kind == OpKind::reduce_scatter;
-    if (!torch_ && m <= 1 && (op.kind == OpKind::all_gather || (reduces && program::lands(op, group.span())))) {
+    if (!torch_ && m <= 1 && op.stream == program::Stream::gather &&
+        (op.kind == OpKind::all_gather || (reduces && program::lands(op, group.span())))) {
       const std::string_view copied = reduces ? "copy_engine_reduce_scatter" : "copy_engine_all_gather";
-      if (c_.find(copied) != nullptr) table = copied, with = reduces ? copied_reduce_ : copied_gather_;
+      if (c_.find(copied) != nullptr)
+        table = copied, with = reduces ? copied_reduce_ : copied_gather_, meets = Resource::crossbar;
     }
     bool outside = false;
     double on_nvlink = 0, on_nic = 0;
@@ -396,7 +422,7 @@ class Measured : public CostModel {
         on_nic > 0 ? std::clamp(std::max(on_nvlink, nic / c_["nvlink_bw"]) / seconds, 0.1, 1.0) : 1.0;
     d.weight = static_cast<uint32_t>(std::max(1.0, kComputeWeight * with.weight / busy));
     if (const auto sm = static_cast<uint32_t>(with.share * busy * static_cast<double>(engine::kFull)); sm > 0)
-      d.add(Resource::sm, sm);
+      d.add(meets, sm);
     use(d, Resource::nvlink_out, nvlink, c_["nvlink_bw"], seconds);
     use(d, Resource::nvlink_in, nvlink, c_["nvlink_bw"], seconds);
     use(d, Resource::nic_out, nic, c_["nic_bw"], seconds);
@@ -409,7 +435,7 @@ class Measured : public CostModel {
   int64_t gpus_per_node_, gpus_;
   double hbm_bw_;
   Interference gather_, reduce_, exchange_, copied_gather_, copied_reduce_;
-  double grouped_weight_, attention_weight_, memory_weight_;
+  KernelUse grouped_, attention_, memory_;
   std::array<const cluster::Table*, static_cast<size_t>(OpKind::next_batch) + 1> own_kernels_{};
 };
 

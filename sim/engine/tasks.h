@@ -13,6 +13,7 @@ using Time = int64_t;  // nanoseconds
 // Resources of one GPU, then those that the GPUs of a node share.
 enum class Resource : uint8_t {
   sm,
+  crossbar,  // between multiprocessors, L2 and links: matrix products and copy engines meet there
   hbm,
   nvlink_out,
   nvlink_in,
@@ -27,7 +28,7 @@ enum class Resource : uint8_t {
   dram,
   cores,
 };
-inline constexpr int kResources = 14, kFirstNodeResource = 9;
+inline constexpr int kResources = 15, kFirstNodeResource = 10;
 const char* name(Resource resource);
 
 inline constexpr int64_t kFull = 1 << 20;  // a share, or a rate, of one

@@ -5,7 +5,7 @@
 namespace mop::program {
 
 bool by_copy_engines(const StepProgram& program, const Op& op) {
-  if (!is_collective(op.kind)) return false;
+  if (!is_collective(op.kind) || op.stream != Stream::gather) return false;
   const auto operands = program.operands(op);
   const auto written = std::ranges::find(operands, true, &Use::write);
   if (written == operands.end()) return false;

@@ -16,7 +16,8 @@ inline bool lands(const Op& op, const plan::Span& group) {
   return op.kind == OpKind::reduce_scatter && op.stream == Stream::gather && group.size > 1 && group.size <= kMostLanding;
 }
 
-// Whether a collective of a program that runs goes that way where its group is within a node; else it is NCCL's.
+// Whether a collective of a program that runs goes that way where its group is within a node; else it is NCCL's: small ones,
+// on other streams, would queue behind large ones in the copy engines.
 bool by_copy_engines(const StepProgram& program, const Op& op);
 
 }  // namespace mop::program

@@ -1,6 +1,7 @@
 // Whatever is wrong with a machine is said, with the numbers needed to find it.
 #include "sim/base/error.h"
 
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -104,8 +105,8 @@ TEST(Error, Demands) {
   EXPECT_THAT(with([](Demand& d) { d.weight = 0; }), HasSubstr("weight 0"));
   EXPECT_THAT(with([](Demand& d) { d.use[0].share = kAll + 1; }), HasSubstr("more than all of it"));
   EXPECT_THAT(with([](Demand& d) { d.uses = 9; }), HasSubstr("9 uses"));
-  EXPECT_THAT(with([](Demand& d) { d.use[0].resource = static_cast<Resource>(14); }),
-              HasSubstr("resource 14 of 14"));
+  EXPECT_THAT(with([](Demand& d) { d.use[0].resource = static_cast<Resource>(kResources); }),
+              HasSubstr(fmt::format("resource {0} of {0}", kResources)));
   EXPECT_THAT(with([](Demand& d) { d.add(Resource::sm, 1); }), HasSubstr("names sm twice"));
 }
 

@@ -140,6 +140,12 @@ int64_t NativeLowering::round_rows() const {
   return fsdp_ ? copies : std::min(plan_.round_capacity(), copies);
 }
 
+// Bytes of the sum in fp32 that are read, and written, for an element of a round's rows: a token's rows of a round are
+// added up first.
+double NativeLowering::sum_bytes(int64_t rows) const {
+  return static_cast<double>(kFp32) * std::min(1.0, static_cast<double>(n_) / static_cast<double>(rows));
+}
+
 // y (N, H) fp32 += routed experts of x (N, H).
 void NativeLowering::experts_forward(int layer, BufferId x, const Gathered& g, BufferId y, Checkpoint& saved) {
   const Component part = Component::experts;
@@ -197,7 +203,8 @@ void NativeLowering::experts_forward(int layer, BufferId x, const Gathered& g, B
   }
   Does add;
   add.accumulate = true;
-  b_.op(routed(local(OpKind::unpermute, part, traffic(r * h, es + kFp32, kFp32), add, expert_), Routed::source),
+  const double sums = sum_bytes(r);
+  b_.op(routed(local(OpKind::unpermute, part, traffic(r * h, es + sums, sums), add, expert_), Routed::source),
         {home, plan.order, plan.rounds, gates(saved.gates).weights}, {matrix(y, Type::f32, n_, h)});
   b_.end_repeat();
 }
@@ -325,7 +332,8 @@ void NativeLowering::experts_backward(int layer, BufferId x, const Gathered& g, 
                  Routed::combine),
           {plan.rounds, out.d_x, out.d_weights}, {home.d_x, home.d_weights});
   }
-  b_.op(routed(local(OpKind::unpermute_bwd, part, traffic(r * h, es + kFp32, kFp32), add, expert_), Routed::source),
+  const double sums = sum_bytes(r);
+  b_.op(routed(local(OpKind::unpermute_bwd, part, traffic(r * h, es + sums, sums), add, expert_), Routed::source),
         {home.d_x, plan.order, plan.rounds, home.d_weights},
         {matrix(d_x, Type::f32, n_, h), matrix(d_gates, Type::f32, n_, c_.top_k)});
   if (lent != kNoBuffer) {

@@ -214,6 +214,7 @@ class NativeLowering {
   BufferId spill_slots(int layer);
   void borrow(BufferId slots, const RoundsPlan& plan, const Gathered& g);
   int64_t round_rows() const;
+  double sum_bytes(int64_t rows) const;
   // Without expert parallelism all rows of a rank are one round, which can be kept.
   bool keep_experts() const { return keep_all_ && expert_ == kNoGroup && round_rows() == n_ * c_.top_k; }
   void experts_forward(int layer, BufferId x, const Gathered& g, BufferId y, Checkpoint& saved);

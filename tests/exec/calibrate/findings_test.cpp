@@ -21,6 +21,15 @@ TEST(Reading, IsTheMedianWithWhatLiesAround) {
   EXPECT_THROW(reading_of({}), InternalError);
 }
 
+TEST(Findings, StepsWaitForTheSlowestRank) {
+  const Reading r = slowest({{10, 12, 11}, {9, 8, 20}, {}});
+  EXPECT_EQ(r.value, 9);
+  EXPECT_DOUBLE_EQ(r.low, 8.0 / 9);
+  EXPECT_DOUBLE_EQ(r.high, 20.0 / 9);
+  EXPECT_EQ(slowest({{5}}).value, 5);
+  EXPECT_THROW(slowest({{}, {}}), InternalError);
+}
+
 Findings some() {
   Findings f{"4 x GPU", "driver 13.0", {"attention"}, {}, {}};
   f.figures["pcie_up_bw"] = {{5.5e10, 0.98, 1.01}, "up"};
