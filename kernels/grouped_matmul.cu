@@ -1,4 +1,3 @@
-#include <cublas_v2.h>
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -15,7 +14,6 @@ namespace mop::kernels {
 namespace {
 
 constexpr int kMost = GroupedMatmul::kMostGroups;
-constexpr size_t kBlasBytes = size_t{32} << 20;  // workspace of the library
 
 // Measured on an H200. Rows of an expert on average, up to which the tiles for few rows are faster; the same
 // of weight gradients; rows from which a weight gradient is faster by the library.
@@ -24,11 +22,6 @@ constexpr int64_t kTileRows = 128, kTileColumns = 256;  // of C, what a multipro
 
 int64_t ceil_div(int64_t a, int64_t b) {
   return (a + b - 1) / b;
-}
-
-void check_blas(cublasStatus_t status, const char* what) {
-  if (status != CUBLAS_STATUS_SUCCESS)
-    throw CudaError(std::string("cuBLAS: ") + what + ": " + cublasGetStatusString(status));
 }
 
 int64_t row_bytes(const ConstMatrix& m) {
@@ -158,42 +151,16 @@ GroupedProblem prepare(const Filling& filling, int processors, cudaStream_t stre
           reinterpret_cast<std::byte*>(filling.arrays.a) + (kArrayBytes + 255) / 256 * 256};
 }
 
-// Before calls of the library.
-void begin(cublasHandle_t blas, void* workspace, cudaStream_t stream) {
-  check_blas(cublasSetStream(blas, stream), "stream");
-  check_blas(cublasSetWorkspace(blas, workspace, kBlasBytes), "workspace");
-}
-
-// C(m, n) = op(A) op(B) + beta C by one library call; matrices are row-major.
-void product(cublasHandle_t blas, const void* a, int64_t lda, bool transpose_a, const void* b, int64_t ldb,
-             bool transpose_b, void* c, int64_t ldc, int64_t m, int64_t n, int64_t k, Type in, Type out,
-             bool add) {
-  const float one = 1, beta = add ? 1 : 0;
-  const auto type = [](Type t) { return t == Type::bf16 ? CUDA_R_16BF : CUDA_R_32F; };
-  check_blas(
-      cublasGemmEx_64(blas, transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N, transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N,
-                      n, m, k, &one, b, type(in), ldb, a, type(in), lda, &beta, c, type(out), ldc,
-                      CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT),
-      "product of an expert");
-}
-
 }  // namespace
 
 GroupedMatmul::GroupedMatmul(bool by_expert) : by_expert_(by_expert) {
   int device = 0;
   check(cudaGetDevice(&device), "device");
   check(cudaDeviceGetAttribute(&processors_, cudaDevAttrMultiProcessorCount, device), "multiprocessors");
-  cublasHandle_t blas = nullptr;
-  check_blas(cublasCreate(&blas), "handle");
-  blas_ = blas;
-}
-
-GroupedMatmul::~GroupedMatmul() {
-  cublasDestroy(static_cast<cublasHandle_t>(blas_));
 }
 
 size_t GroupedMatmul::workspace_bytes() const {
-  return std::max(kBlasBytes, (kArrayBytes + 255) / 256 * 256 + GroupedProblem::kScratchBytes);
+  return std::max(Matmul::kWorkspaceBytes, (kArrayBytes + 255) / 256 * 256 + GroupedProblem::kScratchBytes);
 }
 
 void GroupedMatmul::multiply(std::span<const ExpertGroup> experts, const ConstMatrix& a,
@@ -220,15 +187,16 @@ void GroupedMatmul::multiply(std::span<const ExpertGroup> experts, const ConstMa
     const bool few = groups.rows() <= kFewRows * groups.count;
     transpose ? grouped_forward(problem, few, stream) : grouped_data_gradient(problem, few, stream);
   }
-  if (split.alone.count == 0) return;
-  auto* const blas = static_cast<cublasHandle_t>(blas_);
-  begin(blas, workspace, stream);
+  MatmulShape shape;
+  shape.n = n, shape.k = k, shape.lda = a.ld, shape.ldb = w.ld, shape.ldc = c.ld;
+  shape.transpose_b = transpose, shape.accumulate = static_cast<bool>(bias);
+  shape.in = shape.out = type;
   for (const ExpertGroup& expert : split.alone.all()) {
     const int64_t rows = expert.last - expert.first;
     auto* const out = const_cast<std::byte*>(at(c, expert.first));
     if (bias) copy({{of(bias, expert, type), type, rows, n, 0}, {out, type, rows, n, c.ld}}, stream);
-    product(blas, at(a, expert.first), a.ld, false, of(w, expert, type), w.ld, transpose, out, c.ld, rows, n,
-            k, type, type, static_cast<bool>(bias));
+    shape.m = rows;
+    library_.run_rows(shape, at(a, expert.first), of(w, expert, type), out, workspace, stream);
   }
 }
 
@@ -260,12 +228,14 @@ void GroupedMatmul::weight_gradient(std::span<const ExpertGroup> experts, const 
     type == Type::bf16 ? grouped_weight_gradient_bf16(problem, few, stream)
                        : grouped_weight_gradient_f32(problem, few, stream);
   }
-  if (split.alone.count == 0) return;
-  auto* const blas = static_cast<cublasHandle_t>(blas_);
-  begin(blas, workspace, stream);
-  for (const ExpertGroup& expert : split.alone.all())
-    product(blas, at(a, expert.first), a.ld, true, at(b, expert.first), b.ld, false, of(dw, expert, type),
-            dw.ld, m, n, expert.last - expert.first, a.type, type, true);
+  MatmulShape shape;
+  shape.m = m, shape.n = n, shape.lda = a.ld, shape.ldb = b.ld, shape.ldc = dw.ld;
+  shape.transpose_a = shape.accumulate = true;
+  shape.in = a.type, shape.out = type;
+  for (const ExpertGroup& expert : split.alone.all()) {
+    shape.k = expert.last - expert.first;
+    library_.run_rows(shape, at(a, expert.first), at(b, expert.first), of(dw, expert, type), workspace, stream);
+  }
 }
 
 }  // namespace mop::kernels

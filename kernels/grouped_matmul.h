@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <span>
 
+#include "kernels/matmul.h"
 #include "kernels/matrix.h"
 
 namespace mop::kernels {
@@ -34,9 +35,6 @@ class GroupedMatmul {
   // `by_expert`: such a call for all of them, the reference. They are taken anyway for what the grouped
   // kernels do not do: fp32 operands, and matrices or widths off a 16-byte boundary.
   explicit GroupedMatmul(bool by_expert = false);
-  ~GroupedMatmul();
-  GroupedMatmul(const GroupedMatmul&) = delete;
-  GroupedMatmul& operator=(const GroupedMatmul&) = delete;
 
   // What a call takes as its workspace, on a 256-byte boundary, not shared with work on other streams.
   size_t workspace_bytes() const;
@@ -54,7 +52,7 @@ class GroupedMatmul {
 
  private:
   bool by_expert_;
-  void* blas_ = nullptr;
+  Matmul library_;
   int processors_ = 0;  // of the device
 };
 

@@ -16,7 +16,7 @@ constexpr int64_t kAlignment = 16;  // bytes: what the fastest kernels ask for
 
 void check_blas(cublasStatus_t status, const char* what) {
   if (status != CUBLAS_STATUS_SUCCESS)
-    throw CudaError(std::string("cuBLASLt: ") + what + ": " + cublasGetStatusString(status));
+    throw CudaError(std::string("cuBLASLt: ") + what + ": " + cublasLtGetStatusString(status));
 }
 
 cudaDataType_t cuda_type(Type type) {
@@ -36,6 +36,13 @@ int64_t alignment_of(const void* pointer) {
   const auto address = reinterpret_cast<uintptr_t>(pointer);
   return std::min<int64_t>(kAlignment,
                            static_cast<int64_t>(address & -address) | (address == 0 ? kAlignment : 0));
+}
+
+// Up, by less than a quarter.
+int64_t rounded_rows(int64_t rows) {
+  int64_t step = 16;
+  while (step * 8 <= rows) step *= 2;
+  return (rows + step - 1) / step * step;
 }
 
 template <class Pointer>
@@ -105,11 +112,17 @@ class Preference {
 }  // namespace
 
 // The library's matrices have their elements by columns: C^T(n, m) = op(B)^T op(A)^T, so B comes first.
-struct Matmul::Plan {
-  explicit Plan(const MatmulShape& s)
+struct Matmul::Layouts {
+  explicit Layouts(const MatmulShape& s)
       : first(s.in, s.transpose_b ? s.n : s.k, s.transpose_b ? s.k : s.n, s.ldb, s.count, s.stride_b),
         second(s.in, s.transpose_a ? s.k : s.m, s.transpose_a ? s.m : s.k, s.lda, s.count, s.stride_a),
-        result(s.out, s.m, s.n, s.ldc, s.count, s.stride_c) {
+        result(s.out, s.m, s.n, s.ldc, s.count, s.stride_c) {}
+
+  Layout first, second, result;
+};
+
+struct Matmul::Plan {
+  explicit Plan(const MatmulShape& s) : layouts(s) {
     check_blas(cublasLtMatmulDescCreate(&product, CUBLAS_COMPUTE_32F, CUDA_R_32F), "product");
     set(CUBLASLT_MATMUL_DESC_TRANSA, s.transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N);
     set(CUBLASLT_MATMUL_DESC_TRANSB, s.transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N);
@@ -128,8 +141,23 @@ struct Matmul::Plan {
     check_blas(cublasLtMatmulDescSetAttribute(product, attribute, &value, sizeof value), "product");
   }
 
+  cublasStatus_t run(void* handle, const Layouts& of, const void* a, const void* b, void* c, bool add, void* workspace,
+                     cudaStream_t stream) const {
+    const float one = 1, beta = add ? 1 : 0;
+    return cublasLtMatmul(static_cast<cublasLtHandle_t>(handle), product, &one, b, of.first.get(), a, of.second.get(), &beta,
+                          c, of.result.get(), c, of.result.get(), &algorithm, workspace, kWorkspaceBytes, stream);
+  }
+
+  // Whether its algorithm does for other layouts.
+  bool serves(void* handle, const Layouts& of) const {
+    cublasLtMatmulHeuristicResult_t found{};
+    return cublasLtMatmulAlgoCheck(static_cast<cublasLtHandle_t>(handle), product, of.first.get(), of.second.get(),
+                                   of.result.get(), of.result.get(), &algorithm, &found) == CUBLAS_STATUS_SUCCESS &&
+           found.workspaceSize <= kWorkspaceBytes;
+  }
+
   cublasLtMatmulDesc_t product = nullptr;
-  Layout first, second, result;
+  Layouts layouts;
   cublasLtMatmulAlgo_t algorithm{};
 };
 
@@ -156,10 +184,10 @@ const Matmul::Plan& Matmul::plan(const Key& key) {
   cublasLtMatmulHeuristicResult_t best{};
   int count = 0;
   const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(
-      static_cast<cublasLtHandle_t>(handle_), made->product, made->first.get(), made->second.get(),
-      made->result.get(), made->result.get(), preference.get(), 1, &best, &count);
+      static_cast<cublasLtHandle_t>(handle_), made->product, made->layouts.first.get(), made->layouts.second.get(),
+      made->layouts.result.get(), made->layouts.result.get(), preference.get(), 1, &best, &count);
   if (status != CUBLAS_STATUS_SUCCESS || count == 0 || best.state != CUBLAS_STATUS_SUCCESS)
-    throw CudaError("cuBLASLt has no kernel for " + text(key.shape) + ": " + cublasGetStatusString(status));
+    throw CudaError("cuBLASLt has no kernel for " + text(key.shape) + ": " + cublasLtGetStatusString(status));
   made->algorithm = best.algo;
   return *plans_.emplace(key, std::move(made)).first->second;
 }
@@ -183,11 +211,22 @@ void Matmul::run(const MatmulShape& shape, const void* a, const void* b, const v
            stream);
   }
   if (bias_in_epilogue(shape)) p.set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias);
-  const float one = 1, beta = shape.accumulate || bias_first(shape) ? 1 : 0;
-  check_blas(cublasLtMatmul(static_cast<cublasLtHandle_t>(handle_), p.product, &one, b, p.first.get(), a,
-                            p.second.get(), &beta, c, p.result.get(), c, p.result.get(), &p.algorithm,
-                            workspace, kWorkspaceBytes, stream),
-             "product");
+  check_blas(p.run(handle_, p.layouts, a, b, c, shape.accumulate || bias_first(shape), workspace, stream), "product");
+}
+
+void Matmul::run_rows(const MatmulShape& shape, const void* a, const void* b, void* c, void* workspace,
+                      cudaStream_t stream) {
+  if (shape.bias) throw CudaError("matmul: rows that vary have no bias");
+  if (shape.m == 0 || shape.n == 0) return;
+  MatmulShape near = shape;
+  int64_t& rows = shape.transpose_a ? near.k : near.m;
+  rows = rounded_rows(rows);
+  const Plan& p = plan({near, std::min({alignment_of(a), alignment_of(b), alignment_of(c)})});
+  const Layouts layouts(shape);
+  if (p.serves(handle_, layouts))
+    check_blas(p.run(handle_, layouts, a, b, c, shape.accumulate, workspace, stream), "product");
+  else
+    run(shape, a, b, nullptr, c, workspace, stream);
 }
 
 }  // namespace mop::kernels

@@ -2,6 +2,9 @@
 
 #include <gtest/gtest.h>
 
+#include <random>
+#include <vector>
+
 #include "tests/kernels/device_array.h"
 
 namespace mop::kernels {
@@ -14,8 +17,8 @@ class MatmulTest : public testing::Test {
   }
 
   // Runs the shape on random numbers and compares with the plain formula in fp64. first: elements that A and
-  // B are off the boundary of their allocations.
-  void expect_right(const MatmulShape& s, int64_t first = 0) {
+  // B are off the boundary of their allocations. by_rows: by its run_rows.
+  void expect_right(const MatmulShape& s, int64_t first = 0, Matmul* by_rows = nullptr) {
     Matmul matmul;
     DeviceBytes workspace(Matmul::kWorkspaceBytes);
     const auto size = [&](int64_t rows, int64_t cols, int64_t ld, int64_t stride) {
@@ -28,9 +31,12 @@ class MatmulTest : public testing::Test {
                  c = random_values(size(s.m, s.n, s.ldc, s.stride_c), s.out, random_),
                  bias = random_values(s.n + (s.count - 1) * s.stride_bias, s.bias_type, random_);
     const DeviceArray da(a, s.in), db(b, s.in), dc(c, s.out), dbias(bias, s.bias_type);
-    matmul.prepare(s);
-    matmul.run(s, da.get(first), db.get(first), s.bias ? dbias.get() : nullptr, dc.get(first),
-               workspace.get(), nullptr);
+    if (by_rows != nullptr) {
+      by_rows->run_rows(s, da.get(first), db.get(first), dc.get(first), workspace.get(), nullptr);
+    } else {
+      matmul.prepare(s);
+      matmul.run(s, da.get(first), db.get(first), s.bias ? dbias.get() : nullptr, dc.get(first), workspace.get(), nullptr);
+    }
     const auto at = [&](const Values& v, int64_t i, int64_t stride, int64_t row, int64_t ld, int64_t col) {
       return v[static_cast<size_t>(first + i * stride + row * ld + col)];
     };
@@ -126,6 +132,26 @@ TEST_F(MatmulTest, SeveralProductsWithTheirOwnBiases) {
     s.stride_bias = 48;
     expect_right(s);
   }
+}
+
+// One plan serves many numbers of rows, as those of experts are.
+TEST_F(MatmulTest, RowsThatVary) {
+  Matmul matmul;
+  std::mt19937 draw(5);
+  for (const auto& [in, out] : kTypes)
+    for (const bool gradient : {false, true}) {
+      std::vector<int64_t> rows{1, 8, 15, 16, 17, 127, 128, 129, 255, 1000, 1024, 1025};
+      for (int i = 0; i < 6; ++i) rows.push_back(1 + static_cast<int64_t>(draw() % 1200));
+      for (const int64_t n : rows) {
+        MatmulShape s = gradient ? plain(72, 136, n, true, false, in, out) : plain(n, 136, 72, false, true, in, out);
+        s.accumulate = gradient;
+        expect_right(s, 0, &matmul);
+      }
+      expect_right(gradient ? plain(33, 21, 301, true, false, in, out) : plain(301, 21, 33, false, false, in, out), 1, &matmul);
+    }
+  MatmulShape biased = plain(8, 8, 8, false, true, Type::bf16, Type::bf16);
+  biased.bias = true;
+  EXPECT_THROW(matmul.run_rows(biased, nullptr, nullptr, nullptr, nullptr, nullptr), CudaError);
 }
 
 TEST_F(MatmulTest, RefusesTypesThatItDoesNotMultiply) {
