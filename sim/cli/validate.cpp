@@ -37,7 +37,8 @@ std::string bytes_text(int64_t bytes) {
 struct Validate {
   std::string database = "results.db", format = "table", bounds_text, held_out_file, suite_file, trace, traces = "traces";
   std::vector<std::string> where;
-  bool all = false, print_commands = false, check = false;
+  bool all = false, print_commands = false, check = false, only_missing = false;
+  int64_t only_gpus = 0;
 
   explicit Validate(CLI::App& command) {
     command.add_option("--db", database, "database with the measurements")->type_name("FILE")->default_str(database);
@@ -55,6 +56,9 @@ struct Validate {
     command.add_flag("--check", check, "predict the suite's runs, measured or not: plan, memory, time")->needs(suite);
     command.add_flag("--commands", print_commands, "print the script that makes the suite's runs, and judge nothing")
         ->needs(suite);
+    command.add_flag("--missing", only_missing, "with --check or --commands: only runs that the database has no measurement of")
+        ->needs(suite);
+    command.add_option("--gpus", only_gpus, "with --check or --commands: only runs of so many GPUs")->needs(suite);
     command.add_option("--traces", traces, "folder for the timelines of --commands")->type_name("DIR")->default_str(traces);
     command
         .add_option("--trace", trace,
@@ -70,6 +74,7 @@ struct Validate {
         "Example:\n"
         "  mop validate --db results.db --suite scenarios/validation/suite.toml\n"
         "  mop validate --suite scenarios/validation/suite.toml --commands > suite.sh\n"
+        "  mop validate --suite scenarios/validation/suite.toml --commands --gpus 4 --missing > rest.sh\n"
         "  mop validate --where id=12 --trace overlaid.trace.json");
   }
 
@@ -81,6 +86,9 @@ struct Validate {
       throw UserError("--suite says which runs are held out already; leave --held-out away");
     if (const std::string& file = suite_file.empty() ? held_out_file : suite_file; !file.empty())
       suite = validate::read_suite(file);
+    if (!print_commands && !check && (only_missing || only_gpus != 0))
+      throw UserError("--missing and --gpus choose runs for --check or --commands; measurements are chosen by --where");
+    if (print_commands || check) choose_runs(suite);
     if (print_commands) {
       fmt::print("{}", validate::commands(suite, database, traces));
       return;
@@ -105,6 +113,15 @@ struct Validate {
     else
       print_text(comparisons, verdicts, missing, late);
     if (!std::ranges::all_of(verdicts, &validate::Verdict::holds)) throw Ended{kBoundsBroken};
+  }
+
+  void choose_runs(std::vector<validate::SuiteRun>& suite) const {
+    if (only_gpus != 0) std::erase_if(suite, [&](const validate::SuiteRun& run) { return run.gpus != only_gpus; });
+    if (!only_missing || !std::filesystem::exists(database)) return;
+    const store::Store store(database, store::Access::kRead);
+    std::vector<store::RunRecord> records = measurements(store, {}, false);
+    const std::vector<std::string> missing = keep_of_suite(records, suite);
+    std::erase_if(suite, [&](const validate::SuiteRun& run) { return std::ranges::find(missing, run.name) == missing.end(); });
   }
 
   // Leaves the measurements of the suite's runs, the newest of each unless all are wanted; returns the runs without any.

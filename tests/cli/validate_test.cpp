@@ -232,6 +232,29 @@ TEST_F(Validate, PrintsTheCommandsOfASuite) {
   EXPECT_THAT(validate({"--suite", "suite.toml", "--check"}).out, HasSubstr("1 runs, 1 of them held out"));
 }
 
+TEST_F(Validate, OnlyRunsThatAreMissingOrOfSoManyGpus) {
+  const std::string keys = "model = \"tiny-qwen3-moe\"\n";
+  folder.write("suite.toml", "[a]\n" + keys + "[b]\ngpus = 2\n" + keys + "[c]\n" + keys);
+  const auto labels = [&](std::vector<std::string> more) {
+    more.insert(more.begin(), {"--suite", "suite.toml", "--commands"});
+    const std::string out = validate(more).out;
+    std::string found;
+    for (const char* name : {"a", "b", "c"})
+      if (out.find(std::string("--label ") + name + " ") != std::string::npos) found += name;
+    return found;
+  };
+  EXPECT_EQ(labels({"--missing"}), "abc");  // nothing has been stored yet
+  on_gpus(run("cpu"), "a", {0.01, 0});
+  EXPECT_EQ(labels({}), "abc");
+  EXPECT_EQ(labels({"--missing"}), "bc");
+  EXPECT_EQ(labels({"--gpus", "2"}), "b");
+  EXPECT_EQ(labels({"--gpus", "1", "--missing"}), "c");
+  EXPECT_THAT(validate({"--suite", "suite.toml", "--missing", "--check"}).out, HasSubstr("2 runs"));
+  const Ended judged = validate({"--suite", "suite.toml", "--missing"});
+  EXPECT_EQ(judged.status, 2);
+  EXPECT_THAT(judged.err, HasSubstr("--check or --commands"));
+}
+
 TEST_F(Validate, ResultsShowPredictionAndMeasurementSideBySide) {
   const int64_t id = run("here");
   on_gpus(id, "fast", {0.25, 0.1});
