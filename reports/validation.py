@@ -14,6 +14,8 @@ runs = []
 for database in databases:
     out = subprocess.run([mop, "results", "--db", database, "--compare", "--format", "json"], check=True, capture_output=True, text=True).stdout
     runs += json.loads(out)
+if not runs:
+    sys.exit("no measurement is in " + ", ".join(databases))
 runs.sort(key=lambda r: r["step_time_s"])
 gib = 2**30
 print("| run | plan | GPUs | context | measured step | predicted | error | measured GPU memory | predicted | error |\n|---|---|---|---|---|---|---|---|---|---|")
@@ -27,7 +29,7 @@ for what, some in (("all", runs), ("held out", [r for r in runs if r["label"].st
     if errors:
         print(f"\n{what}: {len(some)} runs, mean absolute error of the step {100 * sum(errors) / len(errors):.1f} %, worst {100 * max(errors):.1f} %")
 
-low = 10 ** math.floor(math.log10(min(min(r["step_time_s"], r["predicted_step_time_s"]) for r in runs)) * 4 // 1 / 4)
+low = min(min(r["step_time_s"], r["predicted_step_time_s"]) for r in runs) / 1.25
 high = 1.25 * max(max(r["step_time_s"], r["predicted_step_time_s"]) for r in runs)
 size, margin = 560, 60
 at = lambda s: margin + (size - 2 * margin) * math.log(s / low) / math.log(high / low)

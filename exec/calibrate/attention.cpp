@@ -5,7 +5,6 @@
 
 #include "exec/calibrate/benchmarks.h"
 #include "kernels/check.h"
-#include "kernels/fallback.h"
 #include "sim/program/program.h"
 
 namespace mop::calibrate {
@@ -33,7 +32,7 @@ void measure(Bench& bench, const kernels::AttentionShape& s) {
   try {
     work = attention_work(bench, s);
   } catch (const kernels::CudaError& error) {  // no kernel for the shape, on any rank
-    if (bench.rank() == 0) kernels::fallback(error.what());
+    if (bench.rank() == 0) bench.findings().unsupported.emplace_back(error.what());
     return bench.release();
   }
   const std::string base = window ? "native_window_attention_" : "native_attention_";

@@ -210,7 +210,7 @@ Seconds Bench::time(const Work& work, cudaStream_t stream, bool mine, Runs runs)
   const auto run = [&](int repeats, int batch) {
     // Launches are ahead of the device, too, as they are in a step: else small work would take as long as its launch.
     const double ahead = std::min(launching * repeats * batch, 0.1);
-    heat(std::max(ahead, stream == compute_ && launching > 0 ? kHeatSeconds : 0), stream);
+    heat(launching > 0 ? std::max(ahead, kHeatSeconds) : 0, stream);
     const Clock::time_point begin = Clock::now();
     for (int r = 0; r < repeats; ++r) {
       if (runs == Runs::cold)

@@ -85,8 +85,7 @@ class Bench {
   void begin(const Family& family);
   bool more();
 
-  // Runs it again and again, on all ranks at once, on compute() behind heat. mine: whether this rank runs it; rank 0 always
-  // does.
+  // Runs it again and again, on all ranks at once, behind heat. mine: whether this rank runs it; rank 0 always does.
   Seconds time(const Work& work, cudaStream_t stream, bool mine = true, Runs runs = Runs::in_a_row);
   // Both again and again at the same time, on streams of their own: seconds of each while the other was running.
   std::pair<Seconds, Seconds> beside(const Job& a, const Job& b, bool mine = true);

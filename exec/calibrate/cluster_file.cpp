@@ -95,6 +95,7 @@ std::string cluster_file(const std::filesystem::path& base, const Findings& find
                         {"environment", p.environment},
                         {"base", base.stem().string()}};
   if (!findings.cut_short.empty()) json["provenance"]["cut_short"] = findings.cut_short;
+  if (!findings.unsupported.empty()) json["provenance"]["unsupported"] = findings.unsupported;
   for (const auto& [name, figure] : findings.figures)
     json["figures"][name] = {{"value", figure.reading.value},
                              {"source", "measured"},

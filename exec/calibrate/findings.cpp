@@ -37,6 +37,7 @@ Reading slowest(const std::vector<std::vector<double>>& rates) {
 void Findings::add(Findings more) {
   if (machine.empty()) machine = more.machine, libraries = more.libraries;
   cut_short.insert(cut_short.end(), more.cut_short.begin(), more.cut_short.end());
+  unsupported.insert(unsupported.end(), more.unsupported.begin(), more.unsupported.end());
   figures.merge(more.figures);
   tables.merge(more.tables);
 }
@@ -45,6 +46,7 @@ std::string to_json(const Findings& findings) {
   Json json{{"machine", findings.machine},
             {"libraries", findings.libraries},
             {"cut_short", findings.cut_short},
+            {"unsupported", findings.unsupported},
             {"figures", Json::object()},
             {"tables", Json::object()}};
   for (const auto& [name, figure] : findings.figures)
@@ -60,7 +62,7 @@ std::string to_json(const Findings& findings) {
 Findings from_json(const std::string& text) {
   try {
     const Json json = Json::parse(text);
-    Findings f{json.at("machine"), json.at("libraries"), json.at("cut_short"), {}, {}};
+    Findings f{json.at("machine"), json.at("libraries"), json.at("cut_short"), json.at("unsupported"), {}, {}};
     for (const auto& [name, figure] : json.at("figures").items())
       f.figures[name] = {reading_from(figure.at("reading")), figure.at("what")};
     for (const auto& [name, table] : json.at("tables").items()) {

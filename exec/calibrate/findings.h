@@ -28,6 +28,7 @@ struct Findings {
   std::string machine;                 // "4 x NVIDIA H200 (139.8 GiB)"
   std::string libraries;               // cuda::check_libraries
   std::vector<std::string> cut_short;  // what there was no time for
+  std::vector<std::string> unsupported;  // shapes that a library has no kernel for
   std::map<std::string, FoundFigure> figures;
   std::map<std::string, FoundTable> tables;
 

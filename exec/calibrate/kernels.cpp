@@ -29,6 +29,8 @@ constexpr int64_t kHidden = 2048, kHeads = 32, kWidth = 128, kExperts = 128, kCh
 constexpr float kEps = 1e-6F;
 constexpr double kCacheBytes = 32e6;  // of less, most is still in the cache when a step comes to it
 
+Runs runs_of(double bytes) { return bytes >= kCacheBytes ? Runs::cold : Runs::in_a_row; }
+
 class Kernels {
  public:
   Kernels(Bench& bench, int64_t tokens) : bench_(bench), n_(tokens), random_(1) {}
@@ -42,7 +44,7 @@ class Kernels {
     if (!bench_.more()) return;
     const double bytes = static_cast<double>(elements) * (read + written);
     bench_.point(fmt::format("native_{}", kernel), fmt::format("kernels/, {}; (bytes read + written) -> bytes/s", kernel),
-                 {bytes}, bytes, bench_.time(run, bench_.compute(), true, bytes >= kCacheBytes ? Runs::cold : Runs::in_a_row));
+                 {bytes}, bytes, bench_.time(run, bench_.compute(), true, runs_of(bytes)));
   }
   float* scratch(int64_t bytes) { return reinterpret_cast<float*>(bench_.take(std::max<int64_t>(bytes, 256))); }
   Matrix rows(int64_t cols, Type type = Type::bf16) { return bench_.matrix(n_, cols, type); }
@@ -255,7 +257,7 @@ void kernels_of_memory(Bench& bench) {
                       check(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes / 2), cudaMemcpyDeviceToDevice, stream),
                             "a copy");
                     },
-                    bench.compute()));
+                    bench.compute(), true, runs_of(moved)));
     bench.release();
   }
   for (const int64_t tokens : {32768, 4096, 512})

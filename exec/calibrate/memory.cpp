@@ -97,9 +97,9 @@ void memory(Bench& bench) {
   bench.figure("native_communicator_bytes", fmt::format("one more NCCL communicator of {} GPUs", bench.ranks()), {another});
   bench.figure("native_communicator_p2p_bytes",
                "NCCL point-to-point buffers of one more communicator, a peer of the node", {more_pairs / peers});
-  bench.figure("native_first_communicator_bytes",
-               "what the first NCCL communicator takes beyond these, its point-to-point buffers included",
-               {first - another + first_pairs - more_pairs});
+  bench.figure("native_first_communicator_bytes", "what the first NCCL communicator takes beyond that", {first - another});
+  bench.figure("native_first_p2p_bytes", "what the first one's point-to-point buffers take beyond those of one more",
+               {first_pairs - more_pairs});
   bench.peer_memory();
   bench.figure("native_peer_memory_bytes",
                fmt::format("a peer's arena of {} mapped by CUDA IPC, the landing zone of reduce-scatters not counted",

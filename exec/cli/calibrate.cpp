@@ -82,7 +82,8 @@ struct Calibrate {
     command.footer(
         names +
         "Micro-benchmarks of our own kernels, NCCL, copies and the CPU's optimizer, on all GPUs at once; never a step.\n"
-        "Every figure is the median over repeats, of tables that of the slowest GPU, with its spread. What takes too long is left out.\n"
+        "Every figure is the median over repeats, of kernels and collectives that of the slowest GPU, with its spread.\n"
+        "What takes too long is left out, and said.\n"
         "Example:\n"
         "  mop calibrate --gpus 4 --out hwmodels/mine.json\n"
         "  mop calibrate --gpus 8 --base h200 --out hwmodels/mine.json --only collectives,copy-engines,interference");

@@ -204,7 +204,8 @@ TrainingReport run_training(const train::Prepared& prepared, const TrainingOptio
     train_and_save(trainer, prepared, options, observer, saver.get(), source.get(), begin, report);
   } catch (const std::exception& error) {
     // Here, while everything is still there: what hangs in NCCL would hang in the course of an exception, too.
-    if (peers.size() > 1) peers.abandon(error.what(), dynamic_cast<const UserError*>(&error) != nullptr ? 2 : 1);
+    if (peers.size() > 1 || dynamic_cast<const interpreter::Stalled*>(&error) != nullptr)
+      peers.abandon(error.what(), dynamic_cast<const UserError*>(&error) != nullptr ? 2 : 1);
     throw;
   }
   saver.reset();  // its channel ends before the peers that it is one of

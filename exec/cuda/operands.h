@@ -21,8 +21,6 @@ T* pointer(const Operand& o) {
   return reinterpret_cast<T*>(o.data);
 }
 
-inline bool dense(const Operand& o) { return o.view.dense(); }
-
 inline int64_t bytes_of(const Operand& o) { return o.view.elements() * program::size_of(o.view.type); }
 
 // The first `rows` rows.

@@ -26,6 +26,8 @@ using program::OpKind;
 
 namespace {
 
+static_assert(program::kProductWorkspace == kernels::Matmul::kWorkspaceBytes);
+
 kernels::Router router_of(const model::ModelConfig& c) {
   kernels::Router r;
   r.experts = static_cast<int>(c.experts);
@@ -324,7 +326,7 @@ void Rank::copy_bytes(const Call& call, cudaStream_t stream) {
   int64_t read = 0, written = 0;
   const auto kind = call.op->kind == OpKind::copy_h2d ? cudaMemcpyHostToDevice : cudaMemcpyDeviceToHost;
   while (from < call.in.size() && to < call.out.size()) {
-    ensure(dense(call.in[from]) && dense(call.out[to]), "copies between the host and the GPU are of whole pieces");
+    ensure(call.in[from].view.dense() && call.out[to].view.dense(), "copies between the host and the GPU are of whole pieces");
     const int64_t bytes = std::min(bytes_of(call.in[from]) - read, bytes_of(call.out[to]) - written);
     check(cudaMemcpyAsync(call.out[to].data + written, call.in[from].data + read, static_cast<size_t>(bytes), kind,
                           stream),

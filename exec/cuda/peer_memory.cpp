@@ -111,7 +111,7 @@ std::byte* open(const cudaIpcMemHandle_t& handle) {
 std::set<program::Stream> streams_of(const program::StepProgram& program) {
   std::set<program::Stream> streams;
   for (const program::Op& op : program.ops)
-    if (op.kind == OpKind::all_gather || op.kind == OpKind::reduce_scatter) streams.insert(op.stream);
+    if (program::by_copy_engines(program, op)) streams.insert(op.stream);
   return streams;
 }
 

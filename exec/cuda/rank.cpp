@@ -220,8 +220,9 @@ void Rank::wait_until(const Done& done) {
     communicators_->check_health();
     if (const size_t now = completed(); now != std::exchange(before, now)) progress = Clock::now();
     if (Clock::now() - progress > kPatience)
-      throw interpreter::Stalled(fmt::format("rank {}: no progress for {} s{}: another rank may hang, or the network between them", rank_,
-                                  std::chrono::duration_cast<std::chrono::seconds>(kPatience).count(), unfinished()));
+      throw interpreter::Stalled(
+          fmt::format("rank {}: no progress for {} s{}: another rank may hang, or the network between them", rank_,
+                      std::chrono::duration_cast<std::chrono::seconds>(kPatience).count(), unfinished()));
   }
 }
 

@@ -12,6 +12,7 @@
 #include "kernels/elementwise.h"
 #include "kernels/to_host.h"
 #include "sim/base/error.h"
+#include "sim/program/workspace.h"
 
 namespace mop::cuda {
 
@@ -193,7 +194,7 @@ void Rank::run_exchange(const Call& call, cudaStream_t stream) {
                    "all-reduce");
     case OpKind::reduce_scatter: {
       // NCCL keeps the type; what is wider is converted afterwards.
-      const bool direct = in[0].view.type == out[0].view.type && dense(out[0]) && !op.does.accumulate;
+      const bool direct = program::reduction_workspace(program_, op) == 0;
       std::byte* to = direct ? out[0].data : scratch(op.stream);
       check(ncclReduceScatter(in[0].data, to, count(out[0]), nccl_type(in[0].view.type), ncclSum, communicators_->of(op),
                               stream),
@@ -252,7 +253,7 @@ void Rank::exchange_columns(const Call& call, cudaStream_t stream) {
   for (size_t i = 0; i < in.size(); ++i) {
     const Operand &wide = to_rows ? in[i] : out[i], &narrow = to_rows ? out[i] : in[i];
     const int64_t n = wide.view.rows, width = narrow.view.cols, bytes = n * width * element(wide);
-    ensure(dense(narrow), "what stays in rows is one piece");
+    ensure(narrow.view.dense(), "what stays in rows is one piece");
     parts[i] = {free, bytes};
     free += (size * bytes + 255) / 256 * 256;
     if (!to_rows) continue;

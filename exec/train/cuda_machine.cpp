@@ -50,7 +50,7 @@ class CudaMachine final : public Machine {
     staging_.emplace();
     auto peer_memory = std::make_unique<cuda::PeerMemory>(program, hbm_.get(), *peers_);
     auto communicators = std::make_unique<cuda::Communicators>(
-        program, prepared.job.ranks, *peers_, [&](const program::Op& op) { return peer_memory->takes(program, op); });
+        program, *peers_, [&](const program::Op& op) { return peer_memory->takes(program, op); });
     tell("arena and communicators");
     backend_ = std::make_unique<cuda::Rank>(device_, rank_, program, *memory_, constants_, std::move(communicators),
                                             std::move(peer_memory), options.trace ? interpreter::most_launches(program) : 0,

@@ -36,7 +36,7 @@ Interference interference(double matmul_slowdown, double collective_slowdown) {
 // What a kind of kernel uses, a matmul's being 1: of the SMs beside NCCL's kernels, of the crossbar beside copy engines; and
 // its progress relative to a matmul's when either is short.
 struct KernelUse {
-  double sm = 1, crossbar = 1, weight = 1;
+  double sm = 1, crossbar = 0, weight = 1;
 };
 
 // The cluster's figures and tables by name; where our own kernels run, native_<name> stands for <name> if it was measured.
@@ -96,6 +96,7 @@ class Measured : public CostModel {
                                     c_.figure("copy_engine_all_gather_slowdown", 1))),
         copied_reduce_(interference(c_.figure("copy_engine_reduce_scatter_matmul_slowdown", 1),
                                     c_.figure("copy_engine_reduce_scatter_slowdown", 1))),
+        matmul_{1, copies() ? 1.0 : 0.0, 1},
         grouped_(use_of("grouped_matmul")),
         attention_(use_of("attention")),
         memory_(use_of("memory_bound")) {
@@ -210,8 +211,9 @@ class Measured : public CostModel {
   // Two jobs share a resource as interference() has it: a kernel that is x times slower beside a collective, which is y times
   // slower itself, uses (1 - share / y) x of it. One that would use more than all gives way instead. Where y was not
   // measured, the collective is taken to lose as it does beside matmuls, in proportion to what the kernel loses.
+  static constexpr double kUntouched = 1.01;
   KernelUse use_of(const std::string& kind) const {
-    KernelUse use;
+    KernelUse use = matmul_;
     if (torch_) return use;
     double logs = 0;  // of weights
     int weights = 0;
@@ -219,19 +221,21 @@ class Measured : public CostModel {
       double shares = 0;
       int count = 0;
       for (const std::string name : collectives) {
-        const double x = std::max(1.0, c_.figure(name + "_" + kind + "_slowdown", 0)),
+        const double of_kind = c_.figure(name + "_" + kind + "_slowdown", 0),
                      of_matmul = c_.figure(name + "_matmul_slowdown", 1), of_it = c_.figure(name + "_slowdown", 1);
-        if (c_.figure(name + "_" + kind + "_slowdown", 0) == 0 || of_matmul <= 1) continue;
+        if (of_kind == 0 || of_matmul <= 1) continue;
+        const double x = std::max(1.0, of_kind);
         const Interference with = interference(of_matmul, of_it);
         const double part = std::clamp((x - 1) / (of_matmul - 1), 0.0, 1.0),
                      y = std::max(1.0, c_.figure(name + "_under_" + kind + "_slowdown", 1 + part * (of_it - 1)));
         const double used = (1 - with.share / y) * x;
         shares += std::clamp(used, 0.0, 1.0);
-        logs += std::log(std::clamp(used < 1 ? with.weight * y / x : (of_matmul - 1) / std::max(x - 1, 1e-3), 0.125, 8.0));
         ++count;
+        if (x <= kUntouched) continue;  // nothing was short: it says nothing of who gives way
+        logs += std::log(std::clamp(used < 1 ? with.weight * y / x : (of_matmul - 1) / (x - 1), 0.125, 8.0));
+        ++weights;
       }
       if (count > 0) share = shares / count;
-      weights += count;
     };
     mean({"native_all_gather", "native_reduce_scatter", "native_all_to_all"}, use.sm);
     mean({"copy_engine_all_gather", "copy_engine_reduce_scatter"}, use.crossbar);
@@ -239,7 +243,10 @@ class Measured : public CostModel {
     return use;
   }
 
-  Price kernel(double seconds, double bytes, bool outside, const KernelUse& of = {}) const {
+  // Whether copy engines have prices of their own.
+  bool copies() const { return !torch_ && c_.find("copy_engine_all_gather") != nullptr; }
+
+  Price kernel(double seconds, double bytes, bool outside, const KernelUse& of) const {
     Price p{lasting(seconds), 0, outside};
     p.demand.weight = static_cast<uint32_t>(kComputeWeight * of.weight);
     use(p.demand, Resource::sm, of.sm, 1, 1);
@@ -254,13 +261,13 @@ class Measured : public CostModel {
     const double least = c_["kernel_ns"] / kSecond * std::max<double>(1, op.kernels);
     switch (op.kind) {
       case OpKind::gemm: {
-        if (flops <= 0) return kernel(least, 0, false);
+        if (flops <= 0) return kernel(least, 0, false, matmul_);
         const cluster::Table* const gradient = !torch_ && op.does.transpose_a ? c_.find("native_matmul_gradient") : nullptr;
         const auto rate = (gradient != nullptr ? *gradient : c_.table("matmul")).at({v(0), v(1), v(2)});
-        return kernel(std::max({least, flops / rate.value, bytes / hbm_bw_}), bytes, rate.outside);
+        return kernel(std::max({least, flops / rate.value, bytes / hbm_bw_}), bytes, rate.outside, matmul_);
       }
       case OpKind::grouped_gemm: {
-        if (flops <= 0) return kernel(least, 0, false);
+        if (flops <= 0) return kernel(least, 0, false, matmul_);
         const cluster::Table* const gradient =
             !torch_ && op.does.transpose_a ? c_.find("native_grouped_matmul_gradient") : nullptr;
         const auto rate = (gradient != nullptr ? *gradient : c_.table("grouped_matmul"))
@@ -298,7 +305,7 @@ class Measured : public CostModel {
         if (op.kernels == 0) return {};
         if (const char* table = op.eager ? eager_table(op, s) : nullptr; table != nullptr && v(0) > 0) {
           const auto rate = c_.table(table).at({v(0)});
-          return kernel(std::max({least / 4, v(0) / rate.value, bytes / hbm_bw_}), bytes, rate.outside);
+          return kernel(std::max({least / 4, v(0) / rate.value, bytes / hbm_bw_}), bytes, rate.outside, memory_);
         }
         if (const cluster::Table* const own = own_kernel(op); own != nullptr && bytes > 0)
           return kernel(std::max({least, bytes / own->at({bytes}).value, bytes / c_["hbm_peak_bw"]}), bytes, false,
@@ -396,8 +403,7 @@ class Measured : public CostModel {
     }
     // By copy engines, as exec/cuda/peer_memory.h does it.
     const bool reduces = op.kind == OpKind::reduce_scatter;
-    if (!torch_ && m <= 1 && op.stream == program::Stream::gather &&
-        (op.kind == OpKind::all_gather || (reduces && program::lands(op, group.span())))) {
+    if (!torch_ && m <= 1 && program::by_copy_engines(op, group.span())) {
       const std::string_view copied = reduces ? "copy_engine_reduce_scatter" : "copy_engine_all_gather";
       if (c_.find(copied) != nullptr)
         table = copied, with = reduces ? copied_reduce_ : copied_gather_, meets = Resource::crossbar;
@@ -416,7 +422,7 @@ class Measured : public CostModel {
     const double seconds = std::max({on_nvlink, on_nic, c_["kernel_ns"] / kSecond}) + packing;
     Price p{lasting(seconds), 0, outside};
     Demand& d = p.demand;
-    use(d, Resource::hbm, packing * hbm_bw_, hbm_bw_, seconds);
+    if (packs) use(d, Resource::hbm, 2 * buffer, hbm_bw_, seconds);
     // A collective that the network holds back moves fewer bytes through the SMs a second.
     const double busy =
         on_nic > 0 ? std::clamp(std::max(on_nvlink, nic / c_["nvlink_bw"]) / seconds, 0.1, 1.0) : 1.0;
@@ -435,7 +441,7 @@ class Measured : public CostModel {
   int64_t gpus_per_node_, gpus_;
   double hbm_bw_;
   Interference gather_, reduce_, exchange_, copied_gather_, copied_reduce_;
-  KernelUse grouped_, attention_, memory_;
+  KernelUse matmul_, grouped_, attention_, memory_;
   std::array<const cluster::Table*, static_cast<size_t>(OpKind::next_batch) + 1> own_kernels_{};
 };
 

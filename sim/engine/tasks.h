@@ -13,7 +13,7 @@ using Time = int64_t;  // nanoseconds
 // Resources of one GPU, then those that the GPUs of a node share.
 enum class Resource : uint8_t {
   sm,
-  crossbar,  // between multiprocessors, L2 and links: matrix products and copy engines meet there
+  crossbar,  // between multiprocessors, L2 and links: kernels and copy engines meet there
   hbm,
   nvlink_out,
   nvlink_in,

@@ -82,17 +82,23 @@ Constants constants(const Scenario& s, const program::StepProgram& program) {
     return program::by_copy_engines(program, op) &&
            cost::place(program.groups[op.group], s.used_per_node(), s.gpus()).nodes == 1;
   };
-  for (const program::Meeting& m : program::meetings(program, copied))
+  const auto measured = [&](const char* name) {
+    const auto found = s.cluster.figures.find(name);
+    return found == s.cluster.figures.end() ? int64_t{0} : static_cast<int64_t>(found->second.value);
+  };
+  bool pairs = false;
+  for (const program::Meeting& m : program::meetings(program, copied)) {
     communicator({program::Axis::world, m.span.size, m.span.stride}, m.pairwise);
-  const auto first = s.cluster.figures.find("native_first_communicator_bytes");
-  if (c.communicators > 0 && first != s.cluster.figures.end()) c.communicators += static_cast<int64_t>(first->second.value);
+    pairs |= m.pairwise;
+  }
+  if (c.communicators > 0) c.communicators += measured("native_first_communicator_bytes");
+  if (pairs) c.communicators += measured("native_first_p2p_bytes");
   c.workspaces = program::workspace_bytes(program, copied);
   c.rotary = program::kFp32 * s.workload.context * s.model.rotary_dim();  // sines and cosines of a half each
   for (const program::Op& op : program.ops)
     if (op.kind == OpKind::reduce_scatter && copied(op)) c.landing = program::kLandingBytes;
   // The executor maps the arenas of all GPUs of the node.
-  if (const auto mapped = s.cluster.figures.find("native_peer_memory_bytes"); mapped != s.cluster.figures.end())
-    c.peers = (s.used_per_node() - 1) * static_cast<int64_t>(mapped->second.value);
+  c.peers = (s.used_per_node() - 1) * measured("native_peer_memory_bytes");
   return c;
 }
 

@@ -16,8 +16,12 @@ inline bool lands(const Op& op, const plan::Span& group) {
   return op.kind == OpKind::reduce_scatter && op.stream == Stream::gather && group.size > 1 && group.size <= kMostLanding;
 }
 
-// Whether a collective of a program that runs goes that way where its group is within a node; else it is NCCL's: small ones,
-// on other streams, would queue behind large ones in the copy engines.
+// Whether a collective goes that way where its group is within a node; else it is NCCL's: small ones, on other streams, would
+// queue behind large ones in the copy engines.
+inline bool by_copy_engines(const Op& op, const plan::Span& group) {
+  return op.stream == Stream::gather && (op.kind == OpKind::all_gather || lands(op, group));
+}
+// The same of a program that runs, which says where the result has to lie.
 bool by_copy_engines(const StepProgram& program, const Op& op);
 
 }  // namespace mop::program

@@ -7,8 +7,6 @@
 namespace mop::program {
 namespace {
 
-constexpr int64_t kBlasWorkspace = int64_t{32} << 20;  // kernels::Matmul::kWorkspaceBytes
-
 // Of the operands that are written, or read.
 int64_t bytes_of(const StepProgram& program, const Op& op, bool written, size_t from = 0) {
   int64_t bytes = 0;
@@ -59,7 +57,7 @@ int64_t workspace_bytes(const StepProgram& program, const std::function<bool(con
     else if (op.kind == OpKind::attention_bwd)
       bytes = attention_workspace(program, op);
     else if (op.kind == OpKind::gemm || op.kind == OpKind::grouped_gemm)
-      bytes = kBlasWorkspace;
+      bytes = kProductWorkspace;
     int64_t& of_stream = most[static_cast<size_t>(op.stream)];
     of_stream = std::max(of_stream, bytes);
   }

@@ -8,6 +8,8 @@
 
 namespace mop::program {
 
+inline constexpr int64_t kProductWorkspace = int64_t{32} << 20;  // of cuBLASLt and the grouped kernels
+
 // What an all_to_all packs before it sends, or unpacks after it has received: bytes, each matrix on a boundary of 256.
 int64_t exchange_workspace(const StepProgram& program, const Op& op);
 

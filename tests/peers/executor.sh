@@ -12,6 +12,7 @@ set -u
 out=$(realpath -m "$1"); mop=$(realpath -m "$2"); shift 2
 here=$(cd "$(dirname "$0")" && pwd); root=$(dirname "$(dirname "$here")")
 gpus=$(nvidia-smi -L | wc -l); gpus=${GPUS:-$((gpus > 4 ? 4 : gpus))}
+[[ $gpus =~ ^[1-4]$ ]] || { echo "1 to 4 GPUs are needed, not $gpus (nvidia-smi -L, GPUS)" >&2; exit 2; }
 who=${WHO:-mop peer}; steps=${STEPS:-20}; last=${LAST:-10}
 export NCCL_NVLS_ENABLE=0 PYTHONUNBUFFERED=1 PYTHONWARNINGS=ignore MOP_HOME=${MOP_HOME:-$root}
 mkdir -p "$out"
@@ -20,19 +21,20 @@ tokens=${DATA:-/tmp/executor.bin} text=/tmp/executor.txt
 [ -s "$text" ] || find "$root" \( -name '*.cpp' -o -name '*.h' -o -name '*.cu' \) -not -path '*/build/*' -exec cat {} + > "$text"
 
 layers_of() {  # layers_of MODEL LAYERS: what --model takes, the name where LAYERS are all
-  local to=/tmp/$1-$2-layers
-  mkdir -p "$to"
-  python3 - "$root/scenarios/models/$1/config.json" "$2" > "$to/config.json" <<'PY' || { echo "$1"; return; }
-import json, sys
-c = json.load(open(sys.argv[1]))
-if c["num_hidden_layers"] == int(sys.argv[2]):
-    sys.exit(1)
-c["num_hidden_layers"] = int(sys.argv[2])
-if "layer_types" in c:
-    c["layer_types"] = c["layer_types"][:int(sys.argv[2])]
-print(json.dumps(c))
+  python3 - "$root/scenarios/models/$1/config.json" "$1" "$2" <<'PY'
+import json, os, sys
+path, name, layers = sys.argv[1], sys.argv[2], int(sys.argv[3])
+config = json.load(open(path))
+if config["num_hidden_layers"] == layers:
+    sys.exit(print(name))
+config["num_hidden_layers"] = layers
+if "layer_types" in config:
+    config["layer_types"] = config["layer_types"][:layers]
+folder = f"/tmp/{name}-{layers}-layers"
+os.makedirs(folder, exist_ok=True)
+json.dump(config, open(f"{folder}/config.json", "w"))
+print(folder)
 PY
-  echo "$to"
 }
 qwen_layers=$((48 * gpus / 4)) oss_layers=$((24 * gpus / 4))
 qwen=$(layers_of qwen3-30b-a3b "$qwen_layers") oss=$(layers_of gpt-oss-20b "$oss_layers")
@@ -46,7 +48,7 @@ run_mop() {  # run_mop SECONDS ROW ARGUMENTS...
   [[ " $* " == *" --steps "* ]] || command+=(--steps "$steps" --lr 1e-4 --warmup "$((steps / 2))")
   [ -z "${TRACE:-}" ] || command+=(--profile-steps "$((steps - 1))" --trace "$out/$row.json")
   echo "== $(date +%T) mop, $row: ${command[*]}" | tee -a "$out/log.txt"
-  printf '{"row":"%s","command":"%s"}\n' "$row" "${command[*]}" >> "$out/mop_steps.jsonl"
+  printf '{"row":"%s","gpus":%s,"command":"%s"}\n' "$row" "$gpus" "${command[*]}" >> "$out/mop_steps.jsonl"
   timeout -k 5 "$limit" "${command[@]}" 2>> "$out/log.txt" >> "$out/mop_steps.jsonl"
   local status=$?
   echo "== mop, $row: exit status $status" | tee -a "$out/log.txt"
@@ -114,9 +116,9 @@ for row in "${@:-qwen oss-offload oss-hbm}"; do for row in $row; do
   esac
 done; done
 
-python3 - "$out" "$last" "$gpus" <<'PY' | tee -a "$out/summary.jsonl"
+python3 - "$out" "$last" <<'PY' | tee -a "$out/summary.jsonl"
 import json, os, statistics, sys
-out, last, gpus = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+out, last = sys.argv[1], int(sys.argv[2])
 def lines(name):
     path = os.path.join(out, name)
     for line in open(path) if os.path.exists(path) else ():
@@ -136,7 +138,7 @@ for r in runs:
     r.update(steps=len(steps), step_s_all=[s["seconds"] for s in steps])
     if tail:
         median = statistics.median(s["seconds"] for s in tail)
-        tokens = tail[-1]["tokens_per_s"] * tail[-1]["seconds"] / gpus
+        tokens = tail[-1]["tokens_per_s"] * tail[-1]["seconds"] / r["gpus"]
         r.update(step_s_median=median, tokens_per_s_per_gpu=tokens / median, tokens_per_gpu=tokens, loss_last=tail[-1]["loss"])
 for r in lines("fsdp2_runs.jsonl"):
     runs.append(dict(row=r["label"], who="peer", **{k: r.get(k) for k in ("command", "step_s_median", "tokens_per_s_per_gpu", "step_s_all", "loss_last",

@@ -1,6 +1,9 @@
 // What a rank has in HBM beside its arena: communicators and workspaces, of lowered models.
 #include <gmock/gmock.h>
 
+#include <set>
+#include <tuple>
+
 #include "sim/program/landing.h"
 #include "sim/program/meetings.h"
 #include "sim/program/workspace.h"
@@ -33,13 +36,13 @@ TEST(Meetings, OneForEachStreamAndSetOfRanks) {
 }
 
 TEST(Meetings, NoneForWhatCopyEnginesDo) {
-  for (const char* plan : {"fsdp2:runtime=native", "mop:ep=1,ulysses=1"}) {
-    const Lowered l = lower_model("olmoe-1b-7b", plan[0] == 'm' ? mop_plan(1, 4, 1, 4) : plan, 4, 4096);
+  for (const std::string& plan : {std::string("fsdp2:runtime=native"), mop_plan(1, 4, 1, 4)}) {
+    const Lowered l = lower_model("olmoe-1b-7b", plan, 4, 4096);
     for (const Meeting& m : meetings(l.program, on_a_node(l))) {
       bool needed = false;
       for (const Op& op : l.program.ops)
         needed |= is_collective(op.kind) && op.stream == m.stream && !by_copy_engines(l.program, op) &&
-                  l.program.groups[op.group].size == m.span.size;
+                  l.program.groups[op.group].size == m.span.size && l.program.groups[op.group].stride == m.span.stride;
       EXPECT_TRUE(needed) << plan << ": " << name(m.stream);
     }
     EXPECT_LE(meetings(l.program, on_a_node(l)).size(), meetings(l.program, nowhere).size());
