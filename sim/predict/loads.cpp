@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <span>
 
 #include "sim/base/integer.h"
 #include "sim/plan/least_loaded.h"
@@ -20,6 +21,11 @@ std::vector<int64_t> rows_by_expert(const plan::RoundPlan& rounds, int rank) {
     for (const plan::Assignment& work : rounds.work(pass, rank))
       rows[static_cast<size_t>(work.expert)] += work.last - work.first;
   return rows;
+}
+
+void spread(ExpertLoad& load, std::span<const int64_t> rows) {
+  load.experts = plan::effective_experts(rows);
+  load.touched = std::ranges::count_if(rows, [](int64_t n) { return n > 0; });
 }
 
 }  // namespace
@@ -52,7 +58,7 @@ std::vector<std::vector<ExpertLoad>> expert_loads(const Scenario& s, const plan:
     if (!balanced) row = plan::draw(s.workload.routing, tokens, static_cast<int>(s.model.top_k), experts, index, group);
     if (balanced || ranks == 1) {
       ExpertLoad load = even();
-      if (!balanced && streaming) load.experts = plan::effective_experts(row);
+      if (!balanced && streaming) spread(load, row);
       for (auto& rank : loads) rank[static_cast<size_t>(l)] = load;
       continue;
     }
@@ -84,7 +90,7 @@ std::vector<std::vector<ExpertLoad>> expert_loads(const Scenario& s, const plan:
       load.rounds = std::max(1, rounds.rounds());
       load.computed = summary.rows;
       load.sent = sent;
-      load.experts = plan::effective_experts(rows_by_expert(rounds, r));
+      spread(load, rows_by_expert(rounds, r));
       load.spilled_in = std::accumulate(summary.spilled_in.begin(), summary.spilled_in.end(), int64_t{0});
       load.spilled_out = std::accumulate(summary.spilled_out.begin(), summary.spilled_out.end(), int64_t{0});
     }

@@ -67,6 +67,7 @@ Shape routed_shape(const program::StepProgram& program, const Op& op, const prog
       if (op.kind == program::OpKind::grouped_gemm) {
         shape.v[0] = computed;
         shape.v[3] = std::max<int64_t>(1, load.experts);
+        shape.v[4] = load.touched;
       } else {
         for (int i = 0; i < 3; ++i) shape.v[i] = scaled(shape.v[i], computed, capacity);
       }

@@ -20,6 +20,7 @@ struct ExpertLoad {
   int64_t computed = 0;                     // rows that this rank computes
   int64_t sent = 0;                         // rows that its tokens need (tokens x top_k)
   int64_t experts = 0;                      // that it computes, as many as if equally loaded (plan::effective_experts)
+  int64_t touched = 0;                      // that have any rows
   int64_t spilled_in = 0, spilled_out = 0;  // experts whose weights it borrows, lends
   bool operator==(const ExpertLoad&) const = default;
 };

@@ -100,7 +100,7 @@ double hbm_bytes(OpKind kind, const Shape& s) {
     case OpKind::gemm:
       return 2 * (v(0) * v(2) + v(2) * v(1) + v(0) * v(1));
     case OpKind::grouped_gemm:
-      return 2 * (v(0) * v(2) + v(3) * v(2) * v(1) + v(0) * v(1));
+      return 2 * (v(0) * v(2) + std::max(v(3), v(4)) * v(2) * v(1) + v(0) * v(1));
     case OpKind::attention_fwd:
     case OpKind::attention_bwd: {
       const AttentionShape a = AttentionShape::of(s);

