@@ -63,12 +63,12 @@ std::vector<std::string> Writer::together(const std::function<std::string()>& ac
   std::vector<std::string> all;
   std::string verdict = "y";
   for (const std::vector<std::byte>& one : peers_->gather(bytes(mine))) {
-    std::string text(reinterpret_cast<const char*>(one.data()), one.size());
+    const std::string text = launch::text_of(one);
     if (text.front() != 'y' && verdict == "y") verdict = text;
     all.push_back(text.substr(1));
   }
   const std::vector<std::byte> heard = peers_->broadcast(bytes(verdict));
-  const std::string why(reinterpret_cast<const char*>(heard.data()) + 1, heard.size() - 1);
+  const std::string why = launch::text_of(heard).substr(1);
   if (static_cast<char>(heard.front()) == 'u') throw UserError(why);
   if (static_cast<char>(heard.front()) == 'i') throw InternalError(why);
   return all;
@@ -79,8 +79,7 @@ void Writer::write(const Snapshot& snapshot) const {
   const fs::path checkpoint = folder_ / step_name(snapshot.state.step);
   // One folder of all processes: the name holds the first one's number.
   const std::string name = temporary(checkpoint).string();
-  const std::vector<std::byte> named = peers_->broadcast(std::as_bytes(std::span(name)));
-  const fs::path unfinished(std::string(reinterpret_cast<const char*>(named.data()), named.size()));
+  const fs::path unfinished(launch::text_of(peers_->broadcast(std::as_bytes(std::span(name)))));
   std::error_code error;
   try {
     together([&]() -> std::string {

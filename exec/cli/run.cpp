@@ -370,7 +370,7 @@ struct Run {
       text = plan::describe(search::choose(s, [&](size_t done, size_t total) { progress.show(done, total); }));
     }
     const std::vector<std::byte> heard = peers.broadcast(std::as_bytes(std::span(text)));
-    return plan::parse_plan(std::string(reinterpret_cast<const char*>(heard.data()), heard.size()));
+    return plan::parse_plan(launch::text_of(heard));
   }
 
   void run() {

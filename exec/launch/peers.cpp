@@ -77,10 +77,6 @@ std::string ranks_without(const std::vector<Socket>& connections) {
   return text;
 }
 
-std::string text_of(const std::vector<std::byte>& bytes) {
-  return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
-}
-
 // Process 0 says who is missing, or nothing.
 std::unique_ptr<Star> meet(const Place& place, int patience) {
   const Party party{place.rank, place.size, place.run};

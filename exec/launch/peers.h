@@ -35,6 +35,11 @@ class Peers {
   [[noreturn]] virtual void abandon(const std::string& reason, int status = 2) = 0;
 };
 
+// Of bytes that were said as text.
+inline std::string text_of(std::span<const std::byte> bytes) {
+  return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
+}
+
 // What each process gives, by rank, to everyone. Collective.
 template <class T>
 std::vector<T> everyones(Peers& peers, const T& own) {

@@ -208,10 +208,11 @@ class Measured : public CostModel {
     }
   }
 
+  static constexpr double kUntouched = 1.01;  // a slowdown up to which a kernel is none the slower
+
   // Two jobs share a resource as interference() has it: a kernel that is x times slower beside a collective, which is y times
   // slower itself, uses (1 - share / y) x of it. One that would use more than all gives way instead. Where y was not
   // measured, the collective is taken to lose as it does beside matmuls, in proportion to what the kernel loses.
-  static constexpr double kUntouched = 1.01;
   KernelUse use_of(const std::string& kind) const {
     KernelUse use = matmul_;
     if (torch_) return use;

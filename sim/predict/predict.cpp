@@ -74,7 +74,7 @@ Constants constants(const Scenario& s, const program::StepProgram& program) {
   if (!s.plan.native()) {  // PyTorch: a communicator a group
     std::vector<bool> pairwise(program.groups.size(), false);
     for (const program::Op& op : program.ops)
-      if (op.kind == OpKind::all_to_all || op.kind == OpKind::send_recv) pairwise[op.group] = true;
+      if (program::is_pairwise(op.kind)) pairwise[op.group] = true;
     for (size_t g = 0; g < program.groups.size(); ++g) communicator(program.groups[g], pairwise[g]);
     return c;
   }

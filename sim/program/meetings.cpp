@@ -11,7 +11,7 @@ std::vector<Meeting> meetings(const StepProgram& program, const std::function<bo
     if (!is_collective(op.kind) || copied(op)) continue;
     const plan::Span span = program.groups[op.group].span();
     Meeting& meeting = found.try_emplace({op.stream, span.size, span.stride}, Meeting{op.stream, span}).first->second;
-    meeting.pairwise |= op.kind == OpKind::all_to_all || op.kind == OpKind::send_recv;
+    meeting.pairwise |= is_pairwise(op.kind);
   }
   std::vector<Meeting> all;
   for (const auto& [key, meeting] : found) all.push_back(meeting);

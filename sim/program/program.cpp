@@ -61,6 +61,9 @@ const char* name(OpKind kind) {
 bool is_collective(OpKind kind) {
   return kind >= OpKind::all_gather && kind <= OpKind::send_recv;
 }
+bool is_pairwise(OpKind kind) {
+  return kind == OpKind::all_to_all || kind == OpKind::send_recv;
+}
 bool is_memory_bound(OpKind kind) {
   return kind >= OpKind::rms_norm && kind <= OpKind::scale;
 }

@@ -108,6 +108,7 @@ enum class OpKind : uint8_t {
 };
 const char* name(OpKind kind);
 bool is_collective(OpKind kind);
+bool is_pairwise(OpKind kind);  // a collective of sends and receives
 bool is_memory_bound(OpKind kind);
 
 // Operations whose real size is known at run time only: their shape is the capacity, and the interpreter

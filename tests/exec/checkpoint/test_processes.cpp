@@ -96,13 +96,7 @@ TEST_F(Processes, WriteOneCheckpointOverTcp) {
   launch::Processes children;
   for (int rank = 0; rank < kSize; ++rank)
     children.start([&, rank] {
-      launch::Place place;
-      place.rank = place.local_rank = rank;
-      place.size = place.local_size = kSize;
-      place.port = launch::own_address(held).port();
-      place.launcher = "test";
-      place.run = 1;
-      const std::unique_ptr<launch::Peers> peers = launch::connect(place, 60);
+      const std::unique_ptr<launch::Peers> peers = launch::connect(launch::place_at(held, rank, kSize), 60);
       Writer writer(folder, 2, peers->channel());
       const Filled memory = filled(1, kSize);
       writer.begin(part_of(memory.snapshot(), rank, kSize));

@@ -44,15 +44,7 @@ std::vector<std::byte> pattern(size_t size, uint64_t seed) {
 
 class PeersTest : public ::testing::Test {
  protected:
-  Place place(int rank, int size) const {
-    Place place;
-    place.rank = place.local_rank = rank;
-    place.size = place.local_size = size;
-    place.port = own_address(held_).port();
-    place.launcher = "test";
-    place.run = 1;
-    return place;
-  }
+  Place place(int rank, int size) const { return place_at(held_, rank, size); }
 
   // A run whose processes do this.
   void start(int size, const std::function<int(Peers&)>& body) {

@@ -55,11 +55,11 @@ int act(const Place& place, std::span<const std::string> arguments) {
     const char* const name = std::getenv("SPAWNED_HOST");
     const std::string own = name == nullptr ? "none" : name;
     for (const auto& one : peers->gather(std::as_bytes(std::span(own))))
-      say(std::string(reinterpret_cast<const char*>(one.data()), one.size()) + "\n");
+      say(text_of(one) + "\n");
   } else if (what == "cores") {
     const std::string own = cores();
     for (const auto& one : peers->gather(std::as_bytes(std::span(own))))
-      say(std::string(reinterpret_cast<const char*>(one.data()), one.size()) + "\n");
+      say(text_of(one) + "\n");
   } else if (what == "die-late") {  // rank, signal
     peers->barrier();
     if (place.rank == number(1)) raise(number(2));

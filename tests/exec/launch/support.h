@@ -16,6 +16,9 @@
 #include <thread>
 #include <vector>
 
+#include "exec/launch/place.h"
+#include "exec/launch/socket.h"
+
 namespace mop::launch {
 
 // A file without a name that several processes append to.
@@ -55,6 +58,17 @@ class Pipe {
  private:
   std::array<int, 2> ends_{};
 };
+
+// Of a process of a run on this host, which meets at the port that is held.
+inline Place place_at(const Socket& held, int rank, int size) {
+  Place place;
+  place.rank = place.local_rank = rank;
+  place.size = place.local_size = size;
+  place.port = own_address(held).port();
+  place.launcher = "test";
+  place.run = 1;
+  return place;
+}
 
 class Processes {
  public:
