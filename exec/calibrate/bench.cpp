@@ -6,7 +6,6 @@
 #include <array>
 #include <cmath>
 #include <random>
-#include <set>
 
 #include "exec/cuda/communicators.h"
 #include "exec/cuda/devices.h"
@@ -167,8 +166,7 @@ ncclComm_t Bench::communicator(int size) {
 
 cuda::PeerMemory& Bench::peer_memory() {
   if (!peer_memory_)
-    peer_memory_ = std::make_unique<cuda::PeerMemory>(arena_.get(), std::set{program::Stream::gather},
-                                                      std::vector{plan::Span{ranks(), 1}}, peers_);
+    peer_memory_ = std::make_unique<cuda::PeerMemory>(arena_.get(), std::vector{plan::Span{ranks(), 1}}, peers_);
   return *peer_memory_;
 }
 

@@ -78,10 +78,9 @@ Work by_copy_engines(Bench& bench, Collective collective, int size, int64_t byte
   const int64_t part = bytes / size;
   return [=, &peers = bench.peer_memory()](cudaStream_t stream) {
     if (collective == Collective::all_gather)
-      peers.all_gather(group, program::Stream::gather, in, out, part, stream);
+      peers.all_gather(group, in, out, part, stream);
     else
-      peers.reduce_scatter(group, program::Stream::gather, in, kernels::Type::bf16,
-                           {out, kernels::Type::bf16, 1, part / 2, part / 2}, false, stream);
+      peers.reduce_scatter(group, in, kernels::Type::bf16, {out, kernels::Type::bf16, 1, part / 2, part / 2}, false, stream);
   };
 }
 

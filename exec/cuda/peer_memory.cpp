@@ -29,8 +29,8 @@ constexpr size_t kText = 160;  // of an obstacle, as ranks tell one another
 enum Stage { kReady, kWritten };
 
 // Where rank `from` tells that it has come to the n-th exchange, or has written all of it.
-int64_t signal_at(program::Stream stream, Stage stage, int ranks, int64_t from) {
-  return (static_cast<int64_t>(stream) * 2 + stage) * ranks + from;
+int64_t signal_at(Stage stage, int ranks, int64_t from) {
+  return int64_t{stage} * ranks + from;
 }
 
 // What a rank tells the others of itself.
@@ -108,13 +108,6 @@ std::byte* open(const cudaIpcMemHandle_t& handle) {
   return nullptr;
 }
 
-std::set<program::Stream> streams_of(const program::StepProgram& program) {
-  std::set<program::Stream> streams;
-  for (const program::Op& op : program.ops)
-    if (program::by_copy_engines(program, op)) streams.insert(op.stream);
-  return streams;
-}
-
 std::vector<plan::Span> reducing_groups(const program::StepProgram& program) {
   std::vector<plan::Span> groups;
   for (const program::Op& op : program.ops)
@@ -126,10 +119,9 @@ std::vector<plan::Span> reducing_groups(const program::StepProgram& program) {
 }  // namespace
 
 PeerMemory::PeerMemory(const program::StepProgram& program, std::byte* arena, launch::Peers& peers)
-    : PeerMemory(arena, streams_of(program), reducing_groups(program), peers) {}
+    : PeerMemory(arena, reducing_groups(program), peers) {}
 
-PeerMemory::PeerMemory(std::byte* arena, const std::set<program::Stream>& streams, const std::vector<plan::Span>& reducing,
-                       launch::Peers& peers)
+PeerMemory::PeerMemory(std::byte* arena, const std::vector<plan::Span>& reducing, launch::Peers& peers)
     : peers_(peers),
       arena_(arena),
       rank_(peers.rank()),
@@ -147,12 +139,10 @@ PeerMemory::PeerMemory(std::byte* arena, const std::set<program::Stream>& stream
   check(cudaMemset(shared_.get(), 0, static_cast<size_t>(signal_bytes())), "signals");
   check(cudaDeviceSynchronize(), "signals");
   const std::vector<Handles> handles = launch::everyones(peers_, Handles{handle_of(arena), handle_of(shared_.get())});
-  for (const program::Stream stream : streams) {
-    check(cudaEventCreateWithFlags(&begun_[static_cast<size_t>(stream)], cudaEventDisableTiming), "an event");
-    for (Lane& lane : lanes_[static_cast<size_t>(stream)]) {
-      check(cudaStreamCreateWithFlags(&lane.stream, cudaStreamNonBlocking), "a stream");
-      check(cudaEventCreateWithFlags(&lane.done, cudaEventDisableTiming), "an event");
-    }
+  check(cudaEventCreateWithFlags(&begun_, cudaEventDisableTiming), "an event");
+  for (Lane& lane : lanes_) {
+    check(cudaStreamCreateWithFlags(&lane.stream, cudaStreamNonBlocking), "a stream");
+    check(cudaEventCreateWithFlags(&lane.done, cudaEventDisableTiming), "an event");
   }
   std::array<char, kText> obstacle{};
   for (int rank = 0; rank < ranks_; ++rank) {
@@ -173,11 +163,8 @@ PeerMemory::PeerMemory(std::byte* arena, const std::set<program::Stream>& stream
 }
 
 PeerMemory::~PeerMemory() {
-  for (auto& lanes : lanes_)
-    for (const Lane& lane : lanes)
-      if (lane.stream != nullptr) cudaStreamDestroy(lane.stream), cudaEventDestroy(lane.done);
-  for (cudaEvent_t event : begun_)
-    if (event != nullptr) cudaEventDestroy(event);
+  for (const Lane& lane : lanes_) cudaStreamDestroy(lane.stream), cudaEventDestroy(lane.done);
+  cudaEventDestroy(begun_);
   for (const Peer& peer : all_)
     for (std::byte* memory : {peer.arena, peer.shared})
       if (memory != nullptr) cudaIpcCloseMemHandle(memory);
@@ -186,7 +173,7 @@ PeerMemory::~PeerMemory() {
 }
 
 int64_t PeerMemory::signal_bytes() const {
-  const auto bytes = static_cast<int64_t>(sizeof(uint32_t)) * program::kStreams * 2 * ranks_;
+  const auto bytes = static_cast<int64_t>(sizeof(uint32_t)) * 2 * ranks_;
   return (bytes + kAlign - 1) / kAlign * kAlign;
 }
 
@@ -205,15 +192,13 @@ bool PeerMemory::takes(const program::StepProgram& program, const program::Op& o
 
 void PeerMemory::run(const Call& call, const plan::Span& group, cudaStream_t queue) {
   const Operand &in = call.in[0], &out = call.out[0];
-  if (call.op->kind == OpKind::all_gather) return all_gather(group, call.op->stream, in.data, out.data, bytes_of(in), queue);
+  if (call.op->kind == OpKind::all_gather) return all_gather(group, in.data, out.data, bytes_of(in), queue);
   const int64_t elements = out.view.elements();
-  reduce_scatter(group, call.op->stream, in.data, type_of(in.view.type),
-                 {out.data, type_of(out.view.type), 1, elements, elements}, call.op->does.accumulate, queue);
+  reduce_scatter(group, in.data, type_of(in.view.type), {out.data, type_of(out.view.type), 1, elements, elements}, call.op->does.accumulate, queue);
 }
 
 template <class From, class To>
-void PeerMemory::exchange(const plan::Span& group, program::Stream stream, int64_t bytes, const From& from, const To& to,
-                          cudaStream_t queue) {
+void PeerMemory::exchange(const plan::Span& group, int64_t bytes, const From& from, const To& to, cudaStream_t queue) {
   const int64_t index = group.index(rank_), base = group.base(rank_);
   const uint32_t* const own = signals(shared_.get());
   // At any time each writes to another.
@@ -221,24 +206,23 @@ void PeerMemory::exchange(const plan::Span& group, program::Stream stream, int64
     for (int64_t distance = 1; distance < group.size; ++distance) {
       const int64_t i = (index + distance) % group.size, rank = base + i * group.stride;
       Peer& peer = all_[static_cast<size_t>(rank)];
-      body(peer, i, rank, peer.calls[static_cast<size_t>(stream)]);
+      body(peer, i, rank, peer.calls);
     }
   };
   if (group.size == 1) return;
   others([&](Peer& peer, int64_t, int64_t, uint32_t& calls) {
-    write_signal(queue, signals(peer.shared) + signal_at(stream, kReady, ranks_, rank_), ++calls);
+    write_signal(queue, signals(peer.shared) + signal_at(kReady, ranks_, rank_), ++calls);
   });
   // Every lane takes its part of what goes to each.
-  const auto at = static_cast<size_t>(stream);
-  check(cudaEventRecord(begun_[at], queue), "an exchange");
+  check(cudaEventRecord(begun_, queue), "an exchange");
   const int64_t share = (bytes / kLanes + kAlign - 1) / kAlign * kAlign;
   for (int l = 0; l < kLanes; ++l) {
-    const Lane& lane = lanes_[at][static_cast<size_t>(l)];
+    const Lane& lane = lanes_[static_cast<size_t>(l)];
     const int64_t first = std::min(bytes, l * share), some = l + 1 == kLanes ? bytes - first : std::min(share, bytes - first);
     if (some == 0) continue;
-    check(cudaStreamWaitEvent(lane.stream, begun_[at], 0), "an exchange");
+    check(cudaStreamWaitEvent(lane.stream, begun_, 0), "an exchange");
     others([&](Peer& peer, int64_t i, int64_t rank, uint32_t calls) {
-      wait_for_signal(lane.stream, own + signal_at(stream, kReady, ranks_, rank), calls);
+      wait_for_signal(lane.stream, own + signal_at(kReady, ranks_, rank), calls);
       check(cudaMemcpyAsync(to(peer, i) + first, from(i) + first, static_cast<size_t>(some), cudaMemcpyDeviceToDevice,
                             lane.stream),
             "a copy to another GPU");
@@ -247,24 +231,24 @@ void PeerMemory::exchange(const plan::Span& group, program::Stream stream, int64
     check(cudaStreamWaitEvent(queue, lane.done, 0), "an exchange");
   }
   others([&](Peer& peer, int64_t, int64_t, uint32_t calls) {
-    write_signal(queue, signals(peer.shared) + signal_at(stream, kWritten, ranks_, rank_), calls);
+    write_signal(queue, signals(peer.shared) + signal_at(kWritten, ranks_, rank_), calls);
   });
   others([&](Peer&, int64_t, int64_t rank, uint32_t calls) {
-    wait_for_signal(queue, own + signal_at(stream, kWritten, ranks_, rank), calls);
+    wait_for_signal(queue, own + signal_at(kWritten, ranks_, rank), calls);
   });
 }
 
-void PeerMemory::all_gather(const plan::Span& group, program::Stream stream, const std::byte* in, std::byte* out,
-                            int64_t bytes, cudaStream_t queue) {
+void PeerMemory::all_gather(const plan::Span& group, const std::byte* in, std::byte* out, int64_t bytes,
+                            cudaStream_t queue) {
   std::byte* const home = out + group.index(rank_) * bytes;
   if (home != in)
     check(cudaMemcpyAsync(home, in, static_cast<size_t>(bytes), cudaMemcpyDeviceToDevice, queue), "a shard");
   exchange(
-      group, stream, bytes, [&](int64_t) { return in; },
+      group, bytes, [&](int64_t) { return in; },
       [&](const Peer& peer, int64_t) { return peer.arena + (home - arena_); }, queue);
 }
 
-void PeerMemory::reduce_scatter(const plan::Span& group, program::Stream stream, const std::byte* in, kernels::Type type,
+void PeerMemory::reduce_scatter(const plan::Span& group, const std::byte* in, kernels::Type type,
                                 const kernels::Matrix& out, bool accumulate, cudaStream_t queue) {
   const int64_t index = group.index(rank_), each = static_cast<int64_t>(kernels::size_of(type)), bytes = out.cols * each;
   const int64_t slot = program::kLandingBytes / (group.size - 1) / kAlign * kAlign;
@@ -273,7 +257,7 @@ void PeerMemory::reduce_scatter(const plan::Span& group, program::Stream stream,
   for (int64_t first = 0; first < bytes; first += slot) {
     const int64_t some = std::min(slot, bytes - first), elements = some / each;
     exchange(
-        group, stream, some, [&](int64_t i) { return in + i * bytes + first; },
+        group, some, [&](int64_t i) { return in + i * bytes + first; },
         [&](const Peer& peer, int64_t i) { return landing(peer.shared) + slot_of(index, i); }, queue);
     kernels::SumPiecesArgs sum{{}, static_cast<int>(group.size), type, {}, accumulate};
     for (int64_t i = 0; i < group.size; ++i)

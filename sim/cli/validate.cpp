@@ -166,7 +166,7 @@ struct Validate {
       throw UserError(fmt::format("run {} kept no timeline; repeat it with --trace FILE: {}", *record.id, record.command));
     const std::string kept = detail["trace"];
     std::string path = kept;
-    if (!std::filesystem::exists(path)) path = (std::filesystem::path(database).parent_path() / kept).string();
+    if (!std::filesystem::exists(path)) path = (std::filesystem::path(database).parent_path() / std::filesystem::path(kept).filename()).string();
     if (!std::filesystem::exists(path))
       throw UserError(
           fmt::format("run {} wrote its timeline to '{}', which is neither here nor beside '{}'; bring it, or repeat "

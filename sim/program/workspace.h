@@ -17,8 +17,9 @@ int64_t exchange_workspace(const StepProgram& program, const Op& op);
 int64_t reduction_workspace(const StepProgram& program, const Op& op);
 
 // Of all streams on a GPU: the two above; what cuDNN's attention backward takes (queries' gradients and a sum a row in
-// fp32; measured in reports/executor-h200x4.md); cuBLASLt's. Kernels of ours that need less are left out. copied: whether
-// NCCL is left out of an operation.
+// fp32, with grouped queries also bf16 gradients of keys and values; to the MiB what 21 runs of four models took,
+// reports/executor-h200x4.md); cuBLASLt's. Kernels of ours that need less are left out. copied: whether NCCL is left out of
+// an operation.
 int64_t workspace_bytes(const StepProgram& program, const std::function<bool(const Op&)>& copied);
 
 }  // namespace mop::program

@@ -194,6 +194,12 @@ TEST_F(Validate, BothTimelinesInOneFile) {
   EXPECT_EQ(operations[0], operations[2]);  // the same program
   EXPECT_EQ(json::parse(folder.read("m.json")).at("traceEvents").empty(), false);
 
+  // Carried away with its database, from another folder.
+  std::filesystem::create_directory(folder.path() / "away");
+  const int64_t elsewhere = run("elsewhere", "mop", {"--trace", folder.path() / "away" / "kept.json"});
+  std::filesystem::rename(folder.path() / "away" / "kept.json", folder.path() / "kept.json");
+  EXPECT_EQ(validate({"--where", "id=" + std::to_string(elsewhere), "--trace", "both.json"}).status, 0);
+
   const Ended itself = validate({"--where", where, "--trace", "m.json"});
   EXPECT_EQ(itself.status, 2);
   EXPECT_THAT(itself.err, HasSubstr("is the measured timeline itself"));
@@ -202,7 +208,7 @@ TEST_F(Validate, BothTimelinesInOneFile) {
   EXPECT_EQ(gone.status, 2);
   EXPECT_THAT(gone.err, HasSubstr("neither here nor beside 'results.db'"));
   const int64_t untraced = run("untraced");
-  EXPECT_THAT(validate({"--trace", "both.json"}).err, HasSubstr("2 are chosen; add --where id=N"));
+  EXPECT_THAT(validate({"--trace", "both.json"}).err, HasSubstr("3 are chosen; add --where id=N"));
   EXPECT_THAT(validate({"--where", "id=" + std::to_string(untraced), "--trace", "both.json"}).err,
               HasSubstr("kept no timeline"));
 }

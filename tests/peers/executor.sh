@@ -45,8 +45,9 @@ run_mop() {  # run_mop SECONDS ROW ARGUMENTS...
   [[ $who == *mop* ]] || return 0
   local command=("$mop" run --data "$data" --cluster h200x4 --gpus "$gpus" --lr-decay constant --format json --db "$out/results.db" "$@")
   [[ " $* " == *" --plan "* ]] || command+=(--plan mop)
-  [[ " $* " == *" --steps "* ]] || command+=(--steps "$steps" --lr 1e-4 --warmup "$((steps / 2))")
-  [ -z "${TRACE:-}" ] || command+=(--profile-steps "$((steps - 1))" --trace "$out/$row.json")
+  local few=$steps
+  if [[ " $* " =~ " --steps "([0-9]+) ]]; then few=${BASH_REMATCH[1]}; else command+=(--steps "$steps" --lr 1e-4 --warmup "$((steps / 2))"); fi
+  [ -z "${TRACE:-}" ] || command+=(--profile-steps "$((few > 1 ? few - 1 : 1))" --trace "$out/$row.json")
   echo "== $(date +%T) mop, $row: ${command[*]}" | tee -a "$out/log.txt"
   printf '{"row":"%s","gpus":%s,"command":"%s"}\n' "$row" "$gpus" "${command[*]}" >> "$out/mop_steps.jsonl"
   timeout -k 5 "$limit" "${command[@]}" 2>> "$out/log.txt" >> "$out/mop_steps.jsonl"
@@ -78,8 +79,7 @@ for row in "${@:-qwen oss-offload oss-hbm}"; do for row in $row; do
     ;;
   qwen)
     run_mop 180 qwen --model "$qwen" --context 4096 --sequences 8
-    run_peer 200 qwen "${peer_qwen[@]}" --context 4096 --sequences 8 --gate-up-blocks "$gpus" ||
-      run_peer 200 qwen "${peer_qwen[@]}" --context 4096 --sequences 8
+    run_peer 200 qwen "${peer_qwen[@]}" --context 4096 --sequences 8   # with --gate-up-blocks 4 the allocator ran out 38 times in 20 steps
     ;;
   oss-offload)   # optimizer states on the host
     run_mop 300 oss-offload --model "$oss" --context 4096 --sequences 8 --optimizer stream
