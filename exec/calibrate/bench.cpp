@@ -28,6 +28,9 @@ constexpr double kPointSeconds = 20e-3, kBatchSeconds = 200e-6, kWindowSeconds =
 // A GPU whose clock has not come down yet is a tenth faster than one in the midst of a step: what is measured comes behind
 // some tens of milliseconds of products and copies, as many of either as a step has.
 constexpr double kHeatSeconds = 40e-3, kRoundSeconds = 1.7e-3;  // of heat; a round takes no less
+// Of a kernel and a transfer by turns: of the kernel alone; of the kernel beside the transfer, of what that takes alone.
+constexpr double kAloneSeconds = 3e-3, kCover = 3;
+constexpr int kRounds = 8;
 constexpr int64_t kHeatBytes = int64_t{1} << 30, kSquare = 8192, kFlushBytes = int64_t{128} << 20;
 constexpr int64_t kAlign = 256, kBlock = 1 << 20;  // of the arena; random numbers, repeated
 
@@ -202,15 +205,17 @@ void Bench::heat(double seconds, cudaStream_t stream) {
   }
 }
 
-Seconds Bench::time(const Work& work, cudaStream_t stream, bool mine, Runs runs) {
+Seconds Bench::time(const Work& work, cudaStream_t stream, Runs runs, bool mine) {
   ensure(mine || rank() > 0, "rank 0 measures everything");
-  double launching = 0;  // of one run, by the host
+  const bool kernel = runs == Runs::warm || runs == Runs::cold;
+  double launching = 0, once = 0;  // of one run, by the host and by the device
   const auto run = [&](int repeats, int batch) {
     // Launches are ahead of the device, too, as they are in a step: else small work would take as long as its launch.
     const double ahead = std::min(launching * repeats * batch, 0.1);
     heat(launching > 0 ? std::max(ahead, kHeatSeconds) : 0, stream);
     const Clock::time_point begin = Clock::now();
     for (int r = 0; r < repeats; ++r) {
+      if (kernel && r > 0) heat(std::max(kRoundSeconds, once * batch), stream);
       if (runs == Runs::cold)
         check(cudaMemcpyAsync(heat_.get(), heat_.get() + kFlushBytes, static_cast<size_t>(kFlushBytes),
                               cudaMemcpyDeviceToDevice, stream),
@@ -230,9 +235,9 @@ Seconds Bench::time(const Work& work, cudaStream_t stream, bool mine, Runs runs)
     }
     return all;
   };
-  double once = 1;
   if (mine) run(1, 1), launching = 0, once = run(1, 1)[0];  // plans and connections are made by the first
-  const int batch = from_first(runs != Runs::in_a_row ? 1 : static_cast<int>(std::clamp(kBatchSeconds / once, 1.0, 20.0))),
+  const bool several = runs == Runs::warm || runs == Runs::in_a_row;
+  const int batch = from_first(several ? static_cast<int>(std::clamp(kBatchSeconds / once, 1.0, 20.0)) : 1),
             repeats = from_first(static_cast<int>(std::clamp(kPointSeconds / (once * batch), 3.0, 10.0)));
   return mine ? run(repeats, batch) : Seconds();
 }
@@ -275,6 +280,66 @@ std::pair<Seconds, Seconds> Bench::beside(const Job& a, const Job& b, bool mine)
     for (size_t i = 1; i < at[j].size(); ++i)  // the first one begins without the other
       if (i > 1 && at[j][i] <= end) of[j].push_back(std::max(1e-9, at[j][i] - at[j][i - 1]));
   return {of[0], of[1]};
+}
+
+std::pair<std::vector<double>, std::vector<double>> Bench::slowdowns(const Job& kernel, const Job& transfer) {
+  struct Round {
+    std::vector<cudaEvent_t> alone, beside;  // of the kernel: begin, and the end of every run
+    std::array<cudaEvent_t, 2> transfer_alone{}, transfer_beside{};
+  };
+  const auto runs = [&](double seconds) { return static_cast<int>(std::clamp(std::ceil(seconds / kernel.alone), 2.0, 80.0)); };
+  const int alone = runs(kAloneSeconds), beside = runs(kCover * transfer.alone);
+  std::vector<Round> rounds(kRounds);
+  size_t used = 0;
+  const auto mark = [&](cudaStream_t stream) {
+    cudaEvent_t const one = event(used++);
+    check(cudaEventRecord(one, stream), "an event");
+    return one;
+  };
+  const auto run = [&](const Job& job, int count) {
+    std::vector<cudaEvent_t> marks{mark(job.stream)};
+    for (int i = 0; i < count; ++i) job.work(job.stream), marks.push_back(mark(job.stream));
+    return marks;
+  };
+  const auto wait = [](cudaStream_t stream, cudaEvent_t one) { check(cudaStreamWaitEvent(stream, one, 0), "an event"); };
+  peers_.barrier();
+  heat(kHeatSeconds, kernel.stream);
+  for (Round& round : rounds) {
+    heat(2 * kRoundSeconds, kernel.stream);
+    round.alone = run(kernel, alone);
+    wait(transfer.stream, round.alone.back());
+    transfer.work(transfer.stream);  // after which all ranks are at the same place
+    const std::vector<cudaEvent_t> once = run(transfer, 1);
+    round.transfer_alone = {once[0], once[1]};
+    cudaEvent_t const begin = mark(transfer.stream);
+    transfer.work(transfer.stream);
+    round.transfer_beside = {begin, mark(transfer.stream)};
+    wait(kernel.stream, begin);
+    round.beside = run(kernel, beside);
+    wait(kernel.stream, round.transfer_beside[1]);
+  }
+  for (const Job* job : {&kernel, &transfer}) check(cudaStreamSynchronize(job->stream), "a benchmark");
+  const auto between = [](cudaEvent_t from, cudaEvent_t to) {
+    float milliseconds = 0;
+    check(cudaEventElapsedTime(&milliseconds, from, to), "an event");
+    return std::max(1e-9, milliseconds * 1e-3);
+  };
+  Seconds of_kernel, of_kernel_beside, of_transfer, of_transfer_beside;
+  for (const Round& round : rounds) {
+    for (size_t i = 1; i < round.alone.size(); ++i) of_kernel.push_back(between(round.alone[i - 1], round.alone[i]));
+    of_transfer.push_back(between(round.transfer_alone[0], round.transfer_alone[1]));
+    const double lasted = between(round.transfer_beside[0], round.transfer_beside[1]);
+    const auto after_begin = [&](cudaEvent_t one) { return between(round.transfer_beside[0], one); };
+    if (after_begin(round.beside.back()) >= lasted) of_transfer_beside.push_back(lasted);
+    for (size_t i = 1; i < round.beside.size() && after_begin(round.beside[i]) <= lasted; ++i)
+      of_kernel_beside.push_back(between(round.beside[i - 1], round.beside[i]));
+  }
+  const auto over = [](Seconds these, const Seconds& those) {
+    const double one = median(those);
+    for (double& seconds : these) seconds /= one;
+    return these;
+  };
+  return {over(of_kernel_beside, of_kernel), over(of_transfer_beside, of_transfer)};
 }
 
 std::vector<std::vector<double>> Bench::by_rank(const std::vector<double>& values) {

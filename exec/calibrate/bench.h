@@ -42,9 +42,12 @@ struct Libraries {
 };
 
 enum class Runs {
+  // Of kernels: behind heat every time, since in a step, too, the clock is that of what ran before.
+  warm,  // small ones several between two events
+  cold,  // one, and nothing of its operands in the cache
+  // Of exchanges and copies: one after the other, since what ranks do in between would have them wait for one another.
   in_a_row,    // small ones several between two events
   one_by_one,  // each by itself between two events
-  cold,        // likewise, and nothing of its operands in the cache
 };
 
 class Bench {
@@ -86,9 +89,13 @@ class Bench {
   bool more();
 
   // Runs it again and again, on all ranks at once, behind heat. mine: whether this rank runs it; rank 0 always does.
-  Seconds time(const Work& work, cudaStream_t stream, bool mine = true, Runs runs = Runs::in_a_row);
+  Seconds time(const Work& work, cudaStream_t stream, Runs runs, bool mine = true);
   // Both again and again at the same time, on streams of their own: seconds of each while the other was running.
   std::pair<Seconds, Seconds> beside(const Job& a, const Job& b, bool mine = true);
+  // How many times as long a kernel and a transfer take beside one another as alone: by turns, some milliseconds each, so that
+  // all have the clock of the same mixture. The transfer begins first, as what comes late waits for room among the
+  // multiprocessors. Every rank comes.
+  std::pair<std::vector<double>, std::vector<double>> slowdowns(const Job& kernel, const Job& transfer);
   double agreed(const Seconds& seconds);  // the median of all ranks' seconds
   int64_t used_bytes() const;             // of HBM, once nothing runs
 

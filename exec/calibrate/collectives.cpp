@@ -24,7 +24,7 @@ void measure(Bench& bench, const std::string& table, const std::string& what, Co
              const Work& work, Runs runs = Runs::in_a_row) {
   bench.point(table, what + "; (ranks, bytes of the full buffer) -> bus bytes/s",
               {static_cast<double>(size), static_cast<double>(bytes)}, bus_bytes(collective, size, divisible(bytes, size)),
-              bench.time(work, bench.transfer(), bench.in_group(size), runs));
+              bench.time(work, bench.transfer(), runs, bench.in_group(size)));
   bench.release();
 }
 

@@ -33,7 +33,8 @@ void host_copies(Bench& bench) {
   for (const int gpus : std::set<int>{1, std::min(2, bench.ranks()), bench.ranks()}) {
     if (!bench.more()) return;
     const bool mine = bench.rank() < gpus;
-    const Seconds alone_up = bench.time(up, bench.up(), mine), alone_down = bench.time(down, bench.down(), mine);
+    const Seconds alone_up = bench.time(up, bench.up(), Runs::in_a_row, mine),
+                  alone_down = bench.time(down, bench.down(), Runs::in_a_row, mine);
     const Job job_up{up, bench.up(), bench.agreed(alone_up)}, job_down{down, bench.down(), bench.agreed(alone_down)};
     const auto [beside_up, beside_down] = bench.beside(job_up, job_down, mine);
     // Sums over the GPUs: the median of a GPU's rate, times how many there are.
@@ -64,7 +65,7 @@ void host_copies(Bench& bench) {
     record("both", "both ways at once, sum", both);
   }
   const bool first = bench.rank() == 0;
-  Seconds small = bench.time([=](cudaStream_t s) { copy(pinned, device, kSmall, s); }, bench.down(), first, Runs::one_by_one);
+  Seconds small = bench.time([=](cudaStream_t s) { copy(pinned, device, kSmall, s); }, bench.down(), Runs::one_by_one, first);
   for (double& s : small) s *= 1e9;
   bench.figure("copy_latency_ns", "64 KiB to pinned memory, one GPU", small);
   bench.peers().barrier();

@@ -47,13 +47,6 @@ class BothWays {
   cudaEvent_t begun_ = nullptr, done_ = nullptr;
 };
 
-// Of the runs beside the other over the run alone.
-std::vector<double> slowdowns(const Seconds& beside, double alone) {
-  std::vector<double> all;
-  for (const double seconds : beside) all.push_back(seconds / alone);
-  return all;
-}
-
 }  // namespace
 
 void interference(Bench& bench) {
@@ -61,14 +54,14 @@ void interference(Bench& bench) {
   const int64_t rows = 32768, hidden = 2048;
   const kernels::Matrix x = bench.matrix(rows, hidden), w = bench.matrix(1, hidden), residual = bench.matrix(rows, hidden),
                         y = bench.matrix(rows, hidden);
-  const AttentionWork attention = attention_work(bench, attention_shape(128, 128, 32, 16384, 0));
+  const AttentionWork attention = attention_work(bench, attention_shape(128, 128, 96, 4096, 0));
   attention.forward(bench.compute());  // what backward starts from
   std::vector<Named> victims{
       {"matmul", "8192^3 matmul", {dense_product(bench, 8192, 8192, 8192, false), bench.compute(), 0}},
       {"grouped_matmul",
        "grouped matmul of 32 experts, (262144, 1536, 2048)",
        {experts_product(bench, 32, 2048, 1536, 262144, false), bench.compute(), 0}},
-      {"attention", "attention backward, 32 heads of 128, 16384 tokens", {attention.backward, bench.compute(), 0}},
+      {"attention", "attention backward, 96 heads of 128, 4096 tokens", {attention.backward, bench.compute(), 0}},
       {"memory_bound",
        "RMSNorm of 32768 x 2048 with its residual",
        {[=](cudaStream_t s) {
@@ -92,18 +85,18 @@ void interference(Bench& bench) {
   others.push_back(
       {"host_copies", "from and to the host, both ways", {[&both](cudaStream_t s) { both.run(s); }, bench.up(), 0}});
   for (std::vector<Named>* jobs : {&victims, &others})
-    for (Named& one : *jobs) one.job.alone = bench.agreed(bench.time(one.job.work, one.job.stream));
+    for (Named& one : *jobs) one.job.alone = bench.agreed(bench.time(one.job.work, one.job.stream, Runs::one_by_one));
   for (const Named& kernel : victims)
     for (const Named& other : others) {
       if (!bench.more()) return;
-      const auto [of_kernel, of_other] = bench.beside(kernel.job, other.job);
+      const auto [of_kernel, of_other] = bench.slowdowns(kernel.job, other.job);
       bench.figure(fmt::format("{}_{}_slowdown", other.name, kernel.name),
                    fmt::format("{} under {} {}", kernel.what, other.name, other.what),
-                   slowdowns(of_kernel, kernel.job.alone));
+                   of_kernel);
       const bool usual = std::string_view(kernel.name) == "matmul";
       bench.figure(usual ? fmt::format("{}_slowdown", other.name) : fmt::format("{}_under_{}_slowdown", other.name, kernel.name),
                    fmt::format("{} {} under {}", other.name, other.what, kernel.what),
-                   slowdowns(of_other, other.job.alone));
+                   of_other);
     }
   bench.peers().barrier();
   bench.release();

@@ -29,7 +29,7 @@ constexpr int64_t kHidden = 2048, kHeads = 32, kWidth = 128, kExperts = 128, kCh
 constexpr float kEps = 1e-6F;
 constexpr double kCacheBytes = 32e6;  // of less, most is still in the cache when a step comes to it
 
-Runs runs_of(double bytes) { return bytes >= kCacheBytes ? Runs::cold : Runs::in_a_row; }
+Runs runs_of(double bytes) { return bytes >= kCacheBytes ? Runs::cold : Runs::warm; }
 
 class Kernels {
  public:
@@ -44,7 +44,7 @@ class Kernels {
     if (!bench_.more()) return;
     const double bytes = static_cast<double>(elements) * (read + written);
     bench_.point(fmt::format("native_{}", kernel), fmt::format("kernels/, {}; (bytes read + written) -> bytes/s", kernel),
-                 {bytes}, bytes, bench_.time(run, bench_.compute(), true, runs_of(bytes)));
+                 {bytes}, bytes, bench_.time(run, bench_.compute(), runs_of(bytes)));
   }
   float* scratch(int64_t bytes) { return reinterpret_cast<float*>(bench_.take(std::max<int64_t>(bytes, 256))); }
   Matrix rows(int64_t cols, Type type = Type::bf16) { return bench_.matrix(n_, cols, type); }
@@ -89,17 +89,20 @@ class Kernels {
     bench_.release();
   }
 
+  // Of all copies, as in a round.
   void activations() {
-    const Matrix gate_up = rows(2 * kInner), act = rows(kInner), d_act = rows(kInner), d_gate_up = rows(2 * kInner),
-                 weighted = rows(kInner);
-    auto *const weights = static_cast<float*>(bench_.matrix(1, n_, Type::f32).data),
-                *const d_weights = static_cast<float*>(bench_.matrix(1, n_, Type::f32).data);
+    const int64_t copies = n_ * kChoices;
+    const auto of_copies = [&](int64_t cols) { return bench_.matrix(copies, cols); };
+    const Matrix gate_up = of_copies(2 * kInner), act = of_copies(kInner), d_act = of_copies(kInner),
+                 d_gate_up = of_copies(2 * kInner), weighted = of_copies(kInner);
+    auto *const weights = static_cast<float*>(bench_.matrix(1, copies, Type::f32).data),
+                *const d_weights = static_cast<float*>(bench_.matrix(1, copies, Type::f32).data);
     for (const bool clamped : {false, true}) {
       const Activation f = clamped ? Activation{true, 7, 1.702F} : Activation{};
-      measure(clamped ? "clamped_swiglu" : "swiglu", n_ * kInner, 4, 2, [=](cudaStream_t s) {
+      measure(clamped ? "clamped_swiglu" : "swiglu", copies * kInner, 4, 2, [=](cudaStream_t s) {
         swiglu({gate_up, act, f}, s);
       });
-      measure(clamped ? "clamped_swiglu_bwd" : "swiglu_bwd", n_ * kInner, 8, 6, [=](cudaStream_t s) {
+      measure(clamped ? "clamped_swiglu_bwd" : "swiglu_bwd", copies * kInner, 8, 6, [=](cudaStream_t s) {
         routed_swiglu_bwd({gate_up, d_act, act, {}, weights, d_gate_up, weighted, d_weights, f, nullptr, nullptr, 0}, s);
       });
     }
@@ -160,13 +163,12 @@ class Kernels {
     std::vector<ExpertRows> experts;
     std::vector<void*> d_biases;
     for (int64_t e = 0; e < kExperts; ++e) {
-      experts.push_back({static_cast<int32_t>(e * n_ / kExperts), static_cast<int32_t>(n_ / kExperts)});
+      experts.push_back({static_cast<int32_t>(e * copies / kExperts), static_cast<int32_t>(copies / kExperts)});
       d_biases.push_back(static_cast<std::byte*>(biases.data) + 2 * e * kHidden);
     }
-    float* const sums = scratch(column_sum_scratch(n_, kHidden, static_cast<int>(kExperts)));
-    const Matrix few = rows(kHidden);
-    measure("expert_bias_bwd", n_ * kHidden, 2, 0, [=, &experts, &d_biases](cudaStream_t s) {
-      expert_bias_bwd({few, nullptr, experts.data(), d_biases.data(), static_cast<int>(kExperts), Type::bf16, sums}, s);
+    float* const sums = scratch(column_sum_scratch(copies, kHidden, static_cast<int>(kExperts)));
+    measure("expert_bias_bwd", copies * kHidden, 2, 0, [=, &experts, &d_biases](cudaStream_t s) {
+      expert_bias_bwd({sent_x, nullptr, experts.data(), d_biases.data(), static_cast<int>(kExperts), Type::bf16, sums}, s);
     });
     bench_.release();
   }
@@ -213,8 +215,9 @@ class Kernels {
       column_sum({a, sums, false, work}, s);
     });
     measure("sum_replicas", all, 2, 1, [=](cudaStream_t s) { sum_replicas({a, half, 2, kWidth}, s); });
-    measure("square_sum", all, 2, 0, [=](cudaStream_t s) {
-      square_sum({a, 1, sum, false, reinterpret_cast<double*>(work)}, s);
+    const Matrix shard = bench_.matrix(n_ * kChoices, kHidden);  // of the gradients of a layer's experts
+    measure("square_sum", shard.rows * kHidden, 2, 0, [=](cudaStream_t s) {
+      square_sum({shard, 1, sum, false, reinterpret_cast<double*>(work)}, s);
     });
     bench_.release();
   }
@@ -257,7 +260,7 @@ void kernels_of_memory(Bench& bench) {
                       check(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes / 2), cudaMemcpyDeviceToDevice, stream),
                             "a copy");
                     },
-                    bench.compute(), true, runs_of(moved)));
+                    bench.compute(), runs_of(moved)));
     bench.release();
   }
   for (const int64_t tokens : {32768, 4096, 512})

@@ -140,10 +140,14 @@ PeerMemory::PeerMemory(std::byte* arena, const std::vector<plan::Span>& reducing
   check(cudaDeviceSynchronize(), "signals");
   const std::vector<Handles> handles = launch::everyones(peers_, Handles{handle_of(arena), handle_of(shared_.get())});
   check(cudaEventCreateWithFlags(&begun_, cudaEventDisableTiming), "an event");
-  for (Lane& lane : lanes_) {
-    check(cudaStreamCreateWithFlags(&lane.stream, cudaStreamNonBlocking), "a stream");
+  int least = 0, greatest = 0;
+  check(cudaDeviceGetStreamPriorityRange(&least, &greatest), "priorities");
+  const auto make = [](Lane& lane, int priority) {
+    check(cudaStreamCreateWithPriority(&lane.stream, cudaStreamNonBlocking, priority), "a stream");
     check(cudaEventCreateWithFlags(&lane.done, cudaEventDisableTiming), "an event");
-  }
+  };
+  for (Lane& lane : lanes_) make(lane, least);
+  make(home_, greatest);
   std::array<char, kText> obstacle{};
   for (int rank = 0; rank < ranks_; ++rank) {
     const Card& card = cards[static_cast<size_t>(rank)];
@@ -163,7 +167,9 @@ PeerMemory::PeerMemory(std::byte* arena, const std::vector<plan::Span>& reducing
 }
 
 PeerMemory::~PeerMemory() {
-  for (const Lane& lane : lanes_) cudaStreamDestroy(lane.stream), cudaEventDestroy(lane.done);
+  const auto end = [](const Lane& lane) { cudaStreamDestroy(lane.stream), cudaEventDestroy(lane.done); };
+  std::ranges::for_each(lanes_, end);
+  end(home_);
   cudaEventDestroy(begun_);
   for (const Peer& peer : all_)
     for (std::byte* memory : {peer.arena, peer.shared})
@@ -241,11 +247,16 @@ void PeerMemory::exchange(const plan::Span& group, int64_t bytes, const From& fr
 void PeerMemory::all_gather(const plan::Span& group, const std::byte* in, std::byte* out, int64_t bytes,
                             cudaStream_t queue) {
   std::byte* const home = out + group.index(rank_) * bytes;
-  if (home != in)
-    check(cudaMemcpyAsync(home, in, static_cast<size_t>(bytes), cudaMemcpyDeviceToDevice, queue), "a shard");
+  if (home != in) {
+    check(cudaEventRecord(begun_, queue), "a shard");
+    check(cudaStreamWaitEvent(home_.stream, begun_, 0), "a shard");
+    check(cudaMemcpyAsync(home, in, static_cast<size_t>(bytes), cudaMemcpyDeviceToDevice, home_.stream), "a shard");
+    check(cudaEventRecord(home_.done, home_.stream), "a shard");
+  }
   exchange(
       group, bytes, [&](int64_t) { return in; },
       [&](const Peer& peer, int64_t) { return peer.arena + (home - arena_); }, queue);
+  if (home != in) check(cudaStreamWaitEvent(queue, home_.done, 0), "a shard");
 }
 
 void PeerMemory::reduce_scatter(const plan::Span& group, const std::byte* in, kernels::Type type,

@@ -68,6 +68,7 @@ class PeerMemory {
   DeviceBytes shared_;  // written by the peers: signals (2, ranks) u32, then the landing zone
   std::vector<Peer> all_;
   std::array<Lane, kLanes> lanes_{};
+  Lane home_;  // what stays here is copied by multiprocessors: it waits for room among them, and the others need not
   cudaEvent_t begun_ = nullptr;
   std::string obstacle_;  // why some rank of the run does not reach another of its host, the same on all; empty where all do
 };
