@@ -18,6 +18,7 @@ struct CompiledDemand {
   uint32_t weight;
   uint16_t mask;  // bit by resource used
   uint8_t uses;
+  bool takes_room, needs_room;
   std::array<Use, 8> use;
 };
 

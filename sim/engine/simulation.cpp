@@ -195,15 +195,19 @@ void Simulation::start(uint32_t s, Cause cause) {
     return;
   }
   slot.remaining = slot.demand->duration * kFull;
-  slot.since = now_;
-  slot.rate = kFull;  // until the batch of this time stamp is solved
-  acquire(slot);
-  heap_.set(s, now_ + slot.demand->duration);
+  if (slot.demand->takes_room) rank.taking |= 1u << slot.stream;
+  slot.room_of = slot.demand->needs_room ? earlier(rank, slot) : 0;
+  if (slot.room_of == 0) return admit(s);
+  rank.without |= 1u << slot.stream;
+  heap_.set(s, kNever);
 }
 
 void Simulation::finish_work(uint32_t s) {
   Slot& slot = slots_[s];
-  if (slot.demand->duration > 0) release(slot);
+  if (slot.demand->duration > 0) {
+    release(slot);
+    if (slot.demand->takes_room) make_room(ranks_[slot.rank], slot);
+  }
   if (slot.meeting == kNone) {
     complete(s);
     return;
@@ -318,6 +322,39 @@ void Simulation::begin_records(RankState& rank, int32_t step) {
     rank.spare.pop_back();
   }
   rank.records[set_of(step)] = rank.history.back().get();
+}
+
+// ---- Room ----
+
+// What starts at the same time leaves room: which of the two is considered first must not matter.
+uint32_t Simulation::earlier(const RankState& rank, const Slot& slot) const {
+  uint32_t streams = 0;
+  for (uint32_t taking = rank.taking & ~(1u << slot.stream); taking; taking &= taking - 1) {
+    const auto stream = static_cast<uint32_t>(std::countr_zero(taking));
+    const Slot& other = slots_[rank.first_slot + stream];
+    if (rank.records[other.set][other.task].start < now_) streams |= 1u << stream;
+  }
+  return streams;
+}
+
+void Simulation::admit(uint32_t s) {
+  Slot& slot = slots_[s];
+  slot.since = now_;
+  slot.rate = kFull;  // until the batch of this time stamp is solved
+  acquire(slot);
+  heap_.set(s, now_ + slot.demand->duration);
+}
+
+void Simulation::make_room(RankState& rank, const Slot& slot) {
+  const uint32_t bit = 1u << slot.stream;
+  rank.taking &= ~bit;
+  for (uint32_t without = rank.without; without; without &= without - 1) {
+    const auto stream = static_cast<uint32_t>(std::countr_zero(without));
+    Slot& other = slots_[rank.first_slot + stream];
+    if ((other.room_of &= ~bit) != 0) continue;
+    rank.without &= ~(1u << stream);
+    admit(rank.first_slot + stream);
+  }
 }
 
 // ---- Resources ----

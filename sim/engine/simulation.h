@@ -50,7 +50,8 @@ struct alignas(64) Slot {
   uint32_t task = 0;
   int32_t step = 0;
   uint32_t meeting = kNone;
-  uint8_t set = 0;  // step % kSets
+  uint32_t room_of = 0;  // bit by stream of its rank: whose running task must end before this one gets room
+  uint8_t set = 0;       // step % kSets
   uint8_t stream = 0;
   State state = State::idle;
 };
@@ -77,6 +78,8 @@ struct RankState {
   std::array<Record*, kSets> records{};  // by task
 
   uint32_t running = 0;  // bit by stream: its task holds resources
+  uint32_t taking = 0;   // likewise: and all the room
+  uint32_t without = 0;  // likewise: its task has started, and waits for room
   uint32_t over = 0;     // as in the node, for the resources of its own
   bool dirty = false;
   std::array<int64_t, kResources> load{};
@@ -120,6 +123,11 @@ class Simulation {
   void end_step(RankState& rank, Cause cause);
   void end_step_everywhere(int32_t step, Cause cause);
   void begin_records(RankState& rank, int32_t step);
+
+  // Who gets room. earlier: the streams of a rank whose running tasks leave none to what starts now.
+  uint32_t earlier(const RankState& rank, const Slot& slot) const;
+  void admit(uint32_t s);
+  void make_room(RankState& rank, const Slot& slot);
 
   // Who holds which resources, and how fast that lets them run.
   void acquire(Slot& slot);

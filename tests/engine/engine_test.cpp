@@ -304,5 +304,50 @@ TEST(Engine, UseIsWorkTimesShareHoweverSlow) {
   EXPECT_TRUE(report.ranks[0].used[size_t(kShared)] == 3 * (__int128{777} * 900001 + __int128{555} * 123457));
 }
 
+TEST(Room, WhatStartsBesideAKernelThatTookItAllWaits) {
+  Program p;
+  const uint32_t copy = p.task(1, 300), big = p.task(0, 1000), small = p.task(1, 50, {copy}), next = p.task(0, 1000, {big});
+  for (const uint32_t t : {big, next}) p.graph.demands[p[t].demand].takes_room = true;
+  p.graph.demands[p[small].demand].needs_room = true;
+  p.task(2, 1);
+  p.barrier();
+  const Report report = run_steps(machine_of({p}), 2);
+  const std::vector<Span>& spans = report.ranks[0].spans;
+  const Time begin = spans[big].start;
+  EXPECT_EQ(spans[small].start, begin + 300);         // it has begun, as far as its stream can tell
+  EXPECT_EQ(spans[small].end, begin + 1000 + 50);     // and runs before the next kernel fills the place
+  EXPECT_EQ(spans[next].end, begin + 2000);           // which it does not hold up
+}
+
+TEST(Room, ThereIsSomeForWhatStartsFirstOrAtTheSameTime) {
+  for (const Time first : {0, 10}) {
+    Program p;
+    const uint32_t wait = p.task(0, first), big = p.task(0, 1000, {wait}), small = p.task(1, 50);
+    p.graph.demands[p[big].demand].takes_room = true;
+    p.graph.demands[p[small].demand].needs_room = true;
+    p.barrier();
+    const std::vector<Span> spans = run_steps(machine_of({p}), 2).ranks[0].spans;
+    EXPECT_EQ(spans[small].end - spans[small].start, 50);
+  }
+}
+
+TEST(Room, OnlyOnTheSameGpu) {
+  Program busy, idle;
+  const uint32_t big = busy.task(0, 1000);
+  busy.graph.demands[busy[big].demand].takes_room = true;
+  Program* const both[] = {&busy, &idle};
+  uint32_t met[2] = {};
+  for (int i = 0; i < 2; ++i) {
+    const uint32_t before = both[i]->task(1, 100);
+    met[i] = both[i]->meet(0, 2, 200, {before});
+    both[i]->graph.demands[(*both[i])[met[i]].demand].needs_room = true;
+    both[i]->barrier();
+  }
+  const Report report = run_steps(machine_of({busy, idle}), 2);
+  // Both end together, when the one that waited for room has done its part.
+  EXPECT_EQ(report.ranks[0].spans[met[0]].end - report.ranks[0].spans[big].start, 1200);
+  EXPECT_EQ(report.ranks[1].spans[met[1]].end, report.ranks[0].spans[met[0]].end);
+}
+
 }  // namespace
 }  // namespace mop::engine

@@ -52,7 +52,7 @@ Draw shape(int trial, std::mt19937& random) {
   draw.classes = 1 + static_cast<uint32_t>(random() % 2);
   draw.ranks_of_class = 1 + static_cast<uint32_t>(random() % (8 / draw.classes));
   draw.streams = 2 + static_cast<uint32_t>(random() % 5);
-  draw.contention = trial % 5 != 0;
+  draw.contention = trial % 5 > 1;
   draw.launches = trial % 3 != 0;
   draw.carried = trial % 2 != 0;
   draw.meetings = trial % 7 != 0;

@@ -18,6 +18,7 @@ struct Instance {
   int step;
   double remaining = 0, start = kInfinity, work_end = kInfinity, end = kInfinity;
   bool arrived = false;
+  std::vector<size_t> room_of;  // instances of its rank that must end before it gets room
   std::vector<std::pair<size_t, size_t>>
       meets;  // (rank, instance) of all that meet; just itself without a communicator
 };
@@ -83,6 +84,19 @@ struct Slow {
   }
 
   bool running(const Instance& i) const { return i.start < kInfinity && i.work_end == kInfinity; }
+  const Demand& demand(size_t r, const Instance& i) const { return graph(r).demands[graph(r).tasks[i.task].demand]; }
+  bool has_room(size_t r, const Instance& i) const {
+    return std::all_of(i.room_of.begin(), i.room_of.end(),
+                       [&](size_t other) { return ranks[r][other].work_end < kInfinity; });
+  }
+  void start(size_t r, Instance& i) {
+    i.start = now;
+    if (!demand(r, i).needs_room || i.remaining == 0) return;
+    for (size_t other = 0; other < ranks[r].size(); ++other) {
+      const Instance& before = ranks[r][other];
+      if (running(before) && before.start < now - kEpsilon && demand(r, before).takes_room) i.room_of.push_back(other);
+    }
+  }
 
   // Raises the level in small exact strides: to the next bound or the next saturation.
   void share(std::vector<Flow>& flows) const {
@@ -136,7 +150,7 @@ struct Slow {
         for (size_t n = 0; n < ranks[r].size(); ++n) {
           Instance& i = ranks[r][n];
           if (i.end < kInfinity) continue;
-          if (running(i) && i.remaining <= kEpsilon) {
+          if (running(i) && i.remaining <= kEpsilon && (i.room_of.empty() || has_room(r, i))) {
             i.work_end = now;
             changed = true;
           }
@@ -147,7 +161,7 @@ struct Slow {
                                [&](auto p) { return holds(ranks[p.first][p.second]); });
           };
           if (i.start == kInfinity && every([](const Instance& p) { return p.arrived; })) {
-            for (const auto& [other, at] : all) ranks[other][at].start = now;
+            for (const auto& [other, at] : all) start(other, ranks[other][at]);
             changed = true;
           }
           if (i.end == kInfinity && every([](const Instance& p) { return p.work_end < kInfinity; })) {
@@ -176,7 +190,7 @@ struct Slow {
           Instance i;
           i.task = t;
           i.step = step;
-          i.remaining = double(graph(r).demands[graph(r).tasks[t].demand].duration);
+          i.remaining = double(demand(r, i).duration);
           ranks[r].push_back(i);
         }
       }
@@ -195,7 +209,7 @@ struct Slow {
           if (end > now + kEpsilon) next = std::min(next, end);
         }
         for (Instance& i : ranks[r]) {
-          if (!running(i)) continue;
+          if (!running(i) || !has_room(r, i)) continue;
           flows.push_back({&graph(r).demands[graph(r).tasks[i.task].demand], r});
           owners.push_back(&i);
         }
