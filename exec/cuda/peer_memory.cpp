@@ -262,7 +262,7 @@ void PeerMemory::all_gather(const plan::Span& group, const std::byte* in, std::b
 void PeerMemory::reduce_scatter(const plan::Span& group, const std::byte* in, kernels::Type type,
                                 const kernels::Matrix& out, bool accumulate, cudaStream_t queue) {
   const int64_t index = group.index(rank_), each = static_cast<int64_t>(kernels::size_of(type)), bytes = out.cols * each;
-  const int64_t slot = program::kLandingBytes / (group.size - 1) / kAlign * kAlign;
+  const int64_t slot = program::landing_slot(group.size);
   // Where in the zone of rank `to` of the group rank `from` writes.
   const auto slot_of = [&](int64_t from, int64_t to) { return (from - to - 1 + group.size) % group.size * slot; };
   for (int64_t first = 0; first < bytes; first += slot) {

@@ -20,6 +20,9 @@ struct Price {
   engine::Demand demand;
   engine::Time launch_ns = 0;  // CPU time to launch it
   bool outside = false;        // beyond the shapes that were measured
+  // Of an exchange, what each rank does with what it has received; both come by turns, so many times.
+  engine::Demand after{};
+  int turns = 1;
 };
 
 // Where the ranks of a communicator are. Groups that do not align with the nodes differ among themselves;

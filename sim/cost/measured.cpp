@@ -84,6 +84,7 @@ class Measured : public CostModel {
   Measured(const cluster::ClusterModel& cluster, const plan::Plan& plan, int64_t gpus)
       : c_(cluster, plan.native()),
         torch_(!plan.native()),
+        rooms_(!torch_ && cluster.figures.contains("native_all_gather_matmul_slowdown")),
         compiled_(plan.runtime == plan::Runtime::compiled),
         checkpointed_(plan.recompute == plan::Recompute::full),
         gpus_per_node_(cluster.gpus_per_node()),
@@ -247,8 +248,12 @@ class Measured : public CostModel {
   // Whether copy engines have prices of their own.
   bool copies() const { return !torch_ && c_.find("copy_engine_all_gather") != nullptr; }
 
+  // Blocks of a product or of attention stay on the multiprocessors until the end, and fill them: in timelines of our runs
+  // small kernels of other streams end right behind the product during which they started.
   Price kernel(double seconds, double bytes, bool outside, const KernelUse& of) const {
     Price p{lasting(seconds), 0, outside};
+    p.demand.takes_room = rooms_ && &of != &memory_;
+    p.demand.needs_room = rooms_ && &of == &memory_;
     p.demand.weight = static_cast<uint32_t>(kComputeWeight * of.weight);
     use(p.demand, Resource::sm, of.sm, 1, 1);
     use(p.demand, Resource::crossbar, of.crossbar, 1, 1);
@@ -424,9 +429,20 @@ class Measured : public CostModel {
     // What our executor packs or unpacks (sim/program/workspace.h), read and written once, on the same stream.
     const bool packs = !torch_ && op.kind == OpKind::all_to_all && program::packs(op.does.exchange) && buffer > 0;
     const double packing = packs ? 2 * buffer / c_.table("memory_bound").at({2 * buffer}).value : 0;
-    const double seconds = std::max({on_nvlink, on_nic, c_["kernel_ns"] / kSecond}) + packing;
-    Price p{lasting(seconds), 0, outside};
+    Price p{{}, 0, outside};
+    double seconds = std::max({on_nvlink, on_nic, c_["kernel_ns"] / kSecond}) + packing;
+    if (reduces && meets == Resource::crossbar) {
+      // Parts land in pieces, and a kernel adds up each (sim/program/landing.h).
+      const double part = v(0) / n, read = part * (op.does.accumulate ? n + 2 : n + 1);
+      p.turns = static_cast<int>(program::landing_pieces(static_cast<int64_t>(part), group.size));
+      const double sum = std::max(c_["kernel_ns"] / kSecond, read / p.turns / c_.table("memory_bound").at({read / p.turns}).value);
+      seconds = std::max(seconds / p.turns - sum, nvlink / p.turns / c_["nvlink_bw"]);
+      nvlink /= p.turns;
+      p.after = kernel(sum, read / p.turns, false, memory_).demand;
+    }
+    p.demand = lasting(seconds);
     Demand& d = p.demand;
+    d.needs_room = rooms_ && meets == Resource::sm;
     if (packs) use(d, Resource::hbm, 2 * buffer, hbm_bw_, seconds);
     // A collective that the network holds back moves fewer bytes through the SMs a second.
     const double busy =
@@ -442,7 +458,9 @@ class Measured : public CostModel {
   }
 
   const Known c_;
-  bool torch_, compiled_, checkpointed_;
+  bool torch_;
+  bool rooms_;  // else the waits for room are in the slowdowns: those of mop calibrate have the collective there first
+  bool compiled_, checkpointed_;
   int64_t gpus_per_node_, gpus_;
   double hbm_bw_;
   Interference gather_, reduce_, exchange_, copied_gather_, copied_reduce_;

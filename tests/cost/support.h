@@ -69,7 +69,7 @@ struct Machine {
 };
 
 inline double seconds(const Price& p) {
-  return 1e-9 * static_cast<double>(p.demand.duration);
+  return 1e-9 * static_cast<double>(p.turns * (p.demand.duration + p.after.duration));
 }
 
 inline double share(const Demand& d, Resource r) {
