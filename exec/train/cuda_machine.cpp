@@ -46,12 +46,15 @@ class CudaMachine final : public Machine {
     tell(fmt::format("{} of host memory pinned", format_bytes(static_cast<double>(arenas.host.bytes))));
     hbm_ = cuda::device_bytes(arenas.hbm.bytes, "the arena of a rank");
     check(cudaMemset(hbm_.get(), 0, static_cast<size_t>(arenas.hbm.bytes)), "the arena");
+    check(cudaDeviceSynchronize(), "the arena");
+    tell("arena");
     memory_.emplace(program, prepared.memory, hbm_.get(), host_->data());
     staging_.emplace();
     auto peer_memory = std::make_unique<cuda::PeerMemory>(program, hbm_.get(), *peers_);
+    tell("memory of the other GPUs");
     auto communicators = std::make_unique<cuda::Communicators>(
         program, *peers_, [&](const program::Op& op) { return peer_memory->takes(program, op); });
-    tell("arena and communicators");
+    tell("communicators");
     backend_ = std::make_unique<cuda::Rank>(device_, rank_, program, *memory_, constants_, std::move(communicators),
                                             std::move(peer_memory), options.trace ? interpreter::most_launches(program) : 0,
                                             options.check_finite);

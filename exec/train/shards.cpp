@@ -31,8 +31,18 @@ void rows_inside(const program::Piece& piece, int64_t first, int64_t last, Visit
   }
 }
 
-bool inside(const program::Piece& piece, int64_t first, int64_t last) {
-  return piece.offset >= first && piece.offset + (piece.rows - 1) * piece.ld + piece.cols <= last;
+// The same for blocks of a piece: visit(row, rows, column, columns, first element), whole rows together.
+template <typename Visit>
+void blocks_inside(const program::Piece& piece, int64_t first, int64_t last, Visit visit) {
+  if (last <= piece.offset) return;
+  const int64_t end = std::min(piece.rows, (last - piece.offset + piece.ld - 1) / piece.ld);
+  for (int64_t r = std::max<int64_t>(0, (first - piece.offset) / piece.ld), rows = 1; r < end; r += rows) {
+    const int64_t begin = piece.offset + r * piece.ld;
+    const int64_t from = std::max(begin, first), to = std::min(begin + piece.cols, last);
+    const bool whole = from == begin && to == begin + piece.cols;
+    rows = whole ? std::min(end - r, (last - begin - piece.cols) / piece.ld + 1) : 1;
+    if (from < to) visit(r, rows, from - begin, to - from, from);
+  }
 }
 
 // body(i) for i < n on the cores that this process may use. Errors: the first of any.
@@ -58,8 +68,8 @@ void parallel_for(size_t n, const std::function<void(size_t)>& body) {
   if (first) std::rethrow_exception(first);
 }
 
-// Work is cut to a size that many threads can share evenly.
-constexpr int64_t kElements = int64_t{1} << 20;
+// Work is cut to a size that many threads can share evenly, and that stays in the cache of each.
+constexpr int64_t kElements = int64_t{1} << 18;
 
 // body(first element, how many), in parallel.
 void in_blocks(int64_t elements, const std::function<void(int64_t first, int64_t count)>& body) {
@@ -122,58 +132,54 @@ std::vector<Shards::Stretch> Shards::stretches(int rank, const Shard& shard, Wha
 
 void Shards::fill_shard(int rank, const Shard& shard, std::initializer_list<What> whats, const Read& read) {
   const Range all = range(rank, shard);
-  const int64_t first = all.first, last = all.first + all.count;
-  if (std::ssize(values_) < all.count) values_.resize(static_cast<size_t>(all.count));
-  float* const values = values_.data();
-  in_blocks(all.count, [&](int64_t begin, int64_t some) { std::fill_n(values + begin, some, 0.0F); });
-  struct Block {
-    const program::Piece* piece;
-    int64_t row, rows;
+  struct Way {  // of the values into memory: as they are stored, then
+    std::vector<Stretch> stretches;
+    int64_t element = 0, stored = 0;
   };
-  const std::vector<program::Piece> pieces = prepared_.parameters.pieces(shard.flat);
-  std::vector<Block> blocks;
-  for (const program::Piece& piece : pieces) {
-    if (piece.offset >= last) continue;
-    const int64_t step = std::max<int64_t>(1, kElements / piece.cols);
-    for (int64_t row = 0; row < piece.rows; row += step) blocks.push_back({&piece, row, std::min(step, piece.rows - row)});
+  std::vector<Way> ways;
+  int64_t bytes = 0;
+  for (const What what : whats) {
+    Way way{stretches(rank, shard, what), 0, bytes};
+    if (way.stretches.empty()) continue;
+    way.element = way.stretches[0].low != nullptr ? kLow : program::size_of(way.stretches[0].type);
+    bytes += all.count * way.element;
+    ways.push_back(std::move(way));
   }
-  parallel_for(blocks.size(), [&](size_t i) {
-    const auto& [whole, row, rows] = blocks[i];
-    program::Piece piece = *whole;
-    piece.offset += row * piece.ld;
-    piece.row += row;
-    piece.rows = rows;
-    if (inside(piece, first, last)) {
-      read(piece.parameter, piece.row, piece.col, piece.rows, piece.cols,
-           &values[static_cast<size_t>(piece.offset - first)], piece.ld);
-      return;
-    }
-    rows_inside(piece, first, last, [&](int64_t r, int64_t col, int64_t count, int64_t at) {
-      read(piece.parameter, piece.row + r, piece.col + col, 1, count, &values[static_cast<size_t>(at - first)], count);
-    });
-  });
-  const bool narrow = shard.weights_type == Type::bf16 && shard.states != program::kNoBuffer;
-  if (narrow && std::ranges::find(whats, What::master) != whats.end())
-    in_blocks(all.count, [&](int64_t begin, int64_t some) {
-      for (float* value = values + begin; value < values + begin + some; ++value)
-        *value = std::bit_cast<float>(program::settled(std::bit_cast<uint32_t>(*value)));
-    });
-  for (const What what : whats)
-    for (const Stretch& stretch : stretches(rank, shard, what)) {
-      const bool low = stretch.low != nullptr;  // the other part are the weights
-      const int64_t element = low ? kLow : program::size_of(stretch.type), count = stretch.range.count;
-      if (std::ssize(stored_) < count * element) stored_.resize(static_cast<size_t>(count * element));
-      in_blocks(count, [&](int64_t begin, int64_t some) {
-        const float* const from = values + (stretch.range.first - first) + begin;
-        std::byte* const to = stored_.data() + begin * element;
-        if (!low) return weights::from_float(stored_as(stretch.type), from, some, to);
-        for (int64_t i = 0; i < some; ++i) {
-          const uint16_t bits = program::low_part(std::bit_cast<uint32_t>(from[i]));
-          std::memcpy(to + i * kLow, &bits, kLow);
-        }
+  if (std::ssize(stored_) < bytes) stored_.resize(static_cast<size_t>(bytes));
+  const std::vector<program::Piece> pieces = prepared_.parameters.pieces(shard.flat);
+  const bool settles = shard.weights_type == Type::bf16 && shard.states != program::kNoBuffer &&
+                       std::ranges::find(whats, What::master) != whats.end();
+  // Values stay in a core's cache from where they come from to what is stored.
+  in_blocks(all.count, [&](int64_t begin, int64_t some) {
+    const int64_t first = all.first + begin, last = first + some;
+    std::vector<float> values(static_cast<size_t>(some));
+    for (const program::Piece& piece : pieces)
+      blocks_inside(piece, first, last, [&](int64_t row, int64_t rows, int64_t col, int64_t cols, int64_t at) {
+        read(piece.parameter, piece.row + row, piece.col + col, rows, cols, &values[static_cast<size_t>(at - first)], piece.ld);
       });
-      machine_.write(rank, low ? stretch.low : stretch.data, stored_.data(), count * element);
-    }
+    if (settles)
+      for (float& value : values) value = std::bit_cast<float>(program::settled(std::bit_cast<uint32_t>(value)));
+    for (const Way& way : ways)
+      for (const Stretch& stretch : way.stretches) {
+        const int64_t from = std::max(first, stretch.range.first), to = std::min(last, stretch.range.first + stretch.range.count);
+        if (from >= to) continue;
+        std::byte* const out = stored_.data() + way.stored + (from - all.first) * way.element;
+        const float* const in = &values[static_cast<size_t>(from - first)];
+        if (stretch.low == nullptr) {
+          weights::from_float(stored_as(stretch.type), in, to - from, out);
+          continue;
+        }
+        for (int64_t i = 0; i < to - from; ++i) {
+          const uint16_t bits = program::low_part(std::bit_cast<uint32_t>(in[i]));
+          std::memcpy(out + i * kLow, &bits, kLow);
+        }
+      }
+  });
+  for (const Way& way : ways)
+    for (const Stretch& stretch : way.stretches)
+      machine_.write(rank, stretch.low != nullptr ? stretch.low : stretch.data,
+                     stored_.data() + way.stored + (stretch.range.first - all.first) * way.element,
+                     stretch.range.count * way.element);
 }
 
 void Shards::fill_weights(const Read& read) {
@@ -211,7 +217,6 @@ void Shards::fill(What what, const Read& read) {
 }
 
 void Shards::release() {
-  values_ = {};
   stored_ = {};
 }
 

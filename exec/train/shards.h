@@ -62,7 +62,6 @@ class Shards {
   Machine& machine_;
   std::map<model::ParameterId, std::vector<Placed>> places_;
   // Of a shard on its way: as large as the largest so far, since fresh pages cost more than the work on them.
-  std::vector<float> values_;
   std::vector<std::byte> stored_;
 };
 
