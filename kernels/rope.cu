@@ -22,15 +22,16 @@ struct Rotate {
   uint32_t tokens;
   float direction;  // -1: the transposed rotation
 
-  __device__ int64_t table(uint32_t row) const { return int64_t{positions[row % tokens]} * (rotated / 2); }
+  __device__ int32_t position(uint32_t row) const { return positions[row % tokens]; }
 
-  // The packs of a group that this thread holds, rotated in place. staged: memory for the whole group. Every
-  // thread of the block calls it.
+  // The packs of a group that this thread holds, rotated in place. position: of its row; it waits for memory, and is
+  // asked for early. staged: memory for the whole group. Every thread of the block calls it.
   template <Partners P, int V, int Packs>
   __device__ void operator()(Pack<V> (&x)[Packs], float* staged, const Groups& groups, int thread,
-                             uint32_t row, bool there) const {
+                             int32_t position, bool there) const {
+    const int64_t row = int64_t{position} * (rotated / 2);  // of the tables
     if constexpr (P == Partners::other_pack) {
-      if (there) rotate_packs(x, table(row) + thread * V);
+      if (there) rotate_packs(x, row + thread * V);
     } else {
       const int threads = groups.threads;
       if constexpr (P == Partners::staged) {
@@ -49,9 +50,9 @@ struct Rotate {
         const uint32_t in_head = at % width - first;  // below `first`: wraps around
         if (in_head >= rotated) continue;
         if constexpr (P == Partners::same_pack)
-          rotate_neighbours(x[i], table(row) + in_head / 2);
+          rotate_neighbours(x[i], row + in_head / 2);
         else
-          rotate_staged(x[i], staged, at, in_head, table(row));
+          rotate_staged(x[i], staged, at, in_head, row);
       }
       if constexpr (P == Partners::staged) sync_group(threads);
     }
@@ -111,6 +112,7 @@ __global__ void __launch_bounds__(kMostThreads<V>)
   const uint32_t width = groups.packs * V, group = blockIdx.x * at_once + threadIdx.x / threads;
   const bool there = group < groups.count;
   const uint32_t row = group / groups.each, col = group % groups.each * width;
+  const int32_t position = there ? rotate.position(row) : 0;
   Pack<V> x[Packs];
 #pragma unroll
   for (int i = 0; i < Packs; ++i) {
@@ -137,7 +139,7 @@ __global__ void __launch_bounds__(kMostThreads<V>)
       for (int j = 0; j < V; ++j) x[i][j] = w[j] * (x[i][j] * inverse);
     }
   }
-  rotate.operator()<P>(x, staged_all + threadIdx.x / threads * width, groups, thread, row, there);
+  rotate.operator()<P>(x, staged_all + threadIdx.x / threads * width, groups, thread, position, there);
 #pragma unroll
   for (int i = 0; i < Packs; ++i) {
     const int pack = thread + i * threads;
@@ -174,9 +176,11 @@ __global__ void __launch_bounds__(kMostThreadsOf<V, P>, kLeastBlocks<T, P>)
   struct Loaded {
     Raw<V, T> x, dy;
   } next[Packs];
+  int32_t next_position = 0;
   const auto load_group = [&](uint32_t group) {
     if (group >= groups.count) return;
     const uint32_t row = group / groups.each, col = group % groups.each * width;
+    next_position = rotate.position(row);
 #pragma unroll
     for (int i = 0; i < Packs; ++i) {
       const int pack = thread + i * threads;
@@ -199,8 +203,9 @@ __global__ void __launch_bounds__(kMostThreadsOf<V, P>, kLeastBlocks<T, P>)
       raw_x[i] = next[i].x;
       dy[i] = unpack(next[i].dy);
     }
+    const int32_t position = next_position;
     load_group(group + step);  // under way while this one is worked on
-    rotate.operator()<P>(dy, staged_all + threadIdx.x / threads * width, groups, thread, row, there);
+    rotate.operator()<P>(dy, staged_all + threadIdx.x / threads * width, groups, thread, position, there);
     float sums[2] = {0, 0};  // of x^2, d(normalised) w x
 #pragma unroll
     for (int i = 0; i < Packs; ++i) {

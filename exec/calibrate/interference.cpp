@@ -1,9 +1,13 @@
 // What kernels and transfers lose beside one another.
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <string_view>
+
 #include "exec/calibrate/benchmarks.h"
 #include "kernels/check.h"
 #include "kernels/norm.h"
+#include "sim/base/median.h"
 
 namespace mop::calibrate {
 namespace {
@@ -46,6 +50,24 @@ class BothWays {
   std::byte *const pinned_, *const device_;
   cudaEvent_t begun_ = nullptr, done_ = nullptr;
 };
+
+// What a link carries when more asks for it than there is: an exchange by NCCL and a gather by copy engines together.
+void link(Bench& bench, const std::vector<Named>& transfers) {
+  const auto called = [&](const char* name) {
+    return std::ranges::find(transfers, std::string_view(name), [](const Named& one) { return std::string_view(one.name); });
+  };
+  const auto exchange = called("native_all_to_all"), gather = called("copy_engine_all_gather");
+  if (exchange == transfers.end() || gather == transfers.end() || !bench.more()) return;
+  Job beside = exchange->job;
+  beside.stream = bench.up();
+  const auto [of_exchange, of_gather] = bench.slowdowns(beside, gather->job);
+  std::vector<double> rates;
+  const double sent = static_cast<double>(kBytes) * (bench.ranks() - 1) / bench.ranks();
+  if (!of_exchange.empty() && !of_gather.empty())
+    rates = {sent / (beside.alone * median(of_exchange)) + sent / (gather->job.alone * median(of_gather))};
+  bench.figure("native_nvlink_bw", "all-to-all by NCCL and all-gather by copy engines at once, 1 GiB each, sum, each way, one GPU",
+               rates);
+}
 
 }  // namespace
 
@@ -98,6 +120,7 @@ void interference(Bench& bench) {
                    fmt::format("{} {} under {}", other.name, other.what, kernel.what),
                    of_other);
     }
+  link(bench, others);
   bench.peers().barrier();
   bench.release();
 }

@@ -282,7 +282,7 @@ const std::vector<std::string>& optional_figures() {
                                  "native_context_bytes",      "native_library_bytes",
                                  "native_communicator_bytes", "native_communicator_p2p_bytes",
                                  "native_peer_memory_bytes",  "native_first_communicator_bytes",
-                                 "native_first_p2p_bytes"};
+                                 "native_first_p2p_bytes",    "native_nvlink_bw"};
     for (const char* beside : {"native_all_gather", "native_reduce_scatter", "native_all_to_all", "copy_engine_all_gather",
                                "copy_engine_reduce_scatter", "host_copies"}) {
       for (const char* kernel : {"", "_matmul", "_grouped_matmul", "_attention", "_memory_bound"})

