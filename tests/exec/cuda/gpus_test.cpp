@@ -1,6 +1,5 @@
 // mop run on one, two and four GPUs, as its users start it, against the same plan on the CPU. Each start on
-// GPUs takes some ten seconds: choose with --gtest_filter, such as *AsOnTheCpu/g4_*, *AsOnTheCpu/g1_*,
-// *Killed*, *Nodes*.
+// GPUs takes some ten seconds: choose with --gtest_filter, such as Same.*/g4_*, Same.*/g1_*, *Killed*, TwoNodes.*.
 #include <arpa/inet.h>
 #include <cuda_runtime_api.h>
 #include <fmt/format.h>
@@ -104,13 +103,13 @@ class Gpus : public ::testing::Test {
     EXPECT_EQ(process.wait(kPatience), 0) << process.err();
     return steps_of(process.out());
   }
-  // A folder of its own with the checkpoint of a model that has learnt.
+  // A folder of its own with the checkpoint of a model that has learnt, once for all tests.
   std::string learnt(const std::string& model) {
-    const std::string first = "learnt-" + model, copy = "checkpoints" + std::to_string(started);
-    if (!std::filesystem::exists(folder.path() / first))
-      finish(start(words({model, "fsdp2", 1}, first, "5e-3", kLearnt, {})));
-    std::filesystem::copy(folder.path() / first, folder.path() / copy,
-                          std::filesystem::copy_options::recursive);
+    static const test::Folder shared;
+    const std::filesystem::path first = shared.path() / model;
+    const std::string copy = "checkpoints" + std::to_string(started);
+    if (!std::filesystem::exists(first)) finish(start(words({model, "fsdp2", 1}, first, "5e-3", kLearnt, {})));
+    std::filesystem::copy(first, folder.path() / copy, std::filesystem::copy_options::recursive);
     return copy;
   }
   // The next steps. Ranks are threads on the CPU or processes on GPUs.
@@ -118,9 +117,9 @@ class Gpus : public ::testing::Test {
     more.push_back("--resume");
     return words(job, learnt(job.model), "5e-4", kLearnt + kSteps, more);
   }
-  std::vector<Step> run(const Job& job, const char* ranks, Words more = {}) {
+  Process begin(const Job& job, const char* ranks, Words more = {}) {
     more.insert(more.end(), {ranks, std::to_string(job.ranks)});
-    return finish(start(next_steps(job, more)));
+    return start(next_steps(job, more));
   }
 
   test::Folder folder;
@@ -167,24 +166,28 @@ class Same : public Gpus, public ::testing::WithParamInterface<Named> {};
 TEST_P(Same, AsOnTheCpu) {
   const Job& job = GetParam().job;
   if (const std::string reason = too_few(job.ranks); !reason.empty()) GTEST_SKIP() << reason;
-  expect_same(run(job, "--ranks"), run(job, "--gpus"));
+  Process cpu = begin(job, "--ranks");
+  const std::vector<Step> on_gpus = finish(begin(job, "--gpus"));
+  expect_same(finish(std::move(cpu)), on_gpus);
 }
 
 // Needs no GPU: the plans run, and the tolerances allow what bf16 costs on the CPU.
 class Rounded : public Same {};
 
 TEST_P(Rounded, AsInFp32) {
-  expect_same(run(GetParam().job, "--ranks", {"--precision", "fp32"}), run(GetParam().job, "--ranks"));
+  Process fp32 = begin(GetParam().job, "--ranks", {"--precision", "fp32"});
+  const std::vector<Step> rounded = finish(begin(GetParam().job, "--ranks"));
+  expect_same(finish(std::move(fp32)), rounded);
 }
 
-std::vector<Named> of_four() {
+std::vector<Named> of_at_least(int ranks) {
   std::vector<Named> all = setups();
-  std::erase_if(all, [](const Named& one) { return one.job.ranks != 4; });
+  std::erase_if(all, [&](const Named& one) { return one.job.ranks < ranks; });
   return all;
 }
 const auto name_of = [](const auto& suite) { return suite.param.name; };
 INSTANTIATE_TEST_SUITE_P(, Same, ::testing::ValuesIn(setups()), name_of);
-INSTANTIATE_TEST_SUITE_P(, Rounded, ::testing::ValuesIn(of_four()), name_of);
+INSTANTIATE_TEST_SUITE_P(, Rounded, ::testing::ValuesIn(of_at_least(4)), name_of);
 
 // The processes end within 30 seconds, one message says which rank is gone, and the checkpoints are good.
 TEST_F(Gpus, KilledTheyEndTogetherAndResume) {
@@ -237,11 +240,13 @@ TEST_F(Gpus, KilledTheyEndTogetherAndResume) {
 }
 
 // Two nodes, as NCCL sees them: nothing between them but sockets.
-TEST_F(Gpus, OnTwoNodes) {
-  const int n = gpus() >= 4 ? 4 : 2, each = n / 2;
+class TwoNodes : public Same {};
+INSTANTIATE_TEST_SUITE_P(, TwoNodes, ::testing::ValuesIn(of_at_least(2)), name_of);
+
+TEST_P(TwoNodes, AsOnTheCpu) {
+  const Job& job = GetParam().job;
+  const int n = job.ranks, each = n / 2;
   if (const std::string reason = too_few(n); !reason.empty()) GTEST_SKIP() << reason;
-  const Job job{"tiny-deepseek-v3", mop_plan(n, n, each, n, "round-rows=64,spill-min-rows=1,spill-gate=0.5"),
-                n};
   // The launcher's port, of which ours is 17 away.
   sockaddr_in address{};
   address.sin_family = AF_INET;
@@ -274,7 +279,7 @@ TEST_F(Gpus, OnTwoNodes) {
                                      {"NCCL_SOCKET_IFNAME", "lo"},
                                      {"NCCL_IB_DISABLE", "1"}}));
   }
-  const std::vector<Step> expected = run(job, "--ranks");
+  const std::vector<Step> expected = finish(begin(job, "--ranks"));
   std::vector<Step> actual;
   for (int rank = n - 1; rank >= 0; --rank) actual = finish(std::move(processes[static_cast<size_t>(rank)]));
   expect_same(expected, actual);
