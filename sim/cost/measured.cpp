@@ -209,6 +209,7 @@ class Measured : public CostModel {
     }
   }
 
+  static constexpr double kLongGradient = 4096, kProcessors = 132;  // rows; of an H200
   static constexpr double kUntouched = 1.01;  // a slowdown up to which a kernel is none the slower
 
   // Two jobs share a resource as interference() has it: a kernel that is x times slower beside a collective, which is y times
@@ -281,8 +282,12 @@ class Measured : public CostModel {
         // Experts beyond those that the work comes from cost their weights, which no work hides: read, or gradients that are
         // added to. (One layer of Qwen3 with 109 such took 0.2 to 0.4 ms more a product than one with 39.)
         const double beyond = std::max(0.0, v(4) - v(3)) * 2 * v(1) * v(2) * (op.does.transpose_a ? 2 : 1);
-        return kernel(std::max({least, flops / rate.value, (bytes - beyond) / hbm_bw_}) + beyond / hbm_bw_, bytes,
-                      rate.outside, grouped_);
+        Price p = kernel(std::max({least, flops / rate.value, (bytes - beyond) / hbm_bw_}) + beyond / hbm_bw_, bytes,
+                         rate.outside, grouped_);
+        // Experts that fill the GPU have a kernel each (kernels/grouped_matmul.cu), and between two of them is room.
+        const double rows = v(0) / v(3), tiles = std::ceil(rows / 128) * std::ceil(v(1) / 256);
+        if (op.does.transpose_a ? rows >= kLongGradient : tiles >= kProcessors) p.demand.takes_room = false;
+        return p;
       }
       case OpKind::attention_fwd:
       case OpKind::attention_bwd: {
