@@ -7,13 +7,14 @@
 # Both read the same tokens (zipf_tokens.py; smoke: bytes of text), STEPS steps (20) with clipping; figures are of the LAST (10). TRACE=1: mop's timeline of the
 # step before the last. Every run appends to OUT, none stops the next:
 # fsdp2_runs.jsonl (peer), mop_steps.jsonl (a line with the command, then a line a step), results.db, log.txt, summary.jsonl.
-# Limits in seconds: a peer's run takes 90 (qwen) to 240 (oss-offload); what falls back after running out of memory takes that again.
+# Limits in seconds: a peer's run takes 90 (qwen) to 240 (oss-offload); what falls back after running out of memory takes that again. UNTIL=SECONDS: all ends
+# by then, counted from here; runs that 40 seconds are not left for are left out, and said.
 set -u
 out=$(realpath -m "$1"); mop=$(realpath -m "$2"); shift 2
 here=$(cd "$(dirname "$0")" && pwd); root=$(dirname "$(dirname "$here")")
 gpus=$(nvidia-smi -L | wc -l); gpus=${GPUS:-$((gpus > 4 ? 4 : gpus))}
 [[ $gpus =~ ^[1-4]$ ]] || { echo "1 to 4 GPUs are needed, not $gpus (nvidia-smi -L, GPUS)" >&2; exit 2; }
-who=${WHO:-mop peer}; steps=${STEPS:-20}; last=${LAST:-10}
+who=${WHO:-mop peer}; steps=${STEPS:-20}; last=${LAST:-10}; begin=$SECONDS
 export NCCL_NVLS_ENABLE=0 PYTHONUNBUFFERED=1 PYTHONWARNINGS=ignore MOP_HOME=${MOP_HOME:-$root}
 mkdir -p "$out"
 tokens=${DATA:-/tmp/executor.bin} text=/tmp/executor.txt
@@ -40,9 +41,18 @@ qwen_layers=$((48 * gpus / 4)) oss_layers=$((24 * gpus / 4))
 qwen=$(layers_of qwen3-30b-a3b "$qwen_layers") oss=$(layers_of gpt-oss-20b "$oss_layers")
 peer_qwen=(--model qwen3-30b-a3b --layers "$qwen_layers") peer_oss=(--model gpt-oss-20b --layers "$oss_layers")
 
+limit_of() {  # limit_of SECONDS ROW: what of them is left, in $limit; fails where it is too little
+  limit=$1
+  [ -n "${UNTIL:-}" ] || return 0
+  local left=$((UNTIL - (SECONDS - begin)))
+  limit=$((left < limit ? left : limit))
+  [ "$limit" -ge 40 ] || { echo "== $(date +%T) $2: left out, $left s are left" | tee -a "$out/log.txt"; return 1; }
+}
+
 run_mop() {  # run_mop SECONDS ROW ARGUMENTS...
-  local limit=$1 row=$2; shift 2
-  [[ $who == *mop* ]] || return 0
+  local limit row=$2
+  [[ $who == *mop* ]] && limit_of "$1" "$row" || return 0
+  shift 2
   local command=("$mop" run --data "$data" --cluster h200x4 --gpus "$gpus" --lr-decay constant --format json --db "$out/results.db" "$@")
   [[ " $* " == *" --plan "* ]] || command+=(--plan mop)
   local few=$steps
@@ -56,8 +66,9 @@ run_mop() {  # run_mop SECONDS ROW ARGUMENTS...
 }
 
 run_peer() {  # run_peer SECONDS ROW ARGUMENTS...
-  local limit=$1 row=$2; shift 2
-  [[ $who == *peer* ]] || return 0
+  local limit row=$2
+  [[ $who == *peer* ]] && limit_of "$1" "$row" || return 0
+  shift 2
   local command=(torchrun --standalone --nproc-per-node "$gpus" "$here/fsdp2_pytorch.py" --block strong --data "$data" --lr 3e-4 --steps "$steps"
     --report-last "$last" --out "$out" --label "$row" "$@")
   echo "== $(date +%T) peer, $row: ${command[*]}" | tee -a "$out/log.txt"
