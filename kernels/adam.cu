@@ -52,7 +52,8 @@ __global__ void __launch_bounds__(kThreads)
       *reinterpret_cast<uint4*>(rest) = *reinterpret_cast<const uint4*>(low);
 #pragma unroll
     for (int j = 0; j < V; ++j)
-      weight[j] = __uint_as_float(__float_as_uint(weight[j]) + static_cast<uint32_t>(static_cast<int32_t>(static_cast<int16_t>(rest[j]))));
+      weight[j] = __uint_as_float(__float_as_uint(weight[j]) +
+                                  static_cast<uint32_t>(static_cast<int32_t>(static_cast<int16_t>(rest[j]))));
   }
 #pragma unroll
   for (int j = 0; j < V; ++j) {
@@ -64,7 +65,8 @@ __global__ void __launch_bounds__(kThreads)
   if constexpr (M == Master::states) store<V>(begin + inner, weight);
   if constexpr (M == Master::low) {
 #pragma unroll
-    for (int j = 0; j < V; ++j) rest[j] = isnan(weight[j]) ? 0 : static_cast<uint16_t>(__float_as_uint(weight[j]));
+    for (int j = 0; j < V; ++j)
+      rest[j] = isnan(weight[j]) ? 0 : static_cast<uint16_t>(__float_as_uint(weight[j]));
     if constexpr (V == 1)
       *low = rest[0];
     else
@@ -100,7 +102,8 @@ void launch(const AdamArgs& a, int64_t begin, int64_t n, cudaStream_t stream) {
     else if (a.master == Master::low)
       run(std::integral_constant<Master, Master::low>{}, Tag<bf16>{});
     else
-      with_type(a.weights_type, [&](auto type) { run(std::integral_constant<Master, Master::states>{}, type); });
+      with_type(a.weights_type,
+                [&](auto type) { run(std::integral_constant<Master, Master::states>{}, type); });
   });
   check_launch("adam");
 }
@@ -109,7 +112,8 @@ void launch(const AdamArgs& a, int64_t begin, int64_t n, cudaStream_t stream) {
 
 void adam(const AdamArgs& a, cudaStream_t stream) {
   require(a.bucket > 0 && a.first >= 0, "optimizer states are whole blocks");
-  require(a.master != Master::weights || a.weights_type == Type::f32, "weights that are their own master are fp32");
+  require(a.master != Master::weights || a.weights_type == Type::f32,
+          "weights that are their own master are fp32");
   require(a.master != Master::low || (a.weights_type == Type::bf16 && a.bucket % 2 == 0),
           "low bits are of bf16 weights, in even blocks");
   const bool wide = a.bucket % kPack == 0 && a.first % kPack == 0 && aligned(a.states) &&

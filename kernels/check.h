@@ -18,6 +18,8 @@ inline void check(cudaError_t status, const char* what) {
 }
 
 // After the launch of a kernel.
-inline void check_launch(const char* what) { check(cudaGetLastError(), what); }
+inline void check_launch(const char* what) {
+  check(cudaGetLastError(), what);
+}
 
 }  // namespace mop::kernels

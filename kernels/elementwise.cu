@@ -142,7 +142,9 @@ struct SumPieces {
     }
     return sum;
   }
-  __device__ void store(int64_t, int64_t col, const Pack<V>& in) const { kernels::store<V>(y.at(0, col), in); }
+  __device__ void store(int64_t, int64_t col, const Pack<V>& in) const {
+    kernels::store<V>(y.at(0, col), in);
+  }
 };
 
 // ---- sums of squares
@@ -282,7 +284,8 @@ void sum_replicas(const SumReplicasArgs& a, cudaStream_t stream) {
 }
 
 void sum_pieces(const SumPiecesArgs& args, cudaStream_t stream) {
-  require(args.y.rows == 1 && args.count >= 1 && args.count <= kMostPieces, "a row is the sum of a few pieces");
+  require(args.y.rows == 1 && args.count >= 1 && args.count <= kMostPieces,
+          "a row is the sum of a few pieces");
   bool wide = aligned(args.y.data);
   for (int i = 0; i < args.count; ++i) wide = wide && aligned(args.pieces[static_cast<size_t>(i)]);
   const int64_t n = args.y.cols, whole = wide ? n / kPack * kPack : 0;
@@ -291,7 +294,8 @@ void sum_pieces(const SumPiecesArgs& args, cudaStream_t stream) {
       using From = typename decltype(from_type)::type;
       using To = typename decltype(to_type)::type;
       const auto run = [&](auto v, int64_t first, int64_t count) {
-        SumPieces<From, To, v()> operation{{}, args.count, Rows<To>(columns(args.y, first, count)), args.accumulate};
+        SumPieces<From, To, v()> operation{
+            {}, args.count, Rows<To>(columns(args.y, first, count)), args.accumulate};
         for (size_t i = 0; i < static_cast<size_t>(args.count); ++i)
           operation.pieces[i] = static_cast<const From*>(args.pieces[i]) + first;
         map<v(), 2>(operation, 1, count, stream);

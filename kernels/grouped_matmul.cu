@@ -173,8 +173,10 @@ void GroupedMatmul::multiply(std::span<const ExpertGroup> experts, const ConstMa
   const bool by_library = by_expert_ || type != Type::bf16 || n % 8 != 0 || k % 8 != 0 || !aligned(a) ||
                           !aligned(w, type) || !aligned(c) || (bias && !transpose);
   if (by_library && !by_expert_)
-    fallback("grouped products of experts run one by one through cuBLAS: they are not bf16, or their sizes or addresses are "
-             "no multiples of 16 bytes");
+    fallback(
+        "grouped products of experts run one by one through cuBLAS: they are not bf16, or their sizes or "
+        "addresses are "
+        "no multiples of 16 bytes");
   // A product that fills the device is faster by the library, but not if a bias is to be written first.
   const Split split(experts, [&](int64_t rows) {
     return by_library || (!bias && ceil_div(rows, kTileRows) * ceil_div(n, kTileColumns) >= processors_);
@@ -210,8 +212,10 @@ void GroupedMatmul::weight_gradient(std::span<const ExpertGroup> experts, const 
   const bool by_library = by_expert_ || a.type != Type::bf16 || m % 8 != 0 || n % 8 != 0 || !aligned(a) ||
                           !aligned(b) || !aligned(dw, type);
   if (by_library && !by_expert_)
-    fallback("weight gradients of experts run one by one through cuBLAS: they are not bf16, or their sizes or addresses are "
-             "no multiples of 16 bytes");
+    fallback(
+        "weight gradients of experts run one by one through cuBLAS: they are not bf16, or their sizes or "
+        "addresses are "
+        "no multiples of 16 bytes");
   const Split split(experts, [&](int64_t rows) { return by_library || rows >= kLongGradient; });
   if (const Groups& groups = split.together; groups.count > 0) {
     const Filling filling{groups,
@@ -234,7 +238,8 @@ void GroupedMatmul::weight_gradient(std::span<const ExpertGroup> experts, const 
   shape.in = a.type, shape.out = type;
   for (const ExpertGroup& expert : split.alone.all()) {
     shape.k = expert.last - expert.first;
-    library_.run_rows(shape, at(a, expert.first), at(b, expert.first), of(dw, expert, type), workspace, stream);
+    library_.run_rows(shape, at(a, expert.first), at(b, expert.first), of(dw, expert, type), workspace,
+                      stream);
   }
 }
 

@@ -141,18 +141,20 @@ struct Matmul::Plan {
     check_blas(cublasLtMatmulDescSetAttribute(product, attribute, &value, sizeof value), "product");
   }
 
-  cublasStatus_t run(void* handle, const Layouts& of, const void* a, const void* b, void* c, bool add, void* workspace,
-                     cudaStream_t stream) const {
+  cublasStatus_t run(void* handle, const Layouts& of, const void* a, const void* b, void* c, bool add,
+                     void* workspace, cudaStream_t stream) const {
     const float one = 1, beta = add ? 1 : 0;
-    return cublasLtMatmul(static_cast<cublasLtHandle_t>(handle), product, &one, b, of.first.get(), a, of.second.get(), &beta,
-                          c, of.result.get(), c, of.result.get(), &algorithm, workspace, kWorkspaceBytes, stream);
+    return cublasLtMatmul(static_cast<cublasLtHandle_t>(handle), product, &one, b, of.first.get(), a,
+                          of.second.get(), &beta, c, of.result.get(), c, of.result.get(), &algorithm,
+                          workspace, kWorkspaceBytes, stream);
   }
 
   // Whether its algorithm does for other layouts.
   bool serves(void* handle, const Layouts& of) const {
     cublasLtMatmulHeuristicResult_t found{};
-    return cublasLtMatmulAlgoCheck(static_cast<cublasLtHandle_t>(handle), product, of.first.get(), of.second.get(),
-                                   of.result.get(), of.result.get(), &algorithm, &found) == CUBLAS_STATUS_SUCCESS &&
+    return cublasLtMatmulAlgoCheck(static_cast<cublasLtHandle_t>(handle), product, of.first.get(),
+                                   of.second.get(), of.result.get(), of.result.get(), &algorithm,
+                                   &found) == CUBLAS_STATUS_SUCCESS &&
            found.workspaceSize <= kWorkspaceBytes;
   }
 
@@ -184,8 +186,9 @@ const Matmul::Plan& Matmul::plan(const Key& key) {
   cublasLtMatmulHeuristicResult_t best{};
   int count = 0;
   const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(
-      static_cast<cublasLtHandle_t>(handle_), made->product, made->layouts.first.get(), made->layouts.second.get(),
-      made->layouts.result.get(), made->layouts.result.get(), preference.get(), 1, &best, &count);
+      static_cast<cublasLtHandle_t>(handle_), made->product, made->layouts.first.get(),
+      made->layouts.second.get(), made->layouts.result.get(), made->layouts.result.get(), preference.get(), 1,
+      &best, &count);
   if (status != CUBLAS_STATUS_SUCCESS || count == 0 || best.state != CUBLAS_STATUS_SUCCESS)
     throw CudaError("cuBLASLt has no kernel for " + text(key.shape) + ": " + cublasLtGetStatusString(status));
   made->algorithm = best.algo;
@@ -211,7 +214,8 @@ void Matmul::run(const MatmulShape& shape, const void* a, const void* b, const v
            stream);
   }
   if (bias_in_epilogue(shape)) p.set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias);
-  check_blas(p.run(handle_, p.layouts, a, b, c, shape.accumulate || bias_first(shape), workspace, stream), "product");
+  check_blas(p.run(handle_, p.layouts, a, b, c, shape.accumulate || bias_first(shape), workspace, stream),
+             "product");
 }
 
 void Matmul::run_rows(const MatmulShape& shape, const void* a, const void* b, void* c, void* workspace,

@@ -51,9 +51,11 @@ class Matmul {
   void run(const MatmulShape& shape, const void* a, const void* b, const void* bias, void* c, void* workspace,
            cudaStream_t stream);
 
-  // The same without a bias, for rows that are not the same number twice, an expert's: m, or k where A is transposed. They
-  // share the plans of few numbers, at most a quarter larger; choosing one anew takes the host longer than most products.
-  void run_rows(const MatmulShape& shape, const void* a, const void* b, void* c, void* workspace, cudaStream_t stream);
+  // The same without a bias, for rows that are not the same number twice, an expert's: m, or k where A is
+  // transposed. They share the plans of few numbers, at most a quarter larger; choosing one anew takes the
+  // host longer than most products.
+  void run_rows(const MatmulShape& shape, const void* a, const void* b, void* c, void* workspace,
+                cudaStream_t stream);
 
  private:
   struct Layouts;

@@ -24,8 +24,8 @@ struct Rotate {
 
   __device__ int32_t position(uint32_t row) const { return positions[row % tokens]; }
 
-  // The packs of a group that this thread holds, rotated in place. position: of its row; it waits for memory, and is
-  // asked for early. staged: memory for the whole group. Every thread of the block calls it.
+  // The packs of a group that this thread holds, rotated in place. position: of its row; it waits for memory,
+  // and is asked for early. staged: memory for the whole group. Every thread of the block calls it.
   template <Partners P, int V, int Packs>
   __device__ void operator()(Pack<V> (&x)[Packs], float* staged, const Groups& groups, int thread,
                              int32_t position, bool there) const {

@@ -1,4 +1,5 @@
-// A few bytes to the host while the copy engines work on large copies: a small copy would wait for all of those.
+// A few bytes to the host while the copy engines work on large copies: a small copy would wait for all of
+// those.
 #pragma once
 #include <cuda_runtime_api.h>
 

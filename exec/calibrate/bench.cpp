@@ -25,12 +25,14 @@ using Clock = std::chrono::steady_clock;
 namespace {
 
 constexpr double kPointSeconds = 20e-3, kBatchSeconds = 200e-6, kWindowSeconds = 40e-3;
-// A GPU whose clock has not come down yet is a tenth faster than one in the midst of a step, and one that did nothing but
-// products for long is slower: what is measured comes behind some tens of milliseconds of products and copies, and again
-// behind as much of them as it takes itself. With a product measured, four fifths of the time is products, as in a step.
+// A GPU whose clock has not come down yet is a tenth faster than one in the midst of a step, and one that did
+// nothing but products for long is slower: what is measured comes behind some tens of milliseconds of
+// products and copies, and again behind as much of them as it takes itself. With a product measured, four
+// fifths of the time is products, as in a step.
 constexpr double kHeatSeconds = 40e-3, kRoundSeconds = 2.2e-3;  // of heat; a round takes no less
 constexpr int kHeatCopies = 4;                                  // to a product
-// Of a kernel and a transfer by turns: of the kernel alone; of the kernel beside the transfer, of what that takes alone.
+// Of a kernel and a transfer by turns: of the kernel alone; of the kernel beside the transfer, of what that
+// takes alone.
 constexpr double kAloneSeconds = 3e-3, kCover = 3;
 constexpr int kRounds = 8;
 constexpr int64_t kHeatBytes = int64_t{1} << 30, kSquare = 8192, kFlushBytes = int64_t{128} << 20;
@@ -48,7 +50,8 @@ int choose_device(const launch::Place& place) {
 std::string machine(int device, int gpus) {
   cudaDeviceProp properties{};
   check(cudaGetDeviceProperties(&properties, device), "the GPU");
-  return fmt::format("{} x {} ({})", gpus, properties.name, format_bytes(static_cast<double>(properties.totalGlobalMem)));
+  return fmt::format("{} x {} ({})", gpus, properties.name,
+                     format_bytes(static_cast<double>(properties.totalGlobalMem)));
 }
 
 uint16_t bf16(float x) {
@@ -69,7 +72,8 @@ Bench::Bench(const launch::Place& place, launch::Peers& peers) : peers_(peers) {
   for (cudaStream_t* stream : {&transfer_, &up_, &down_})
     check(cudaStreamCreateWithPriority(stream, cudaStreamNonBlocking, greatest), "a stream");
   {
-    const cuda::DeviceBytes one = cuda::device_bytes(2 << 20, "a first kernel");  // what the driver allocates at least
+    const cuda::DeviceBytes one =
+        cuda::device_bytes(2 << 20, "a first kernel");  // what the driver allocates at least
     const kernels::Matrix row{one.get(), kernels::Type::f32, 1, 256, 256};
     kernels::add({row, row, row}, compute_);
     context_bytes_ = used_bytes() - (2 << 20);
@@ -77,17 +81,21 @@ Bench::Bench(const launch::Place& place, launch::Peers& peers) : peers_(peers) {
   // Of the GPU with the least: memory is laid out alike on all.
   size_t free = 0, total = 0;
   check(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
-  arena_bytes_ = static_cast<int64_t>(std::ranges::min(launch::everyones(peers, 0.6 * static_cast<double>(free)))) / kAlign * kAlign;
+  arena_bytes_ =
+      static_cast<int64_t>(std::ranges::min(launch::everyones(peers, 0.6 * static_cast<double>(free)))) /
+      kAlign * kAlign;
   arena_ = cuda::device_bytes(arena_bytes_, "the memory of the benchmarks");
   heat_ = cuda::device_bytes(kHeatBytes, "what keeps a GPU warm");
-  heat_workspace_ = cuda::device_bytes(static_cast<int64_t>(kernels::Matmul::kWorkspaceBytes), "what keeps a GPU warm");
+  heat_workspace_ =
+      cuda::device_bytes(static_cast<int64_t>(kernels::Matmul::kWorkspaceBytes), "what keeps a GPU warm");
   std::mt19937 random(3);
   std::normal_distribution<float> normal;
   std::vector<uint16_t> block(kBlock);
   for (uint16_t& value : block) value = bf16(normal(random));
   check(cudaMemcpy(arena_.get(), block.data(), block.size() * 2, cudaMemcpyHostToDevice), "random numbers");
   fill(arena_bytes_);
-  check(cudaMemcpy(heat_.get(), arena_.get() + kBlock * 2, static_cast<size_t>(kHeatBytes), cudaMemcpyDeviceToDevice),
+  check(cudaMemcpy(heat_.get(), arena_.get() + kBlock * 2, static_cast<size_t>(kHeatBytes),
+                   cudaMemcpyDeviceToDevice),
         "random numbers");
 }
 
@@ -103,9 +111,10 @@ Bench::~Bench() {
 // From the block at the beginning, which nobody gets.
 void Bench::fill(int64_t bytes) {
   for (int64_t have = kBlock * 2; have < bytes; have *= 2)
-    check(cudaMemcpyAsync(arena_.get() + have, arena_.get(), static_cast<size_t>(std::min(have, bytes - have)),
-                          cudaMemcpyDeviceToDevice, compute_),
-          "random numbers");
+    check(
+        cudaMemcpyAsync(arena_.get() + have, arena_.get(), static_cast<size_t>(std::min(have, bytes - have)),
+                        cudaMemcpyDeviceToDevice, compute_),
+        "random numbers");
   check(cudaStreamSynchronize(compute_), "random numbers");
 }
 
@@ -162,16 +171,17 @@ ncclComm_t Bench::communicator(int size) {
     if (rank() == 0) cuda::check(ncclGetUniqueId(&id), "ncclGetUniqueId");
     cuda::check(ncclCommInitRank(&comm, size, from_first(id), rank()), "ncclCommInitRank");
   } else {
-    cuda::check(
-        ncclCommSplit(communicator(ranks()), in_group(size) ? rank() / size : NCCL_SPLIT_NOCOLOR, rank(), &comm, nullptr),
-        "ncclCommSplit");
+    cuda::check(ncclCommSplit(communicator(ranks()), in_group(size) ? rank() / size : NCCL_SPLIT_NOCOLOR,
+                              rank(), &comm, nullptr),
+                "ncclCommSplit");
   }
   return communicators_[size] = comm;
 }
 
 cuda::PeerMemory& Bench::peer_memory() {
   if (!peer_memory_)
-    peer_memory_ = std::make_unique<cuda::PeerMemory>(arena_.get(), std::vector{plan::Span{ranks(), 1}}, peers_);
+    peer_memory_ =
+        std::make_unique<cuda::PeerMemory>(arena_.get(), std::vector{plan::Span{ranks(), 1}}, peers_);
   return *peer_memory_;
 }
 
@@ -203,7 +213,8 @@ void Bench::heat(double seconds, cudaStream_t stream) {
   for (double passed = 0; passed < seconds; passed += kRoundSeconds) {
     libraries().matmul.run(square, at, at + half / 2, nullptr, at + half, heat_workspace_.get(), stream);
     for (int i = 0; i < kHeatCopies; ++i)
-      check(cudaMemcpyAsync(at + half, at, static_cast<size_t>(half), cudaMemcpyDeviceToDevice, stream), "a copy");
+      check(cudaMemcpyAsync(at + half, at, static_cast<size_t>(half), cudaMemcpyDeviceToDevice, stream),
+            "a copy");
   }
 }
 
@@ -212,7 +223,8 @@ Seconds Bench::time(const Work& work, cudaStream_t stream, Runs runs, bool mine)
   const bool kernel = runs == Runs::warm || runs == Runs::cold;
   double launching = 0, once = 0;  // of one run, by the host and by the device
   const auto run = [&](int repeats, int batch) {
-    // Launches are ahead of the device, too, as they are in a step: else small work would take as long as its launch.
+    // Launches are ahead of the device, too, as they are in a step: else small work would take as long as its
+    // launch.
     const double ahead = std::min(launching * repeats * batch, 0.1);
     heat(launching > 0 ? std::max(ahead, kHeatSeconds) : 0, stream);
     const Clock::time_point begin = Clock::now();
@@ -231,7 +243,8 @@ Seconds Bench::time(const Work& work, cudaStream_t stream, Runs runs, bool mine)
     Seconds all;
     for (int r = 0; r < repeats; ++r) {
       float milliseconds = 0;
-      check(cudaEventElapsedTime(&milliseconds, event(static_cast<size_t>(2 * r)), event(static_cast<size_t>(2 * r + 1))),
+      check(cudaEventElapsedTime(&milliseconds, event(static_cast<size_t>(2 * r)),
+                                 event(static_cast<size_t>(2 * r + 1))),
             "an event");
       all.push_back(std::max(1e-9, milliseconds * 1e-3 / batch));
     }
@@ -289,7 +302,9 @@ std::pair<std::vector<double>, std::vector<double>> Bench::slowdowns(const Job& 
     std::vector<cudaEvent_t> alone, beside;  // of the kernel: begin, and the end of every run
     std::array<cudaEvent_t, 2> transfer_alone{}, transfer_beside{};
   };
-  const auto runs = [&](double seconds) { return static_cast<int>(std::clamp(std::ceil(seconds / kernel.alone), 2.0, 80.0)); };
+  const auto runs = [&](double seconds) {
+    return static_cast<int>(std::clamp(std::ceil(seconds / kernel.alone), 2.0, 80.0));
+  };
   const int alone = runs(kAloneSeconds), beside = runs(kCover * transfer.alone);
   std::vector<Round> rounds(kRounds);
   size_t used = 0;
@@ -303,7 +318,9 @@ std::pair<std::vector<double>, std::vector<double>> Bench::slowdowns(const Job& 
     for (int i = 0; i < count; ++i) job.work(job.stream), marks.push_back(mark(job.stream));
     return marks;
   };
-  const auto wait = [](cudaStream_t stream, cudaEvent_t one) { check(cudaStreamWaitEvent(stream, one, 0), "an event"); };
+  const auto wait = [](cudaStream_t stream, cudaEvent_t one) {
+    check(cudaStreamWaitEvent(stream, one, 0), "an event");
+  };
   peers_.barrier();
   heat(kHeatSeconds, kernel.stream);
   for (Round& round : rounds) {
@@ -328,7 +345,8 @@ std::pair<std::vector<double>, std::vector<double>> Bench::slowdowns(const Job& 
   };
   Seconds of_kernel, of_kernel_beside, of_transfer, of_transfer_beside;
   for (const Round& round : rounds) {
-    for (size_t i = 1; i < round.alone.size(); ++i) of_kernel.push_back(between(round.alone[i - 1], round.alone[i]));
+    for (size_t i = 1; i < round.alone.size(); ++i)
+      of_kernel.push_back(between(round.alone[i - 1], round.alone[i]));
     of_transfer.push_back(between(round.transfer_alone[0], round.transfer_alone[1]));
     const double lasted = between(round.transfer_beside[0], round.transfer_beside[1]);
     const auto after_begin = [&](cudaEvent_t one) { return between(round.transfer_beside[0], one); };
@@ -379,9 +397,9 @@ void Bench::point(const std::string& table, const std::string& what, std::vector
 
 void Bench::figure(const std::string& name, const std::string& what, const std::vector<double>& values) {
   const auto& more = cluster::optional_figures();
-  ensure(
-      std::ranges::find(cluster::kFigures, name) != cluster::kFigures.end() || std::ranges::find(more, name) != more.end(),
-      "a cluster has the figure");
+  ensure(std::ranges::find(cluster::kFigures, name) != cluster::kFigures.end() ||
+             std::ranges::find(more, name) != more.end(),
+         "a cluster has the figure");
   std::vector<double> all = at_first(values);
   for (double& value : all) value = std::max(0.0, value);  // memory that was given back meanwhile
   if (rank() == 0 && !all.empty()) findings_.figures[name] = {reading_of(all), what};

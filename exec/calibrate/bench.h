@@ -1,5 +1,6 @@
-// What every benchmark has: this rank's GPU with its streams, memory full of random numbers, communicators; clocks; and a
-// way to process 0, which keeps what all ranks measured. All ranks make the same calls in the same order.
+// What every benchmark has: this rank's GPU with its streams, memory full of random numbers, communicators;
+// clocks; and a way to process 0, which keeps what all ranks measured. All ranks make the same calls in the
+// same order.
 #pragma once
 #include <cuda_runtime_api.h>
 #include <nccl.h>
@@ -45,7 +46,8 @@ enum class Runs {
   // Of kernels: behind heat every time, since in a step, too, the clock is that of what ran before.
   warm,  // small ones several between two events
   cold,  // one, and nothing of its operands in the cache
-  // Of exchanges and copies: one after the other, since what ranks do in between would have them wait for one another.
+  // Of exchanges and copies: one after the other, since what ranks do in between would have them wait for one
+  // another.
   in_a_row,    // small ones several between two events
   one_by_one,  // each by itself between two events
 };
@@ -88,19 +90,21 @@ class Bench {
   void begin(const Family& family);
   bool more();
 
-  // Runs it again and again, on all ranks at once, behind heat. mine: whether this rank runs it; rank 0 always does.
+  // Runs it again and again, on all ranks at once, behind heat. mine: whether this rank runs it; rank 0
+  // always does.
   Seconds time(const Work& work, cudaStream_t stream, Runs runs, bool mine = true);
-  // Both again and again at the same time, on streams of their own: seconds of each while the other was running.
+  // Both again and again at the same time, on streams of their own: seconds of each while the other was
+  // running.
   std::pair<Seconds, Seconds> beside(const Job& a, const Job& b, bool mine = true);
-  // How many times as long a kernel and a transfer take beside one another as alone: by turns, some milliseconds each, so that
-  // all have the clock of the same mixture. The transfer begins first, as what comes late waits for room among the
-  // multiprocessors. Every rank comes.
+  // How many times as long a kernel and a transfer take beside one another as alone: by turns, some
+  // milliseconds each, so that all have the clock of the same mixture. The transfer begins first, as what
+  // comes late waits for room among the multiprocessors. Every rank comes.
   std::pair<std::vector<double>, std::vector<double>> slowdowns(const Job& kernel, const Job& transfer);
   double agreed(const Seconds& seconds);  // the median of all ranks' seconds
   int64_t used_bytes() const;             // of HBM, once nothing runs
 
-  // Kept by process 0: a point for the slowest rank, a figure as the median over all. amount: of bytes or operations, per
-  // run. Names: of a cluster file.
+  // Kept by process 0: a point for the slowest rank, a figure as the median over all. amount: of bytes or
+  // operations, per run. Names: of a cluster file.
   void point(const std::string& table, const std::string& what, std::vector<double> at, double amount,
              const Seconds& seconds);
   void figure(const std::string& name, const std::string& what, const std::vector<double>& values);

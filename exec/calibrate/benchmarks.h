@@ -1,5 +1,5 @@
-// The families of benchmarks, one a file. Collective over the ranks of the run; what does not fit into a family's time is
-// left out (Bench::more).
+// The families of benchmarks, one a file. Collective over the ranks of the run; what does not fit into a
+// family's time is left out (Bench::more).
 #pragma once
 #include "exec/calibrate/bench.h"
 
@@ -20,9 +20,11 @@ void interference(Bench& bench);
 // Shared by families.
 enum class Collective { all_gather, reduce_scatter, all_reduce, all_to_all };
 const char* name(Collective collective);
-// By NCCL among `size` neighbours, `bytes` of the full buffer: of everyone's, for all-to-all of each rank's own.
+// By NCCL among `size` neighbours, `bytes` of the full buffer: of everyone's, for all-to-all of each rank's
+// own.
 Work by_nccl(Bench& bench, Collective collective, int size, int64_t bytes);
-Work by_copy_engines(Bench& bench, Collective collective, int size, int64_t bytes);  // all_gather, reduce_scatter
+Work by_copy_engines(Bench& bench, Collective collective, int size,
+                     int64_t bytes);  // all_gather, reduce_scatter
 // Of `shape`, on memory that it takes.
 Work dense_product(Bench& bench, int64_t m, int64_t n, int64_t k, bool gradient);
 Work experts_product(Bench& bench, int experts, int64_t k, int64_t n, int64_t rows, bool gradient);

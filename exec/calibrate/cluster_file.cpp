@@ -22,19 +22,23 @@ using Json = nlohmann::ordered_json;
 Json flat(const std::filesystem::path& path) {
   std::ifstream file(path);
   const Json own = Json::parse(file, nullptr, false);
-  if (own.is_discarded() || !own.is_object()) throw UserError(fmt::format("{} is not a JSON object", path.string()));
+  if (own.is_discarded() || !own.is_object())
+    throw UserError(fmt::format("{} is not a JSON object", path.string()));
   if (!own.contains("base")) return own;
   Json json = flat(path.parent_path() / (own["base"].get<std::string>() + ".json"));
   json["description"] = own.value("description", std::string());
   for (const char* section : {"figures", "tables"}) {
     if (!own.contains(section)) continue;
-    for (const auto& [name, entry] : own[section].items()) json[section].erase("native_" + name);  // as the reader does
+    for (const auto& [name, entry] : own[section].items())
+      json[section].erase("native_" + name);  // as the reader does
     for (const auto& [name, entry] : own[section].items()) json[section][name] = entry;
   }
   return json;
 }
 
-Json spread(const Reading& reading) { return {reading.low, reading.high}; }
+Json spread(const Reading& reading) {
+  return {reading.low, reading.high};
+}
 
 // An entry a line, and a point of a table a line, so that differences can be read.
 std::string lines(const Json& json) {
@@ -50,8 +54,10 @@ std::string lines(const Json& json) {
     rest.erase("points");
     std::string points, head = rest.dump();
     head.pop_back();
-    for (const Json& point : entry["points"]) points += fmt::format("{}\n    {}", points.empty() ? "" : ",", point.dump());
-    text += fmt::format("{}  {}: {}, \"points\": [{}]}}", std::exchange(between, ",\n"), Json(name).dump(), head, points);
+    for (const Json& point : entry["points"])
+      points += fmt::format("{}\n    {}", points.empty() ? "" : ",", point.dump());
+    text += fmt::format("{}  {}: {}, \"points\": [{}]}}", std::exchange(between, ",\n"), Json(name).dump(),
+                        head, points);
   }
   return text + "\n}\n}\n";
 }
@@ -81,8 +87,10 @@ Provenance provenance_of_this_host() {
 
 std::string cluster_file(const std::filesystem::path& base, const Findings& findings, const Provenance& p) {
   Json json = flat(base);
-  const std::string where = fmt::format("mop calibrate, {}, {}, {}", p.date, findings.machine, findings.libraries);
-  json["description"] = fmt::format("{}, measured by mop calibrate; the rest as {}", findings.machine, base.stem().string());
+  const std::string where =
+      fmt::format("mop calibrate, {}, {}, {}", p.date, findings.machine, findings.libraries);
+  json["description"] =
+      fmt::format("{}, measured by mop calibrate; the rest as {}", findings.machine, base.stem().string());
   json["provenance"] = {{"host", p.host},
                         {"machine", findings.machine},
                         {"cpu", p.cpu},
@@ -109,15 +117,18 @@ std::string cluster_file(const std::filesystem::path& base, const Findings& find
       points.push_back(point);
       spreads.push_back(spread(reading));
     }
-    json["tables"][name] = {
-        {"source", "measured"}, {"where", table.what + "; " + where}, {"spread", spreads}, {"points", points}};
+    json["tables"][name] = {{"source", "measured"},
+                            {"where", table.what + "; " + where},
+                            {"spread", spreads},
+                            {"points", points}};
   }
   return lines(json);
 }
 
 void write_cluster_file(const std::filesystem::path& path, const std::string& text) {
   // Beside the file, of a name that is a cluster's: it is read before it takes the file's place.
-  const std::filesystem::path fresh = path.parent_path() / fmt::format(".{}.{}.json", path.stem().string(), getpid());
+  const std::filesystem::path fresh =
+      path.parent_path() / fmt::format(".{}.{}.json", path.stem().string(), getpid());
   const auto fail = [&](const std::string& why) {
     std::error_code ignored;
     std::filesystem::remove(fresh, ignored);

@@ -17,11 +17,14 @@ struct Provenance {
 };
 Provenance provenance_of_this_host();  // host, kernel, cpu, date, environment
 
-// Every figure and table of the base and of its own base, with their own provenance; what was measured stands for that of
-// the same name, with its spread. The base is a file that cluster::read_cluster reads. Errors: UserError.
-std::string cluster_file(const std::filesystem::path& base, const Findings& findings, const Provenance& provenance);
+// Every figure and table of the base and of its own base, with their own provenance; what was measured stands
+// for that of the same name, with its spread. The base is a file that cluster::read_cluster reads. Errors:
+// UserError.
+std::string cluster_file(const std::filesystem::path& base, const Findings& findings,
+                         const Provenance& provenance);
 
-// Appears whole or not at all, and is a cluster that can be read. Errors: UserError for a place that cannot be written.
+// Appears whole or not at all, and is a cluster that can be read. Errors: UserError for a place that cannot
+// be written.
 void write_cluster_file(const std::filesystem::path& path, const std::string& text);
 
 }  // namespace mop::calibrate

@@ -1,4 +1,5 @@
-// Collectives in groups of every size: by NCCL, on its transports of a host and of a network, and by copy engines.
+// Collectives in groups of every size: by NCCL, on its transports of a host and of a network, and by copy
+// engines.
 #include <fmt/format.h>
 
 #include "exec/calibrate/benchmarks.h"
@@ -17,13 +18,17 @@ double bus_bytes(Collective collective, int size, int64_t bytes) {
   return collective == Collective::all_reduce ? 2 * part : part;
 }
 
-// What every rank of a group of `size` gets a whole part of, near to `bytes`: all groups have their points on one grid.
-int64_t divisible(int64_t bytes, int size) { return bytes / (512 * size) * 512 * size; }
+// What every rank of a group of `size` gets a whole part of, near to `bytes`: all groups have their points on
+// one grid.
+int64_t divisible(int64_t bytes, int size) {
+  return bytes / (512 * size) * 512 * size;
+}
 
-void measure(Bench& bench, const std::string& table, const std::string& what, Collective collective, int size, int64_t bytes,
-             const Work& work, Runs runs = Runs::in_a_row) {
+void measure(Bench& bench, const std::string& table, const std::string& what, Collective collective, int size,
+             int64_t bytes, const Work& work, Runs runs = Runs::in_a_row) {
   bench.point(table, what + "; (ranks, bytes of the full buffer) -> bus bytes/s",
-              {static_cast<double>(size), static_cast<double>(bytes)}, bus_bytes(collective, size, divisible(bytes, size)),
+              {static_cast<double>(size), static_cast<double>(bytes)},
+              bus_bytes(collective, size, divisible(bytes, size)),
               bench.time(work, bench.transfer(), runs, bench.in_group(size)));
   bench.release();
 }
@@ -53,7 +58,8 @@ Work by_nccl(Bench& bench, Collective collective, int size, int64_t bytes) {
       case Collective::all_gather:
         return cuda::check(ncclAllGather(in, out, part, ncclBfloat16, comm, stream), "an all-gather");
       case Collective::reduce_scatter:
-        return cuda::check(ncclReduceScatter(in, out, part, ncclBfloat16, ncclSum, comm, stream), "a reduce-scatter");
+        return cuda::check(ncclReduceScatter(in, out, part, ncclBfloat16, ncclSum, comm, stream),
+                           "a reduce-scatter");
       case Collective::all_reduce:
         return cuda::check(ncclAllReduce(in, out, all, ncclBfloat16, ncclSum, comm, stream), "an all-reduce");
       case Collective::all_to_all: {
@@ -80,7 +86,8 @@ Work by_copy_engines(Bench& bench, Collective collective, int size, int64_t byte
     if (collective == Collective::all_gather)
       peers.all_gather(group, in, out, part, stream);
     else
-      peers.reduce_scatter(group, in, kernels::Type::bf16, {out, kernels::Type::bf16, 1, part / 2, part / 2}, false, stream);
+      peers.reduce_scatter(group, in, kernels::Type::bf16, {out, kernels::Type::bf16, 1, part / 2, part / 2},
+                           false, stream);
   };
 }
 
@@ -89,13 +96,15 @@ void collectives(Bench& bench, bool emulated) {
   // The largest group first, and large buffers.
   for (int size = bench.ranks(); size >= (emulated ? bench.ranks() : 2); --size)
     for (int64_t bytes = most; bytes >= 1 << 16; bytes /= step)
-      for (const Collective c :
-           {Collective::all_gather, Collective::reduce_scatter, Collective::all_reduce, Collective::all_to_all}) {
+      for (const Collective c : {Collective::all_gather, Collective::reduce_scatter, Collective::all_reduce,
+                                 Collective::all_to_all}) {
         if (!bench.more()) return;
         measure(
             bench, fmt::format("{}{}", emulated ? "emulated_network_" : "native_", name(c)),
-            fmt::format("NCCL {}, bf16, back to back{}", name(c),
-                        emulated ? ", its network transport over the loopback device between two halves of the GPUs" : ""),
+            fmt::format(
+                "NCCL {}, bf16, back to back{}", name(c),
+                emulated ? ", its network transport over the loopback device between two halves of the GPUs"
+                         : ""),
             c, size, bytes, by_nccl(bench, c, size, divisible(bytes, size)));
       }
 }
@@ -109,7 +118,8 @@ void copy_engines(Bench& bench) {
         if (!all_reach || !bench.more()) return;
         measure(bench, fmt::format("copy_engine_{}", name(c)),
                 fmt::format("{} by copy engines (exec/cuda/peer_memory.h), bf16", name(c)), c, size, bytes,
-                by_copy_engines(bench, c, size, divisible(bytes, size)), Runs::one_by_one);  // tens of launches each
+                by_copy_engines(bench, c, size, divisible(bytes, size)),
+                Runs::one_by_one);  // tens of launches each
       }
 }
 

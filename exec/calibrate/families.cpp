@@ -16,12 +16,14 @@ constexpr std::array kFamilies{
     Family{"memory", "HBM that contexts, libraries, communicators and mapped arenas take", 15, false},
     Family{"matmul", "dense products and weight gradients", 60, false},
     Family{"grouped", "products of experts and their weight gradients", 25, false},
-    Family{"attention", "causal attention with grouped queries, windows and sinks, and of MLA's widths", 50, false},
+    Family{"attention", "causal attention with grouped queries, windows and sinks, and of MLA's widths", 50,
+           false},
     Family{"kernels", "memory-bound kernels, each by itself", 25, false},
     Family{"launch", "CPU time of a launch, device time of a tiny kernel", 5, false},
     Family{"adam", "the CPU's AdamW, one process alone and all at once", 20, false},
     Family{"collectives", "NCCL in groups of every size", 30, false},
-    Family{"copy-engines", "all-gathers and reduce-scatters by copy engines in groups of every size", 15, false},
+    Family{"copy-engines", "all-gathers and reduce-scatters by copy engines in groups of every size", 15,
+           false},
     Family{"copies", "copies from and to the host by one, two and all GPUs", 15, false},
     Family{"interference", "kernels beside collectives and copies, and the other way round", 30, false},
     Family{"network", "NCCL between two halves of the GPUs that it takes for two hosts", 25, true},
@@ -29,7 +31,9 @@ constexpr std::array kFamilies{
 
 }  // namespace
 
-std::span<const Family> families() { return kFamilies; }
+std::span<const Family> families() {
+  return kFamilies;
+}
 
 std::vector<std::string> parse_families(const std::string& text) {
   std::vector<std::string> known, chosen;
@@ -37,7 +41,8 @@ std::vector<std::string> parse_families(const std::string& text) {
   if (text.empty()) return known;
   std::istringstream list(text);
   for (std::string name; std::getline(list, name, ',');) {
-    if (std::ranges::find(known, name) == known.end()) throw UserError(unknown_name("benchmark", name, known));
+    if (std::ranges::find(known, name) == known.end())
+      throw UserError(unknown_name("benchmark", name, known));
     chosen.push_back(name);
   }
   if (chosen.empty()) throw UserError("--only names no benchmark; leave it out for all of them");
@@ -45,8 +50,9 @@ std::vector<std::string> parse_families(const std::string& text) {
 }
 
 bool any_of(const std::vector<std::string>& names, bool emulated) {
-  return std::ranges::any_of(
-      kFamilies, [&](const Family& f) { return f.emulated == emulated && std::ranges::find(names, f.name) != names.end(); });
+  return std::ranges::any_of(kFamilies, [&](const Family& f) {
+    return f.emulated == emulated && std::ranges::find(names, f.name) != names.end();
+  });
 }
 
 int longest(const std::vector<std::string>& names, int gpus) {

@@ -11,7 +11,9 @@ namespace {
 
 using Json = nlohmann::json;
 
-Json json_of(const Reading& r) { return {r.value, r.low, r.high}; }
+Json json_of(const Reading& r) {
+  return {r.value, r.low, r.high};
+}
 Reading reading_from(const Json& json) {
   return {json.at(0).get<double>(), json.at(1).get<double>(), json.at(2).get<double>()};
 }
@@ -22,7 +24,8 @@ Reading reading_of(std::vector<double> values) {
   ensure(!values.empty(), "something was measured");
   std::ranges::sort(values);
   const double middle = median(values);
-  return middle > 0 ? Reading{middle, values.front() / middle, values.back() / middle} : Reading{middle, 1, 1};
+  return middle > 0 ? Reading{middle, values.front() / middle, values.back() / middle}
+                    : Reading{middle, 1, 1};
 }
 
 Reading slowest(const std::vector<std::vector<double>>& rates) {
@@ -31,7 +34,8 @@ Reading slowest(const std::vector<std::vector<double>>& rates) {
     if (!own.empty()) medians.push_back(median(own)), all.insert(all.end(), own.begin(), own.end());
   ensure(!all.empty(), "something was measured");
   const double value = std::ranges::min(medians);
-  return value > 0 ? Reading{value, std::ranges::min(all) / value, std::ranges::max(all) / value} : Reading{value, 1, 1};
+  return value > 0 ? Reading{value, std::ranges::min(all) / value, std::ranges::max(all) / value}
+                   : Reading{value, 1, 1};
 }
 
 void Findings::add(Findings more) {
@@ -43,17 +47,15 @@ void Findings::add(Findings more) {
 }
 
 std::string to_json(const Findings& findings) {
-  Json json{{"machine", findings.machine},
-            {"libraries", findings.libraries},
-            {"cut_short", findings.cut_short},
-            {"unsupported", findings.unsupported},
-            {"figures", Json::object()},
-            {"tables", Json::object()}};
+  Json json{{"machine", findings.machine},     {"libraries", findings.libraries},
+            {"cut_short", findings.cut_short}, {"unsupported", findings.unsupported},
+            {"figures", Json::object()},       {"tables", Json::object()}};
   for (const auto& [name, figure] : findings.figures)
     json["figures"][name] = {{"what", figure.what}, {"reading", json_of(figure.reading)}};
   for (const auto& [name, table] : findings.tables) {
     Json points = Json::array();
-    for (const auto& [at, reading] : table.points) points.push_back({{"at", at}, {"reading", json_of(reading)}});
+    for (const auto& [at, reading] : table.points)
+      points.push_back({{"at", at}, {"reading", json_of(reading)}});
     json["tables"][name] = {{"what", table.what}, {"points", points}};
   }
   return json.dump();
@@ -62,13 +64,15 @@ std::string to_json(const Findings& findings) {
 Findings from_json(const std::string& text) {
   try {
     const Json json = Json::parse(text);
-    Findings f{json.at("machine"), json.at("libraries"), json.at("cut_short"), json.at("unsupported"), {}, {}};
+    Findings f{
+        json.at("machine"), json.at("libraries"), json.at("cut_short"), json.at("unsupported"), {}, {}};
     for (const auto& [name, figure] : json.at("figures").items())
       f.figures[name] = {reading_from(figure.at("reading")), figure.at("what")};
     for (const auto& [name, table] : json.at("tables").items()) {
       f.tables[name].what = table.at("what");
       for (const Json& point : table.at("points"))
-        f.tables[name].points.emplace_back(point.at("at").get<std::vector<double>>(), reading_from(point.at("reading")));
+        f.tables[name].points.emplace_back(point.at("at").get<std::vector<double>>(),
+                                           reading_from(point.at("reading")));
     }
     return f;
   } catch (const Json::exception& error) {

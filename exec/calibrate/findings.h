@@ -12,7 +12,8 @@ struct Reading {
   double value = 0, low = 1, high = 1;
 };
 Reading reading_of(std::vector<double> values);  // the median; at least one
-// Of rates, by rank: the median of the slowest rank that measured, as the ranks of a step wait for one another.
+// Of rates, by rank: the median of the slowest rank that measured, as the ranks of a step wait for one
+// another.
 Reading slowest(const std::vector<std::vector<double>>& rates);
 
 struct FoundFigure {
@@ -25,9 +26,9 @@ struct FoundTable {
 };
 
 struct Findings {
-  std::string machine;                 // "4 x NVIDIA H200 (139.8 GiB)"
-  std::string libraries;               // cuda::check_libraries
-  std::vector<std::string> cut_short;  // what there was no time for
+  std::string machine;                   // "4 x NVIDIA H200 (139.8 GiB)"
+  std::string libraries;                 // cuda::check_libraries
+  std::vector<std::string> cut_short;    // what there was no time for
   std::vector<std::string> unsupported;  // shapes that a library has no kernel for
   std::map<std::string, FoundFigure> figures;
   std::map<std::string, FoundTable> tables;

@@ -16,7 +16,8 @@ namespace {
 
 constexpr int64_t kLarge = int64_t{256} << 20, kSmall = 64 << 10;
 constexpr int64_t kParameters = 100'000'000;
-constexpr double kTraffic = 28;  // bytes of DRAM a parameter: master, m, v, gradient read; master, m, v, weights written
+constexpr double kTraffic =
+    28;  // bytes of DRAM a parameter: master, m, v, gradient read; master, m, v, weights written
 
 void copy(std::byte* to, const std::byte* from, int64_t bytes, cudaStream_t stream) {
   kernels::check(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyDefault, stream), "a copy");
@@ -35,7 +36,8 @@ void host_copies(Bench& bench) {
     const bool mine = bench.rank() < gpus;
     const Seconds alone_up = bench.time(up, bench.up(), Runs::in_a_row, mine),
                   alone_down = bench.time(down, bench.down(), Runs::in_a_row, mine);
-    const Job job_up{up, bench.up(), bench.agreed(alone_up)}, job_down{down, bench.down(), bench.agreed(alone_down)};
+    const Job job_up{up, bench.up(), bench.agreed(alone_up)},
+        job_down{down, bench.down(), bench.agreed(alone_down)};
     const auto [beside_up, beside_down] = bench.beside(job_up, job_down, mine);
     // Sums over the GPUs: the median of a GPU's rate, times how many there are.
     const auto rates = [&](const Seconds& seconds) {
@@ -44,7 +46,8 @@ void host_copies(Bench& bench) {
       return all;
     };
     std::vector<double> both;
-    if (mine && !beside_up.empty() && !beside_down.empty()) both = {large / median(beside_up) + large / median(beside_down)};
+    if (mine && !beside_up.empty() && !beside_down.empty())
+      both = {large / median(beside_up) + large / median(beside_down)};
     const auto record = [&](const char* direction, const char* what, std::vector<double> each) {
       const std::string said = fmt::format("pinned memory, {} MiB at a time, {}", kLarge >> 20, what);
       const std::vector<double> all = bench.at_first(each);
@@ -58,14 +61,16 @@ void host_copies(Bench& bench) {
       if (gpus == 1) bench.figure(fmt::format("pcie_{}_bw", direction), said + ", one GPU", each);
       for (double& one : each) one *= gpus;
       if (gpus == bench.ranks())
-        bench.figure(fmt::format("root_{}_bw", direction), fmt::format("{}, {} GPUs at once, in all", said, gpus), each);
+        bench.figure(fmt::format("root_{}_bw", direction),
+                     fmt::format("{}, {} GPUs at once, in all", said, gpus), each);
     };
     record("up", "host to device", rates(alone_up));
     record("down", "device to host", rates(alone_down));
     record("both", "both ways at once, sum", both);
   }
   const bool first = bench.rank() == 0;
-  Seconds small = bench.time([=](cudaStream_t s) { copy(pinned, device, kSmall, s); }, bench.down(), Runs::one_by_one, first);
+  Seconds small = bench.time([=](cudaStream_t s) { copy(pinned, device, kSmall, s); }, bench.down(),
+                             Runs::one_by_one, first);
   for (double& s : small) s *= 1e9;
   bench.figure("copy_latency_ns", "64 KiB to pinned memory, one GPU", small);
   bench.peers().barrier();
@@ -75,7 +80,8 @@ void host_copies(Bench& bench) {
 void host_adam(Bench& bench) {
   host::Workers& workers = host::Workers::of_process();
   std::byte *const slab = bench.pinned(kParameters * 16), *const rest =
-                                                              slab + 12 * kParameters;  // states; gradients, weights
+                                                              slab +
+                                                              12 * kParameters;  // states; gradients, weights
   auto* const states = reinterpret_cast<float*>(slab);
   workers.run([&](int thread) {  // master, m, v; gradients and weights, pairs of bf16: 0.01, neither zero nor
                                  // denormal
@@ -84,7 +90,8 @@ void host_adam(Bench& bench) {
       std::fill(states + block * kParameters + part.begin, states + block * kParameters + part.end,
                 std::bit_cast<float>(0x3c243c24U));
   });
-  const host::AdamPair pair{rest, program::Type::bf16, rest + 2 * kParameters, program::Type::bf16, 0, kParameters};
+  const host::AdamPair pair{rest, program::Type::bf16, rest + 2 * kParameters, program::Type::bf16,
+                            0,    kParameters};
   host::AdamArgs args{states, kParameters, true, {&pair, 1}, 1, {10, 1e-3, 0.9, 0.95, 1e-8, 0.1}};
   const auto rates = [&](bool mine) {
     bench.peers().barrier();
@@ -99,14 +106,15 @@ void host_adam(Bench& bench) {
     bench.peers().barrier();
     return all;
   };
-  const std::string what = fmt::format("CPU AdamW, fp32 states, bf16 gradients and weights, {} threads a process, {}",
-                                       workers.count(), host::text(host::adam_path()));
+  const std::string what =
+      fmt::format("CPU AdamW, fp32 states, bf16 gradients and weights, {} threads a process, {}",
+                  workers.count(), host::text(host::adam_path()));
   const std::vector<double> alone = rates(bench.rank() == 0);
   bench.figure("host_adam_rate_alone", what + ", one process, parameters/s", alone);
   std::vector<double> traffic = rates(true);
   for (double& rate : traffic) rate *= kTraffic * bench.ranks();
-  bench.figure("native_dram_bw", fmt::format("{}, {} processes at once, 28 bytes a parameter", what, bench.ranks()),
-               traffic);
+  bench.figure("native_dram_bw",
+               fmt::format("{}, {} processes at once, 28 bytes a parameter", what, bench.ranks()), traffic);
 }
 
 }  // namespace mop::calibrate

@@ -23,7 +23,8 @@ struct Named {
 // Up on the stream itself and down on one of its own, joined again.
 class BothWays {
  public:
-  BothWays(Bench& bench, std::byte* pinned, std::byte* device) : bench_(bench), pinned_(pinned), device_(device) {
+  BothWays(Bench& bench, std::byte* pinned, std::byte* device)
+      : bench_(bench), pinned_(pinned), device_(device) {
     for (cudaEvent_t* event : {&begun_, &done_})
       kernels::check(cudaEventCreateWithFlags(event, cudaEventDisableTiming), "an event");
   }
@@ -35,7 +36,8 @@ class BothWays {
 
   void run(cudaStream_t stream) const {
     const auto copy = [](std::byte* to, const std::byte* from, cudaStream_t on) {
-      kernels::check(cudaMemcpyAsync(to, from, static_cast<size_t>(kHostBytes), cudaMemcpyDefault, on), "a copy");
+      kernels::check(cudaMemcpyAsync(to, from, static_cast<size_t>(kHostBytes), cudaMemcpyDefault, on),
+                     "a copy");
     };
     kernels::check(cudaEventRecord(begun_, stream), "an event");
     kernels::check(cudaStreamWaitEvent(bench_.down(), begun_, 0), "an event");
@@ -51,10 +53,12 @@ class BothWays {
   cudaEvent_t begun_ = nullptr, done_ = nullptr;
 };
 
-// What a link carries when more asks for it than there is: an exchange by NCCL and a gather by copy engines together.
+// What a link carries when more asks for it than there is: an exchange by NCCL and a gather by copy engines
+// together.
 void link(Bench& bench, const std::vector<Named>& transfers) {
   const auto called = [&](const char* name) {
-    return std::ranges::find(transfers, std::string_view(name), [](const Named& one) { return std::string_view(one.name); });
+    return std::ranges::find(transfers, std::string_view(name),
+                             [](const Named& one) { return std::string_view(one.name); });
   };
   const auto exchange = called("native_all_to_all"), gather = called("copy_engine_all_gather");
   if (exchange == transfers.end() || gather == transfers.end() || !bench.more()) return;
@@ -65,8 +69,9 @@ void link(Bench& bench, const std::vector<Named>& transfers) {
   const double sent = static_cast<double>(kBytes) * (bench.ranks() - 1) / bench.ranks();
   if (!of_exchange.empty() && !of_gather.empty())
     rates = {sent / (beside.alone * median(of_exchange)) + sent / (gather->job.alone * median(of_gather))};
-  bench.figure("native_nvlink_bw", "all-to-all by NCCL and all-gather by copy engines at once, 1 GiB each, sum, each way, one GPU",
-               rates);
+  bench.figure(
+      "native_nvlink_bw",
+      "all-to-all by NCCL and all-gather by copy engines at once, 1 GiB each, sum, each way, one GPU", rates);
 }
 
 }  // namespace
@@ -74,8 +79,8 @@ void link(Bench& bench, const std::vector<Named>& transfers) {
 void interference(Bench& bench) {
   const BothWays both(bench, bench.pinned(2 * kHostBytes), bench.take(2 * kHostBytes));
   const int64_t rows = 32768, hidden = 2048;
-  const kernels::Matrix x = bench.matrix(rows, hidden), w = bench.matrix(1, hidden), residual = bench.matrix(rows, hidden),
-                        y = bench.matrix(rows, hidden);
+  const kernels::Matrix x = bench.matrix(rows, hidden), w = bench.matrix(1, hidden),
+                        residual = bench.matrix(rows, hidden), y = bench.matrix(rows, hidden);
   const AttentionWork attention = attention_work(bench, attention_shape(128, 128, 96, 4096, 0));
   attention.forward(bench.compute());  // what backward starts from
   std::vector<Named> victims{
@@ -83,7 +88,9 @@ void interference(Bench& bench) {
       {"grouped_matmul",
        "grouped matmul of 32 experts, (262144, 1536, 2048)",
        {experts_product(bench, 32, 2048, 1536, 262144, false), bench.compute(), 0}},
-      {"attention", "attention backward, 96 heads of 128, 4096 tokens", {attention.backward, bench.compute(), 0}},
+      {"attention",
+       "attention backward, 96 heads of 128, 4096 tokens",
+       {attention.backward, bench.compute(), 0}},
       {"memory_bound",
        "RMSNorm of 32768 x 2048 with its residual",
        {[=](cudaStream_t s) {
@@ -94,31 +101,35 @@ void interference(Bench& bench) {
   const int all = bench.ranks();
   if (all > 1) {
     for (const Collective c : {Collective::all_gather, Collective::reduce_scatter, Collective::all_to_all}) {
-      static constexpr const char* kNames[] = {"native_all_gather", "native_reduce_scatter", "", "native_all_to_all"};
-      others.push_back(
-          {kNames[static_cast<int>(c)], "by NCCL, 1 GiB", {by_nccl(bench, c, all, kBytes), bench.transfer(), 0}});
+      static constexpr const char* kNames[] = {"native_all_gather", "native_reduce_scatter", "",
+                                               "native_all_to_all"};
+      others.push_back({kNames[static_cast<int>(c)],
+                        "by NCCL, 1 GiB",
+                        {by_nccl(bench, c, all, kBytes), bench.transfer(), 0}});
     }
     if (bench.from_first(bench.peer_memory().reaches({all, 1})))
       for (const Collective c : {Collective::all_gather, Collective::reduce_scatter})
-        others.push_back({c == Collective::all_gather ? "copy_engine_all_gather" : "copy_engine_reduce_scatter",
-                          "by copy engines, 1 GiB",
-                          {by_copy_engines(bench, c, all, kBytes), bench.transfer(), 0}});
+        others.push_back(
+            {c == Collective::all_gather ? "copy_engine_all_gather" : "copy_engine_reduce_scatter",
+             "by copy engines, 1 GiB",
+             {by_copy_engines(bench, c, all, kBytes), bench.transfer(), 0}});
   }
-  others.push_back(
-      {"host_copies", "from and to the host, both ways", {[&both](cudaStream_t s) { both.run(s); }, bench.up(), 0}});
+  others.push_back({"host_copies",
+                    "from and to the host, both ways",
+                    {[&both](cudaStream_t s) { both.run(s); }, bench.up(), 0}});
   for (std::vector<Named>* jobs : {&victims, &others})
-    for (Named& one : *jobs) one.job.alone = bench.agreed(bench.time(one.job.work, one.job.stream, Runs::one_by_one));
+    for (Named& one : *jobs)
+      one.job.alone = bench.agreed(bench.time(one.job.work, one.job.stream, Runs::one_by_one));
   for (const Named& kernel : victims)
     for (const Named& other : others) {
       if (!bench.more()) return;
       const auto [of_kernel, of_other] = bench.slowdowns(kernel.job, other.job);
       bench.figure(fmt::format("{}_{}_slowdown", other.name, kernel.name),
-                   fmt::format("{} under {} {}", kernel.what, other.name, other.what),
-                   of_kernel);
+                   fmt::format("{} under {} {}", kernel.what, other.name, other.what), of_kernel);
       const bool usual = std::string_view(kernel.name) == "matmul";
-      bench.figure(usual ? fmt::format("{}_slowdown", other.name) : fmt::format("{}_under_{}_slowdown", other.name, kernel.name),
-                   fmt::format("{} {} under {}", other.name, other.what, kernel.what),
-                   of_other);
+      bench.figure(usual ? fmt::format("{}_slowdown", other.name)
+                         : fmt::format("{}_under_{}_slowdown", other.name, kernel.name),
+                   fmt::format("{} {} under {}", other.name, other.what, kernel.what), of_other);
     }
   link(bench, others);
   bench.peers().barrier();

@@ -1,5 +1,6 @@
-// Memory-bound kernels, each by itself at the widths of Qwen3-30B-A3B (of MLA: Kimi-K2) and three numbers of tokens. Bytes
-// are counted as the native step programs count them (sim/program/native), so that a price is bytes over the table's rate.
+// Memory-bound kernels, each by itself at the widths of Qwen3-30B-A3B (of MLA: Kimi-K2) and three numbers of
+// tokens. Bytes are counted as the native step programs count them (sim/program/native), so that a price is
+// bytes over the table's rate.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -29,13 +30,18 @@ constexpr int64_t kHidden = 2048, kHeads = 32, kWidth = 128, kExperts = 128, kCh
 constexpr float kEps = 1e-6F;
 constexpr double kCacheBytes = 32e6;  // of less, most is still in the cache when a step comes to it
 
-Runs runs_of(double bytes) { return bytes >= kCacheBytes ? Runs::cold : Runs::warm; }
+Runs runs_of(double bytes) {
+  return bytes >= kCacheBytes ? Runs::cold : Runs::warm;
+}
 
 class Kernels {
  public:
   Kernels(Bench& bench, int64_t tokens) : bench_(bench), n_(tokens), random_(1) {}
 
-  void all() { norms(), ropes(), activations(), routers(), routings(), embeddings(), losses(), elementwise(), optimizers(); }
+  void all() {
+    norms(), ropes(), activations(), routers(), routings(), embeddings(), losses(), elementwise(),
+        optimizers();
+  }
 
  private:
   // read, written: bytes an element, as the lowering counts them.
@@ -43,10 +49,13 @@ class Kernels {
   void measure(const char* kernel, int64_t elements, double read, double written, F&& run) {
     if (!bench_.more()) return;
     const double bytes = static_cast<double>(elements) * (read + written);
-    bench_.point(fmt::format("native_{}", kernel), fmt::format("kernels/, {}; (bytes read + written) -> bytes/s", kernel),
-                 {bytes}, bytes, bench_.time(run, bench_.compute(), runs_of(bytes)));
+    bench_.point(fmt::format("native_{}", kernel),
+                 fmt::format("kernels/, {}; (bytes read + written) -> bytes/s", kernel), {bytes}, bytes,
+                 bench_.time(run, bench_.compute(), runs_of(bytes)));
   }
-  float* scratch(int64_t bytes) { return reinterpret_cast<float*>(bench_.take(std::max<int64_t>(bytes, 256))); }
+  float* scratch(int64_t bytes) {
+    return reinterpret_cast<float*>(bench_.take(std::max<int64_t>(bytes, 256)));
+  }
   Matrix rows(int64_t cols, Type type = Type::bf16) { return bench_.matrix(n_, cols, type); }
   std::vector<int32_t> numbers(int64_t count, int64_t below) {
     std::vector<int32_t> all(static_cast<size_t>(count));
@@ -55,10 +64,13 @@ class Kernels {
   }
 
   void norms() {
-    const Matrix x = rows(kHidden), residual = rows(kHidden), y = rows(kHidden), dy = rows(kHidden, Type::f32),
-                 w = bench_.matrix(1, kHidden), dw = bench_.matrix(1, kHidden, Type::f32);
+    const Matrix x = rows(kHidden), residual = rows(kHidden), y = rows(kHidden),
+                 dy = rows(kHidden, Type::f32), w = bench_.matrix(1, kHidden),
+                 dw = bench_.matrix(1, kHidden, Type::f32);
     float* const sums = scratch(rms_norm_bwd_scratch(n_, kHidden, kHidden));
-    measure("rms_norm", n_ * kHidden, 4, 4, [=](cudaStream_t s) { rms_norm({x, w, residual, y, x, kEps}, s); });
+    measure("rms_norm", n_ * kHidden, 4, 4, [=](cudaStream_t s) {
+      rms_norm({x, w, residual, y, x, kEps}, s);
+    });
     measure("rms_norm_bwd", n_ * kHidden, 8, 2, [=](cudaStream_t s) {
       rms_norm_bwd({dy, x, w, residual, y, dw, kEps, true, sums}, s);
     });
@@ -67,13 +79,16 @@ class Kernels {
 
   void ropes() {
     const int64_t cols = kHeads * kWidth;
-    const Matrix x = rows(cols), y = rows(cols), w = bench_.matrix(1, kWidth), dw = bench_.matrix(1, kWidth, Type::f32),
+    const Matrix x = rows(cols), y = rows(cols), w = bench_.matrix(1, kWidth),
+                 dw = bench_.matrix(1, kWidth, Type::f32),
                  angles = bench_.matrix(kPositions, kWidth, Type::f32);
     const int32_t* const at = bench_.upload(numbers(n_, kPositions));
     const auto* const cos = static_cast<const float*>(angles.data);
     const Rotation rotation{kWidth, 0, kWidth, false, cos, cos + kPositions * kWidth / 2};
     float* const sums = scratch(rms_norm_bwd_scratch(n_, cols, kWidth));
-    measure("rope", n_ * cols, 2, 2, [=, n = n_](cudaStream_t s) { rope({x, w, y, at, n, rotation, kEps}, s); });
+    measure("rope", n_ * cols, 2, 2, [=, n = n_](cudaStream_t s) {
+      rope({x, w, y, at, n, rotation, kEps}, s);
+    });
     measure("rope_bwd", n_ * cols, 2, 2, [=, n = n_](cudaStream_t s) {
       rope_bwd({y, x, w, y, dw, at, n, rotation, kEps, false, sums}, s);
     });
@@ -82,7 +97,9 @@ class Kernels {
     const Matrix kv = bench_.matrix(tokens, heads * (nope + value)), shared = bench_.matrix(tokens, rotary),
                  k = bench_.matrix(tokens, heads * (nope + rotary)), v = bench_.matrix(tokens, heads * value);
     const int64_t elements = tokens * heads * (nope + rotary + value);
-    measure("mla_keys", elements, 2, 2, [=](cudaStream_t s) { mla_keys({kv, shared, k, v, nope, value, rotary}, s); });
+    measure("mla_keys", elements, 2, 2, [=](cudaStream_t s) {
+      mla_keys({kv, shared, k, v, nope, value, rotary}, s);
+    });
     measure("mla_keys_bwd", elements, 2, 2, [=](cudaStream_t s) {
       mla_keys_bwd({k, v, kv, shared, nope, value, rotary, false}, s);
     });
@@ -103,7 +120,8 @@ class Kernels {
         swiglu({gate_up, act, f}, s);
       });
       measure(clamped ? "clamped_swiglu_bwd" : "swiglu_bwd", copies * kInner, 8, 6, [=](cudaStream_t s) {
-        routed_swiglu_bwd({gate_up, d_act, act, {}, weights, d_gate_up, weighted, d_weights, f, nullptr, nullptr, 0}, s);
+        routed_swiglu_bwd(
+            {gate_up, d_act, act, {}, weights, d_gate_up, weighted, d_weights, f, nullptr, nullptr, 0}, s);
       });
     }
     bench_.release();
@@ -111,7 +129,8 @@ class Kernels {
 
   void routers() {
     const int64_t copies = n_ * kChoices;
-    const Matrix logits = rows(kExperts, Type::f32), weights = rows(kChoices, Type::f32), d_logits = rows(kExperts);
+    const Matrix logits = rows(kExperts, Type::f32), weights = rows(kChoices, Type::f32),
+                 d_logits = rows(kExperts);
     auto *const ids = reinterpret_cast<int32_t*>(bench_.take(4 * copies)),
                 *const order = reinterpret_cast<int32_t*>(bench_.take(4 * copies)),
                 *const counts = reinterpret_cast<int32_t*>(bench_.take(4 * kExperts));
@@ -120,7 +139,8 @@ class Kernels {
     Router router;
     router.experts = kExperts, router.choices = kChoices, router.normalise = true;
     const auto *const in = static_cast<const float*>(logits.data), *const d_weights =
-                                                                       static_cast<const float*>(weights.data);
+                                                                       static_cast<const float*>(
+                                                                           weights.data);
     measure("topk", n_ * kExperts, 4, 8.0 * kChoices / kExperts, [=, n = n_](cudaStream_t s) {
       topk({router, in, n, kExperts, nullptr, ids, static_cast<float*>(weights.data), load, false, sums}, s);
     });
@@ -163,12 +183,15 @@ class Kernels {
     std::vector<ExpertRows> experts;
     std::vector<void*> d_biases;
     for (int64_t e = 0; e < kExperts; ++e) {
-      experts.push_back({static_cast<int32_t>(e * copies / kExperts), static_cast<int32_t>(copies / kExperts)});
+      experts.push_back(
+          {static_cast<int32_t>(e * copies / kExperts), static_cast<int32_t>(copies / kExperts)});
       d_biases.push_back(static_cast<std::byte*>(biases.data) + 2 * e * kHidden);
     }
     float* const sums = scratch(column_sum_scratch(copies, kHidden, static_cast<int>(kExperts)));
     measure("expert_bias_bwd", copies * kHidden, 2, 0, [=, &experts, &d_biases](cudaStream_t s) {
-      expert_bias_bwd({sent_x, nullptr, experts.data(), d_biases.data(), static_cast<int>(kExperts), Type::bf16, sums}, s);
+      expert_bias_bwd(
+          {sent_x, nullptr, experts.data(), d_biases.data(), static_cast<int>(kExperts), Type::bf16, sums},
+          s);
     });
     bench_.release();
   }
@@ -177,10 +200,13 @@ class Kernels {
     const Matrix table = bench_.matrix(kVocabulary, kHidden), x = rows(kHidden);
     const int32_t* const ids = bench_.upload(numbers(n_, kVocabulary));
     float* const work = scratch(embedding_bwd_scratch(n_, kHidden, kVocabulary));
-    measure("embedding", n_ * kHidden, 2, 2, [=](cudaStream_t s) { embedding({ids, kVocabulary, table, x, nullptr}, s); });
-    measure("embedding_bwd", n_ * kHidden, 2, 2 + 2.0 * kVocabulary / static_cast<double>(n_), [=](cudaStream_t s) {
-      embedding_bwd({ids, x, table, false, work}, s);
+    measure("embedding", n_ * kHidden, 2, 2, [=](cudaStream_t s) {
+      embedding({ids, kVocabulary, table, x, nullptr}, s);
     });
+    measure("embedding_bwd", n_ * kHidden, 2, 2 + 2.0 * kVocabulary / static_cast<double>(n_),
+            [=](cudaStream_t s) {
+              embedding_bwd({ids, x, table, false, work}, s);
+            });
     bench_.release();
   }
 
@@ -189,14 +215,16 @@ class Kernels {
     const Matrix logits = bench_.matrix(tile, kVocabulary);
     auto* const statistics = static_cast<float*>(bench_.matrix(tile, 3, Type::f32).data);
     const int32_t* const targets = bench_.upload(numbers(tile, kVocabulary));
-    auto *const valid = reinterpret_cast<double*>(bench_.take(8)), *const loss = reinterpret_cast<double*>(bench_.take(8));
+    auto *const valid = reinterpret_cast<double*>(bench_.take(8)), *const loss = reinterpret_cast<double*>(
+                                                                       bench_.take(8));
     const auto count = static_cast<double>(tile);
     check(cudaMemcpy(valid, &count, sizeof count, cudaMemcpyHostToDevice), "a number");
     measure("cross_entropy", tile * kVocabulary, 2, 12.0 / kVocabulary, [=](cudaStream_t s) {
       cross_entropy({logits, {0, kVocabulary}, {targets, tile, tile}, statistics, false, nullptr}, s);
     });
     measure("cross_entropy_bwd", tile * kVocabulary, 2, 2, [=](cudaStream_t s) {
-      cross_entropy_bwd({logits, {0, kVocabulary}, {targets, tile, tile}, statistics, 1, valid, loss, 0, tile, false}, s);
+      cross_entropy_bwd(
+          {logits, {0, kVocabulary}, {targets, tile, tile}, statistics, 1, valid, loss, 0, tile, false}, s);
     });
     bench_.release();
   }
@@ -224,7 +252,8 @@ class Kernels {
 
   void optimizers() {
     const int64_t n = n_ * kHidden;
-    const Matrix states = bench_.matrix(3, n, Type::f32), gradient = bench_.matrix(1, n), weights = bench_.matrix(1, n);
+    const Matrix states = bench_.matrix(3, n, Type::f32), gradient = bench_.matrix(1, n),
+                 weights = bench_.matrix(1, n);
     AdamArgs args{static_cast<float*>(states.data),
                   n,
                   0,
@@ -257,7 +286,8 @@ void kernels_of_memory(Bench& bench) {
     bench.point("native_memory_bound", "device copy; (bytes read + written) -> bytes/s", {moved}, moved,
                 bench.time(
                     [=](cudaStream_t stream) {
-                      check(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes / 2), cudaMemcpyDeviceToDevice, stream),
+                      check(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes / 2),
+                                            cudaMemcpyDeviceToDevice, stream),
                             "a copy");
                     },
                     bench.compute(), runs_of(moved)));

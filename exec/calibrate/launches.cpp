@@ -9,7 +9,8 @@ namespace mop::calibrate {
 
 void launches(Bench& bench) {
   constexpr int kKernels = 400;  // fewer than a queue of the hardware takes
-  const kernels::Matrix tiny = bench.matrix(1, 256), large = bench.matrix(1 << 15, 1 << 15, kernels::Type::f32);
+  const kernels::Matrix tiny = bench.matrix(1, 256),
+                        large = bench.matrix(1 << 15, 1 << 15, kernels::Type::f32);
   const auto kernel = [&] { kernels::add({tiny, tiny, tiny}, bench.compute()); };
   cudaEvent_t event = nullptr;
   kernels::check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "an event");
@@ -42,7 +43,8 @@ void launches(Bench& bench) {
   }
   for (cudaEvent_t one : {event, begin, end}) cudaEventDestroy(one);
   bench.figure("native_launch_ns",
-               "C++ launch of one kernel, with the record of an event and another stream's wait, CPU time", cpu);
+               "C++ launch of one kernel, with the record of an event and another stream's wait, CPU time",
+               cpu);
   bench.figure("native_kernel_ns", "tiny kernels of ours back to back, device time", device);
   bench.release();
 }

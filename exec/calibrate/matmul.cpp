@@ -26,8 +26,8 @@ Work dense_product(Bench& bench, int64_t m, int64_t n, int64_t k, bool gradient)
   s.transpose_a = gradient, s.transpose_b = !gradient, s.accumulate = gradient;
   s.lda = gradient ? m : k, s.ldb = gradient ? n : k;
   const std::byte *const a = bench.take(2 * m * k), *const b = bench.take(2 * n * k);
-  std::byte *const c = bench.take(2 * m * n), *const workspace =
-                                                  bench.take(static_cast<int64_t>(kernels::Matmul::kWorkspaceBytes));
+  std::byte *const c = bench.take(2 * m * n), *const workspace = bench.take(
+                                                  static_cast<int64_t>(kernels::Matmul::kWorkspaceBytes));
   return [&product = bench.libraries().matmul, s, a, b, c, workspace](cudaStream_t stream) {
     product.run(s, a, b, nullptr, c, workspace, stream);
   };
@@ -37,11 +37,13 @@ Work dense_product(Bench& bench, int64_t m, int64_t n, int64_t k, bool gradient)
 Work experts_product(Bench& bench, int experts, int64_t k, int64_t n, int64_t rows, bool gradient) {
   std::vector<kernels::ExpertGroup> groups;
   for (int e = 0; e < experts; ++e)
-    groups.push_back({static_cast<int32_t>(e * rows / experts), static_cast<int32_t>((e + 1) * rows / experts), e, -1});
+    groups.push_back(
+        {static_cast<int32_t>(e * rows / experts), static_cast<int32_t>((e + 1) * rows / experts), e, -1});
   const kernels::Matrix a = bench.matrix(rows, k), c = bench.matrix(rows, n);
   std::byte *const w = bench.take(2 * experts * k * n), *const workspace = bench.take(static_cast<int64_t>(
                                                             bench.libraries().grouped.workspace_bytes()));
-  return [&product = bench.libraries().grouped, groups, a, c, w, workspace, k, n, gradient](cudaStream_t stream) {
+  return [&product = bench.libraries().grouped, groups, a, c, w, workspace, k, n,
+          gradient](cudaStream_t stream) {
     if (gradient)
       product.weight_gradient(groups, c, a, {w, nullptr, k, k * n, 0}, Type::bf16, workspace, stream);
     else
@@ -51,7 +53,8 @@ Work experts_product(Bench& bench, int experts, int64_t k, int64_t n, int64_t ro
 
 void matmul(Bench& bench) {
   for (const bool gradient : {false, true}) {
-    // Rows are tokens, of a gradient's sum instead; the rest are widths of routers, of layers and of vocabularies.
+    // Rows are tokens, of a gradient's sum instead; the rest are widths of routers, of layers and of
+    // vocabularies.
     const std::vector<int64_t> tokens{8192, 32768, 2048, 131072, 512, 128},
         widths{2048, 8192, 512, 32768, kVocabulary, 128, kRouter};
     // From the usual sizes out: were there no time for all, the grid's edge would be missing.
@@ -60,15 +63,18 @@ void matmul(Bench& bench) {
         for (const int64_t second : widths) {
           const int64_t m = gradient ? first : t, n = gradient ? second : first, k = gradient ? t : second;
           if (gradient && t < 2048) continue;
-          if (std::max(first, second) == kVocabulary && (std::min(first, second) < 2048 || t < 2048)) continue;
+          if (std::max(first, second) == kVocabulary && (std::min(first, second) < 2048 || t < 2048))
+            continue;
           if (first == kRouter && second == kRouter) continue;
           if (flops(m, n, k) > kMostFlops || !bench.fits(2 * (m * k + n * k + m * n))) continue;
           if (!bench.more()) return;
-          const Seconds seconds = bench.time(dense_product(bench, m, n, k, gradient), bench.compute(), Runs::warm);
+          const Seconds seconds =
+              bench.time(dense_product(bench, m, n, k, gradient), bench.compute(), Runs::warm);
           bench.point(gradient ? "native_matmul_gradient" : "native_matmul",
                       gradient ? "bf16 weight gradient by cuBLASLt, C += A^T B; (m, n, k) -> FLOP/s"
                                : "bf16 product by cuBLASLt, C = A B^T; (m, n, k) -> FLOP/s",
-                      {static_cast<double>(m), static_cast<double>(n), static_cast<double>(k)}, flops(m, n, k), seconds);
+                      {static_cast<double>(m), static_cast<double>(n), static_cast<double>(k)},
+                      flops(m, n, k), seconds);
           bench.release();
         }
   }
@@ -79,8 +85,13 @@ void grouped(Bench& bench) {
     int64_t k, n;
   };
   // Qwen3-30B-A3B, gpt-oss, DeepSeek-V3 and Kimi-K2, Mixtral: gate and up, down.
-  for (const Weights w :
-       {Weights{2048, 1536}, {768, 2048}, {2880, 5760}, {2880, 2880}, {7168, 4096}, {2048, 7168}, {4096, 28672}})
+  for (const Weights w : {Weights{2048, 1536},
+                          {768, 2048},
+                          {2880, 5760},
+                          {2880, 2880},
+                          {7168, 4096},
+                          {2048, 7168},
+                          {4096, 28672}})
     for (const int experts : {32, 128, 8})
       for (const int64_t each : {256, 1024, 4096, 16384, 64})
         for (const bool gradient : {false, true}) {
@@ -89,12 +100,15 @@ void grouped(Bench& bench) {
               !bench.fits(2 * (rows * (w.k + w.n) + experts * w.k * w.n)))
             continue;
           if (!bench.more()) return;
-          const Seconds seconds = bench.time(experts_product(bench, experts, w.k, w.n, rows, gradient), bench.compute(), Runs::warm);
+          const Seconds seconds = bench.time(experts_product(bench, experts, w.k, w.n, rows, gradient),
+                                             bench.compute(), Runs::warm);
           bench.point(
               gradient ? "native_grouped_matmul_gradient" : "native_grouped_matmul",
-              fmt::format("CUTLASS grouped kernels, bf16, equal rows{}; (k, n, experts, rows an expert) -> FLOP/s",
-                          gradient ? ", weight gradients added" : ""),
-              {static_cast<double>(w.k), static_cast<double>(w.n), static_cast<double>(experts), static_cast<double>(each)},
+              fmt::format(
+                  "CUTLASS grouped kernels, bf16, equal rows{}; (k, n, experts, rows an expert) -> FLOP/s",
+                  gradient ? ", weight gradients added" : ""),
+              {static_cast<double>(w.k), static_cast<double>(w.n), static_cast<double>(experts),
+               static_cast<double>(each)},
               flops(rows, w.n, w.k), seconds);
           bench.release();
         }

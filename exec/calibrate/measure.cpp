@@ -28,11 +28,12 @@ void run(Bench& bench, std::string_view family) {
 
 }  // namespace
 
-Findings measure(const launch::Place& place, launch::Peers& peers, const std::vector<std::string>& names, bool emulated,
-                 const std::function<void(size_t done, size_t total)>& before) {
+Findings measure(const launch::Place& place, launch::Peers& peers, const std::vector<std::string>& names,
+                 bool emulated, const std::function<void(size_t done, size_t total)>& before) {
   std::vector<const Family*> chosen;
   for (const Family& family : families())
-    if (family.emulated == emulated && std::ranges::find(names, family.name) != names.end()) chosen.push_back(&family);
+    if (family.emulated == emulated && std::ranges::find(names, family.name) != names.end())
+      chosen.push_back(&family);
   Bench bench(place, peers);
   try {
     for (size_t i = 0; i < chosen.size(); ++i) {
@@ -41,8 +42,10 @@ Findings measure(const launch::Place& place, launch::Peers& peers, const std::ve
       run(bench, chosen[i]->name);
     }
   } catch (const std::exception& error) {
-    // Here, while everything is still there: what hangs in NCCL would hang in the course of an exception, too.
-    if (peers.size() > 1) peers.abandon(error.what(), dynamic_cast<const UserError*>(&error) != nullptr ? 2 : 1);
+    // Here, while everything is still there: what hangs in NCCL would hang in the course of an exception,
+    // too.
+    if (peers.size() > 1)
+      peers.abandon(error.what(), dynamic_cast<const UserError*>(&error) != nullptr ? 2 : 1);
     throw;
   }
   return std::move(bench.findings());

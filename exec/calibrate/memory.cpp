@@ -25,7 +25,8 @@ class Communicator {
   explicit Communicator(Bench& bench) {
     ncclUniqueId id{};
     if (bench.rank() == 0) cuda::check(ncclGetUniqueId(&id), "ncclGetUniqueId");
-    cuda::check(ncclCommInitRank(&comm_, bench.ranks(), bench.from_first(id), bench.rank()), "ncclCommInitRank");
+    cuda::check(ncclCommInitRank(&comm_, bench.ranks(), bench.from_first(id), bench.rank()),
+                "ncclCommInitRank");
   }
   ~Communicator() { std::uncaught_exceptions() > 0 ? ncclCommAbort(comm_) : ncclCommDestroy(comm_); }
   Communicator(const Communicator&) = delete;
@@ -51,7 +52,8 @@ void memory(Bench& bench) {
     work(bench.compute());
     cudaStreamSynchronize(bench.compute());
   };
-  bench.figure("native_context_bytes", "CUDA context with the first kernel", {static_cast<double>(bench.context_bytes())});
+  bench.figure("native_context_bytes", "CUDA context with the first kernel",
+               {static_cast<double>(bench.context_bytes())});
   size_t free = 0, total = 0;
   cudaMemGetInfo(&free, &total);
   bench.figure("host_bytes", "memory of the host, as the kernel counts it", {host_bytes()});
@@ -66,8 +68,8 @@ void memory(Bench& bench) {
   run(attention.forward);
   run(attention.backward);
   bench.release();
-  bench.figure("native_library_bytes", "cuBLASLt, cuDNN and their kernels, after products and attention of one shape each",
-               {step()});
+  bench.figure("native_library_bytes",
+               "cuBLASLt, cuDNN and their kernels, after products and attention of one shape each", {step()});
   if (bench.ranks() == 1) return;
 
   bench.communicator(bench.ranks());
@@ -94,17 +96,22 @@ void memory(Bench& bench) {
   };
   const double peers = bench.ranks() - 1, first_pairs = point_to_point(bench.communicator(bench.ranks())),
                more_pairs = point_to_point(second.get());
-  bench.figure("native_communicator_bytes", fmt::format("one more NCCL communicator of {} GPUs", bench.ranks()), {another});
+  bench.figure("native_communicator_bytes",
+               fmt::format("one more NCCL communicator of {} GPUs", bench.ranks()), {another});
   bench.figure("native_communicator_p2p_bytes",
-               "NCCL point-to-point buffers of one more communicator, a peer of the node", {more_pairs / peers});
-  bench.figure("native_first_communicator_bytes", "what the first NCCL communicator takes beyond that", {first - another});
-  bench.figure("native_first_p2p_bytes", "what the first one's point-to-point buffers take beyond those of one more",
+               "NCCL point-to-point buffers of one more communicator, a peer of the node",
+               {more_pairs / peers});
+  bench.figure("native_first_communicator_bytes", "what the first NCCL communicator takes beyond that",
+               {first - another});
+  bench.figure("native_first_p2p_bytes",
+               "what the first one's point-to-point buffers take beyond those of one more",
                {first_pairs - more_pairs});
   bench.peer_memory();
-  bench.figure("native_peer_memory_bytes",
-               fmt::format("a peer's arena of {} mapped by CUDA IPC, the landing zone of reduce-scatters not counted",
-                           format_bytes(static_cast<double>(bench.arena_bytes()))),
-               {std::max(0.0, (step() - static_cast<double>(program::kLandingBytes)) / peers)});
+  bench.figure(
+      "native_peer_memory_bytes",
+      fmt::format("a peer's arena of {} mapped by CUDA IPC, the landing zone of reduce-scatters not counted",
+                  format_bytes(static_cast<double>(bench.arena_bytes()))),
+      {std::max(0.0, (step() - static_cast<double>(program::kLandingBytes)) / peers)});
   bench.release();
 }
 

@@ -38,8 +38,7 @@ Writer::~Writer() {
 
 void Writer::begin(Snapshot snapshot) {
   wait();
-  pending_ = std::async(std::launch::async,
-                        [this, taken = std::move(snapshot)] { write(taken); });
+  pending_ = std::async(std::launch::async, [this, taken = std::move(snapshot)] { write(taken); });
 }
 
 bool Writer::done() const {
@@ -86,8 +85,9 @@ void Writer::write(const Snapshot& snapshot) const {
       if (!first) return {};
       fs::remove_all(unfinished, error);
       if (!fs::create_directory(unfinished, error))
-        throw UserError(fmt::format("cannot make the folder {}: {}; check the space and the permissions there",
-                                    unfinished.string(), error.message()));
+        throw UserError(
+            fmt::format("cannot make the folder {}: {}; check the space and the permissions there",
+                        unfinished.string(), error.message()));
       return {};
     });
     // A process's part of the manifest, as text.
@@ -102,7 +102,8 @@ void Writer::write(const Snapshot& snapshot) const {
       if (!first) return {};
       Manifest manifest{snapshot.state, {}};
       for (const std::string& part : parts)
-        for (RankFile& file : parse_manifest(part, "a process's part").files) manifest.files.push_back(std::move(file));
+        for (RankFile& file : parse_manifest(part, "a process's part").files)
+          manifest.files.push_back(std::move(file));
       publish(unfinished, manifest, checkpoint);
       return {};
     });

@@ -21,9 +21,9 @@ struct Snapshot {
 class Writer {
  public:
   // Makes the folder where there is none and removes what killed processes left there. One writer a folder.
-  // `keep`: checkpoints that remain, the one just written among them; of those before it, the latest. peers: of all
-  // processes, in the order of their ranks, each of which makes the same calls; all see the folder. Errors: UserError
-  // for a folder that cannot be made.
+  // `keep`: checkpoints that remain, the one just written among them; of those before it, the latest. peers:
+  // of all processes, in the order of their ranks, each of which makes the same calls; all see the folder.
+  // Errors: UserError for a folder that cannot be made.
   explicit Writer(const std::filesystem::path& folder, int keep = 2,
                   std::unique_ptr<launch::Peers> peers = launch::alone());
   ~Writer();  // waits; an error that nobody waited for is lost
@@ -40,8 +40,8 @@ class Writer {
 
  private:
   void write(const Snapshot& snapshot) const;
-  // What every process does; all go on when all of them are done. Process 0 gets what each returned. Errors: the first of
-  // any, everywhere.
+  // What every process does; all go on when all of them are done. Process 0 gets what each returned. Errors:
+  // the first of any, everywhere.
   std::vector<std::string> together(const std::function<std::string()>& act) const;
   void prune(const std::filesystem::path& newest, int64_t step) const;
 

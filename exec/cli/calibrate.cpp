@@ -67,8 +67,11 @@ struct Calibrate {
   bool emulated = false;  // and whether it is of the set that stands for two hosts
 
   Calibrate(CLI::App& command, const Invocation& call) : invocation(call) {
-    command.add_option("--gpus", gpus, "GPUs of this host, a process each; nothing else may run on them")->type_name("N");
-    command.add_option("--base", base, "cluster that has what is not measured: published figures, PyTorch's own, networks")
+    command.add_option("--gpus", gpus, "GPUs of this host, a process each; nothing else may run on them")
+        ->type_name("N");
+    command
+        .add_option("--base", base,
+                    "cluster that has what is not measured: published figures, PyTorch's own, networks")
         ->type_name("NAME|FILE")
         ->default_str(base);
     command.add_option("--out", out, "cluster file to write, such as hwmodels/mine.json")->type_name("FILE");
@@ -79,21 +82,24 @@ struct Calibrate {
     std::string names;
     for (const calibrate::Family& family : calibrate::families())
       names += fmt::format("  {:<13} {}\n", family.name, family.what);
-    command.footer(
-        names +
-        "Micro-benchmarks of our own kernels, NCCL, copies and the CPU's optimizer, on all GPUs at once; never a step.\n"
-        "Every figure is the median over repeats, of kernels and collectives that of the slowest GPU, with its spread.\n"
-        "What takes too long is left out, and said.\n"
-        "Example:\n"
-        "  mop calibrate --gpus 4 --out hwmodels/mine.json\n"
-        "  mop calibrate --gpus 8 --base h200 --out hwmodels/mine.json --only collectives,copy-engines,interference");
+    command.footer(names +
+                   "Micro-benchmarks of our own kernels, NCCL, copies and the CPU's optimizer, on all GPUs "
+                   "at once; never a step.\n"
+                   "Every figure is the median over repeats, of kernels and collectives that of the slowest "
+                   "GPU, with its spread.\n"
+                   "What takes too long is left out, and said.\n"
+                   "Example:\n"
+                   "  mop calibrate --gpus 4 --out hwmodels/mine.json\n"
+                   "  mop calibrate --gpus 8 --base h200 --out hwmodels/mine.json --only "
+                   "collectives,copy-engines,interference");
   }
 
   void run() {
     const std::optional<launch::Place> place =
         launch::place_of([](const char* name) -> const char* { return std::getenv(name); });
     const std::vector<std::string> names = calibrate::parse_families(only);
-    if (format != "table" && format != "json") throw UserError(fmt::format("--format is '{}'; write table or json", format));
+    if (format != "table" && format != "json")
+      throw UserError(fmt::format("--format is '{}'; write table or json", format));
     if (gpus < 1)
       throw UserError(gpus == 0 ? "no GPUs are given; write --gpus N, for all of this host"
                                 : fmt::format("--gpus is {}; at least one is needed", gpus));
@@ -101,19 +107,22 @@ struct Calibrate {
     if (gpus == 1 && !calibrate::any_of(names, false))
       throw UserError("two emulated hosts need two GPUs; write --gpus 2 or more");
     if (out.empty()) throw UserError("no file is given; write --out FILE, such as hwmodels/mine.json");
-    if (!out.ends_with(".json")) throw UserError(fmt::format("--out is '{}'; names of cluster files end in .json", out));
+    if (!out.ends_with(".json"))
+      throw UserError(fmt::format("--out is '{}'; names of cluster files end in .json", out));
     if (const fs::path folder = fs::path(out).parent_path(); !folder.empty() && !fs::is_directory(folder))
       throw UserError(fmt::format("--out is '{}', in a folder that is not there; create it first", out));
     cluster::read_cluster(base);
 #ifdef MOP_CUDA
     if (!found.empty() && place) return measure(*place, names);
     if (place && place->size > 1)
-      throw UserError(fmt::format("mop calibrate starts its own processes; run it once, without {}", place->launcher));
+      throw UserError(
+          fmt::format("mop calibrate starts its own processes; run it once, without {}", place->launcher));
     answer(names);
 #else
     (void)place;
     throw UserError(
-        "mop calibrate measures GPUs, and this build has no CUDA: install the CUDA toolkit, run ./setup and build again");
+        "mop calibrate measures GPUs, and this build has no CUDA: install the CUDA toolkit, run ./setup and "
+        "build again");
 #endif
   }
 
@@ -125,7 +134,8 @@ struct Calibrate {
       std::optional<Progress> progress;
       if (place.rank == 0) {
         progress.emplace(emulated ? "measuring two emulated hosts" : "measuring");
-        kernels::warn_of_fallbacks([](const std::string& path) { fmt::print(stderr, "mop: warning: {}\n", path); });
+        kernels::warn_of_fallbacks(
+            [](const std::string& path) { fmt::print(stderr, "mop: warning: {}\n", path); });
       }
       const calibrate::Findings findings =
           calibrate::measure(place, *peers, names, emulated, [&](size_t done, size_t total) {
@@ -176,7 +186,8 @@ struct Calibrate {
     }
     provenance.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
     try {
-      calibrate::write_cluster_file(out, calibrate::cluster_file(cluster::cluster_file(base), findings, provenance));
+      calibrate::write_cluster_file(
+          out, calibrate::cluster_file(cluster::cluster_file(base), findings, provenance));
     } catch (const UserError& error) {
       throw UserError(fmt::format("{}; what was measured is in {}", error.what(), exchange.keep()));
     }
@@ -190,12 +201,14 @@ struct Calibrate {
   }
 
   std::string table(const calibrate::Findings& findings, const calibrate::Provenance& p) const {
-    TextTable figures({"figure", "value", "spread", "what"}, "lrrl"), tables({"table", "points", "what"}, "lrl");
+    TextTable figures({"figure", "value", "spread", "what"}, "lrrl"),
+        tables({"table", "points", "what"}, "lrl");
     for (const auto& [name, figure] : findings.figures)
       figures.add({name, fmt::format("{:.6g}", figure.reading.value), range(figure.reading), figure.what});
-    for (const auto& [name, table] : findings.tables) tables.add({name, std::to_string(table.points.size()), table.what});
-    return fmt::format("{}\n{}\n{}, {}; {} s; written to {}\n", figures.text(), tables.text(), findings.machine,
-                       findings.libraries, std::lround(p.seconds), out);
+    for (const auto& [name, table] : findings.tables)
+      tables.add({name, std::to_string(table.points.size()), table.what});
+    return fmt::format("{}\n{}\n{}, {}; {} s; written to {}\n", figures.text(), tables.text(),
+                       findings.machine, findings.libraries, std::lround(p.seconds), out);
   }
 
   std::string json(const calibrate::Findings& findings, const calibrate::Provenance& p) const {
@@ -220,7 +233,8 @@ struct Calibrate {
 }  // namespace
 
 void add_calibrate(CLI::App& program, const Invocation& invocation) {
-  CLI::App* command = program.add_subcommand("calibrate", "measure this host's GPUs for predictions, by micro-benchmarks");
+  CLI::App* command =
+      program.add_subcommand("calibrate", "measure this host's GPUs for predictions, by micro-benchmarks");
   const auto calibrate = std::make_shared<Calibrate>(*command, invocation);
   command->callback([calibrate] { calibrate->run(); });
 }

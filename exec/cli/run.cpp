@@ -55,21 +55,28 @@ struct Run {
   const Invocation& invocation;
   TrainingOptions options;
   int64_t ranks = 1, gpus = 0;
-  std::string rate = "3e-4", minimum_rate = "0", weight_decay = "0.1", beta1 = "0.9", beta2 = "0.95", eps = "1e-8",
-              clip_norm = "1", decay = "cosine", order = "shuffled", export_type = "bf16", trace, label;
+  std::string rate = "3e-4", minimum_rate = "0", weight_decay = "0.1", beta1 = "0.9", beta2 = "0.95",
+              eps = "1e-8", clip_norm = "1", decay = "cosine", order = "shuffled", export_type = "bf16",
+              trace, label;
   std::optional<validate::OpSums> sums;  // of the last profiled step; in process 0
   std::string end_of_document, profile_steps;
   bool dry_run = false, resume = false, check_finite = false;
 
-  Run(CLI::App& command, const Invocation& call) : flags(command, Flags::Values::one, {"mop"}), invocation(call) {
+  Run(CLI::App& command, const Invocation& call)
+      : flags(command, Flags::Values::one, {"mop"}), invocation(call) {
     const char* group = "Training";
-    command.add_option("--data", options.data_path, "text (its bytes are the tokens), or Megatron .bin and .idx")
+    command
+        .add_option("--data", options.data_path, "text (its bytes are the tokens), or Megatron .bin and .idx")
         ->type_name("FILE")
         ->group(group);
-    command.add_option("--loss-mask", options.data.loss_mask, "indexed dataset of 0 and 1: tokens with 0 are no targets")
+    command
+        .add_option("--loss-mask", options.data.loss_mask,
+                    "indexed dataset of 0 and 1: tokens with 0 are no targets")
         ->type_name("FILE")
         ->group(group);
-    command.add_option("--end-of-document", end_of_document, "token put behind every document")->type_name("ID")->group(group);
+    command.add_option("--end-of-document", end_of_document, "token put behind every document")
+        ->type_name("ID")
+        ->group(group);
     command.add_option("--order", order, "of the sequences: shuffled by the seed, or as they are")
         ->type_name("shuffled|data")
         ->default_str(order)
@@ -78,24 +85,34 @@ struct Run {
         ->type_name("N")
         ->default_str("1")
         ->group(group);
-    command.add_option("--gpus", gpus,
-                       "ranks on as many GPUs of this host instead, a process each; under torchrun, mpirun or srun the "
-                       "launcher says how many")
+    command
+        .add_option(
+            "--gpus", gpus,
+            "ranks on as many GPUs of this host instead, a process each; under torchrun, mpirun or srun the "
+            "launcher says how many")
         ->type_name("N")
         ->default_str("0")
         ->group(group);
-    command.add_option("--steps", options.steps, "optimizer steps of the whole run")->default_str("100")->group(group);
-    command.add_option("--seed", options.seed, "of weights and of the order of the data")->default_str("0")->group(group);
+    command.add_option("--steps", options.steps, "optimizer steps of the whole run")
+        ->default_str("100")
+        ->group(group);
+    command.add_option("--seed", options.seed, "of weights and of the order of the data")
+        ->default_str("0")
+        ->group(group);
     command.add_option("--weights", options.weights, "Hugging Face folder to start from; else random")
         ->type_name("DIR")
         ->group(group);
     command.add_option("--lr", rate, "peak learning rate")->default_str(rate)->group(group);
-    command.add_option("--min-lr", minimum_rate, "at the end of the cosine")->default_str(minimum_rate)->group(group);
+    command.add_option("--min-lr", minimum_rate, "at the end of the cosine")
+        ->default_str(minimum_rate)
+        ->group(group);
     command.add_option("--lr-decay", decay, "cosine or constant")->default_str(decay)->group(group);
     command.add_option("--warmup", options.trainer.hyper.schedule.warmup, "steps of linear warm-up")
         ->default_str("0")
         ->group(group);
-    command.add_option("--weight-decay", weight_decay, "decoupled, of AdamW")->default_str(weight_decay)->group(group);
+    command.add_option("--weight-decay", weight_decay, "decoupled, of AdamW")
+        ->default_str(weight_decay)
+        ->group(group);
     command.add_option("--beta1", beta1, "of AdamW")->default_str(beta1)->group(group);
     command.add_option("--beta2", beta2, "of AdamW")->default_str(beta2)->group(group);
     command.add_option("--eps", eps, "of AdamW")->default_str(eps)->group(group);
@@ -103,11 +120,14 @@ struct Run {
         ->default_str(clip_norm)
         ->group(group);
     command.add_option("--save", options.save, "folder of checkpoints")->type_name("DIR")->group(group);
-    command.add_option("--save-every", options.save_every, "steps between checkpoints; 0: the last step only")
+    command
+        .add_option("--save-every", options.save_every, "steps between checkpoints; 0: the last step only")
         ->default_str("0")
         ->group(group);
     command.add_option("--keep", options.keep, "checkpoints that remain")->default_str("2")->group(group);
-    command.add_flag("--resume", resume, "go on from the newest checkpoint in --save, whatever its plan and ranks")
+    command
+        .add_flag("--resume", resume,
+                  "go on from the newest checkpoint in --save, whatever its plan and ranks")
         ->group(group);
     command.add_option("--export", options.export_folder, "Hugging Face folder to write at the end")
         ->type_name("DIR")
@@ -116,37 +136,48 @@ struct Run {
     command.add_option("--trace", trace, "timeline of the last step for Perfetto or chrome://tracing")
         ->type_name("FILE")
         ->group("Answer");
-    command.add_option("--profile-steps", profile_steps,
-                       "steps that an attached profiler records, and whose last has its timeline in --trace; else the last")
+    command
+        .add_option("--profile-steps", profile_steps,
+                    "steps that an attached profiler records, and whose last has its timeline in --trace; "
+                    "else the last")
         ->type_name("N|FIRST..LAST")
         ->group("Answer");
-    command.add_option("--label", label, "what the stored measurement is called: mop results --where label=NAME")
+    command
+        .add_option("--label", label, "what the stored measurement is called: mop results --where label=NAME")
         ->type_name("NAME")
         ->group("Answer");
-    command.add_flag("--check-finite", check_finite,
-                     "name the first operation that makes a number that is not finite; always so on the CPU, on GPUs every "
-                     "result is read once more")
+    command
+        .add_flag("--check-finite", check_finite,
+                  "name the first operation that makes a number that is not finite; always so on the CPU, on "
+                  "GPUs every "
+                  "result is read once more")
         ->group("Answer");
-    command.add_flag("--dry-run", dry_run, "show memory and predicted schedule, and run nothing")->group("Answer");
+    command.add_flag("--dry-run", dry_run, "show memory and predicted schedule, and run nothing")
+        ->group("Answer");
     command.footer(
         "Plan settings have flags of their own, such as --ep 8; mop show plan --help lists them.\n"
         "The cluster is the one that the planner plans for and that the stored prediction is of.\n"
-        "On several hosts: torchrun --no-python, mpirun or srun start a process a GPU, each with this same command.\n"
+        "On several hosts: torchrun --no-python, mpirun or srun start a process a GPU, each with this same "
+        "command.\n"
         "Example:\n"
         "  mop run --model tiny-qwen3-moe --data README.md --plan mop --ranks 8 --steps 200\n"
-        "  mop run --model qwen3-30b-a3b --data corpus.bin --cluster h200x4 --plan mop --gpus 4 --sequences 8\n"
-        "  mop run --model tiny-qwen3-moe --data README.md --ranks 2 --steps 50 --save ckpt --resume --format json");
+        "  mop run --model qwen3-30b-a3b --data corpus.bin --cluster h200x4 --plan mop --gpus 4 --sequences "
+        "8\n"
+        "  mop run --model tiny-qwen3-moe --data README.md --ranks 2 --steps 50 --save ckpt --resume "
+        "--format json");
   }
 
   predict::Scenario scenario() {
     predict::Scenario s = flags.scenario();
     if (gpus < 0) throw UserError(fmt::format("--gpus is {}; it cannot be negative", gpus));
-    if (gpus > 0 && ranks != 1 && ranks != gpus) throw UserError("--ranks and --gpus differ; give one of them");
+    if (gpus > 0 && ranks != 1 && ranks != gpus)
+      throw UserError("--ranks and --gpus differ; give one of them");
     options.place = launch::place_of([](const char* name) -> const char* { return std::getenv(name); });
     if (options.place && options.place->size == 1 && gpus == 0) options.place.reset();  // a launcher's shell
     if (options.place && (gpus > 0 || ranks > 1) && std::max(gpus, ranks) != options.place->size)
-      throw UserError(fmt::format("{} started {} ranks, and --{} says {}; leave it out", options.place->launcher,
-                                  options.place->size, gpus > 0 ? "gpus" : "ranks", std::max(gpus, ranks)));
+      throw UserError(fmt::format("{} started {} ranks, and --{} says {}; leave it out",
+                                  options.place->launcher, options.place->size, gpus > 0 ? "gpus" : "ranks",
+                                  std::max(gpus, ranks)));
     if (options.place)
       ranks = options.place->size;
     else if (gpus > 0)
@@ -157,9 +188,10 @@ struct Run {
       throw UserError("--nodes and --gpus-per-node are for predictions; mop run takes --ranks");
     const int64_t node = s.cluster.gpus_per_node();
     if (ranks > node && ranks % node != 0)
-      throw UserError(fmt::format("--ranks is {}, more than one node of {} with {} GPUs and no multiple of it; take a "
-                                  "multiple, or another --cluster",
-                                  ranks, s.cluster.name, node));
+      throw UserError(
+          fmt::format("--ranks is {}, more than one node of {} with {} GPUs and no multiple of it; take a "
+                      "multiple, or another --cluster",
+                      ranks, s.cluster.name, node));
     s.nodes = std::max<int64_t>(1, ranks / node);
     s.gpus_per_node = std::min(ranks, node);
     if (!flags.given("context") && s.model.max_positions > 0)
@@ -192,17 +224,20 @@ struct Run {
     h.beta2 = number(beta2, "beta2");
     h.eps = number(eps, "eps");
     h.max_norm = number(clip_norm, "clip-norm");
-    if (options.steps < 1) throw UserError(fmt::format("--steps is {}; at least one is needed", options.steps));
+    if (options.steps < 1)
+      throw UserError(fmt::format("--steps is {}; at least one is needed", options.steps));
     for (const double beta : {h.beta1, h.beta2})
       if (!(beta >= 0 && beta < 1)) throw UserError("--beta1 and --beta2 are at least 0 and below 1");
     if (!(h.max_norm > 0)) throw UserError(fmt::format("--clip-norm is {}; it must be above 0", clip_norm));
     if (!(h.eps > 0)) throw UserError(fmt::format("--eps is {}; it must be above 0", eps));
-    if (!(h.weight_decay >= 0)) throw UserError(fmt::format("--weight-decay is {}; it cannot be negative", weight_decay));
+    if (!(h.weight_decay >= 0))
+      throw UserError(fmt::format("--weight-decay is {}; it cannot be negative", weight_decay));
     if (options.keep < 1) throw UserError("--keep must be at least 1");
     if (options.save_every < 0) throw UserError("--save-every cannot be negative");
     if (options.save_every > 0 && options.save.empty())
       throw UserError("--save-every needs a folder; add --save DIR");
-    if (resume && options.save.empty()) throw UserError("--resume goes on from the checkpoints in --save; add --save DIR");
+    if (resume && options.save.empty())
+      throw UserError("--resume goes on from the checkpoints in --save; add --save DIR");
     if (resume) options.resume = options.save;
     if (order != "shuffled" && order != "data")
       throw UserError(fmt::format("--order is '{}'; write shuffled or data", order));
@@ -220,13 +255,16 @@ struct Run {
     options.profile_first = options.profile_last = options.steps - 1;
     if (!profile_steps.empty()) {
       const size_t dots = profile_steps.find("..");
-      options.profile_first = static_cast<int64_t>(number(profile_steps.substr(0, dots), "profile-steps")) - 1;
-      options.profile_last = dots == std::string::npos
-                                 ? options.profile_first
-                                 : static_cast<int64_t>(number(profile_steps.substr(dots + 2), "profile-steps")) - 1;
-      if (options.profile_first < 0 || options.profile_last < options.profile_first || options.profile_last >= options.steps)
-        throw UserError(fmt::format("--profile-steps is '{}'; it takes steps from 1 to {}, like 3 or 3..5", profile_steps,
-                                    options.steps));
+      options.profile_first =
+          static_cast<int64_t>(number(profile_steps.substr(0, dots), "profile-steps")) - 1;
+      options.profile_last =
+          dots == std::string::npos
+              ? options.profile_first
+              : static_cast<int64_t>(number(profile_steps.substr(dots + 2), "profile-steps")) - 1;
+      if (options.profile_first < 0 || options.profile_last < options.profile_first ||
+          options.profile_last >= options.steps)
+        throw UserError(fmt::format("--profile-steps is '{}'; it takes steps from 1 to {}, like 3 or 3..5",
+                                    profile_steps, options.steps));
     }
   }
 
@@ -244,13 +282,16 @@ struct Run {
     return flops_rate(s, tokens_per_second) / s.cluster["peak_flops"];
   }
   static std::string formula(const predict::Scenario& s) {
-    return fmt::format("model FLOPs: {:.2f} GFLOP a token, forward and backward: products of active parameters without the "
-                       "input embedding, causal attention halved, true windows, no recompute; MFU against {:.0f} TFLOP/s\n",
-                       predict::model_flops(s).total() * 1e-9, s.cluster["peak_flops"] * 1e-12);
+    return fmt::format(
+        "model FLOPs: {:.2f} GFLOP a token, forward and backward: products of active parameters without the "
+        "input embedding, causal attention halved, true windows, no recompute; MFU against {:.0f} TFLOP/s\n",
+        predict::model_flops(s).total() * 1e-9, s.cluster["peak_flops"] * 1e-12);
   }
 
-  void print_step(const predict::Scenario& s, const train::StepReport& r, int64_t tokens, int64_t bytes) const {
-    const double per_second = static_cast<double>(tokens) / r.seconds, per_gpu = per_second / static_cast<double>(s.gpus()),
+  void print_step(const predict::Scenario& s, const train::StepReport& r, int64_t tokens,
+                  int64_t bytes) const {
+    const double per_second = static_cast<double>(tokens) / r.seconds,
+                 per_gpu = per_second / static_cast<double>(s.gpus()),
                  exposed = static_cast<double>(r.overlap.exposed_communication) * 1e-9;
     if (flags.json()) {
       Json line{{"step", r.step + 1}, {"loss", r.loss}};
@@ -274,22 +315,25 @@ struct Run {
           on_gpus() ? fmt::format("{:>8.0f} tokens/s/GPU  {:>4.0f} TFLOP/s  MFU {:.1f} %", per_gpu,
                                   flops_rate(s, per_second) * 1e-12, 100 * mfu(s, per_second))
                     : fmt::format("{:>9.0f} tokens/s", per_second);
-      fmt::print("step {:>5}  loss {:>9.5f}  grad norm {:>9}  lr {:.3e}  {}  {}  rows/expert {:.2f}x  {} exposed\n", r.step + 1,
-                 r.loss, r.gradient_norm ? fmt::format("{:.4f}", *r.gradient_norm) : "-", r.learning_rate, speed,
-                 format_bytes(static_cast<double>(bytes)), r.expert_imbalance, format_seconds(exposed));
+      fmt::print(
+          "step {:>5}  loss {:>9.5f}  grad norm {:>9}  lr {:.3e}  {}  {}  rows/expert {:.2f}x  {} exposed\n",
+          r.step + 1, r.loss, r.gradient_norm ? fmt::format("{:.4f}", *r.gradient_norm) : "-",
+          r.learning_rate, speed, format_bytes(static_cast<double>(bytes)), r.expert_imbalance,
+          format_seconds(exposed));
     }
     std::fflush(stdout);
   }
 
-  store::RunRecord measurement(const predict::Scenario& s, store::RunRecord r, const TrainingReport& report) const {
+  store::RunRecord measurement(const predict::Scenario& s, store::RunRecord r,
+                               const TrainingReport& report) const {
     r.kind = store::kMeasurement;
     r.label = label;
     r.created = store::now_utc();
     char host[256] = "unknown";
     ::gethostname(host, sizeof host - 1);
     r.cluster = on_gpus() ? "gpus" : "cpu";
-    r.machine = fmt::format("{}: {} backend, {} ranks, {} hardware threads a process{}", host, on_gpus() ? "CUDA" : "CPU",
-                            s.gpus(), std::thread::hardware_concurrency(),
+    r.machine = fmt::format("{}: {} backend, {} ranks, {} hardware threads a process{}", host,
+                            on_gpus() ? "CUDA" : "CPU", s.gpus(), std::thread::hardware_concurrency(),
                             report.libraries.empty() ? "" : ", " + report.libraries);
     r.fits = true;
     r.hbm_allocated_bytes = report.hbm_addressed;
@@ -300,20 +344,23 @@ struct Run {
     const double seconds = report.median_seconds();
     r.step_time_s = seconds;
     r.tokens_per_step = report.tokens_per_step;
-    r.tokens_per_s_per_gpu = static_cast<double>(report.tokens_per_step) / seconds / static_cast<double>(s.gpus());
-    r.mfu = on_gpus() ? std::optional(mfu(s, static_cast<double>(report.tokens_per_step) / seconds)) : std::nullopt;
+    r.tokens_per_s_per_gpu =
+        static_cast<double>(report.tokens_per_step) / seconds / static_cast<double>(s.gpus());
+    r.mfu = on_gpus() ? std::optional(mfu(s, static_cast<double>(report.tokens_per_step) / seconds))
+                      : std::nullopt;
     r.exposed_communication_s = report.mean_exposed_seconds();
     r.bound_by = "";
     Json steps = Json::array();
     for (const train::StepReport& step : report.steps)
-      steps.push_back({{"step", step.step + 1},
-                       {"loss", step.loss},
-                       {"gradient_norm", step.gradient_norm ? Json(*step.gradient_norm) : Json()},
-                       {"learning_rate", step.learning_rate},
-                       {"expert_imbalance", step.expert_imbalance},
-                       {"planning_stall_s", static_cast<double>(step.overlap.planning_stall) * 1e-9},
-                       {"exposed_communication_s", static_cast<double>(step.overlap.exposed_communication) * 1e-9},
-                       {"seconds", step.seconds}});
+      steps.push_back(
+          {{"step", step.step + 1},
+           {"loss", step.loss},
+           {"gradient_norm", step.gradient_norm ? Json(*step.gradient_norm) : Json()},
+           {"learning_rate", step.learning_rate},
+           {"expert_imbalance", step.expert_imbalance},
+           {"planning_stall_s", static_cast<double>(step.overlap.planning_stall) * 1e-9},
+           {"exposed_communication_s", static_cast<double>(step.overlap.exposed_communication) * 1e-9},
+           {"seconds", step.seconds}});
     Json detail{{"backend", on_gpus() ? "cuda" : "cpu"},
                 {"ranks", s.gpus()},
                 {"data", options.data_path},
@@ -326,7 +373,8 @@ struct Run {
     for (const std::vector<int64_t>& layer : report.expert_rows)
       if (!layer.empty()) rows.push_back(layer);
     detail[validate::kExpertRows] = std::move(rows);
-    detail[validate::kQuestion] = Json::parse(validate::to_json(s, flags.text("model"), flags.text("cluster")));
+    detail[validate::kQuestion] =
+        Json::parse(validate::to_json(s, flags.text("model"), flags.text("cluster")));
     const auto last = std::ranges::find(report.steps, options.profile_last, &train::StepReport::step);
     if (sums && last != report.steps.end()) {
       validate::OpSums of_step = *sums;
@@ -367,7 +415,8 @@ struct Run {
     std::string text;
     if (peers.rank() == 0) {
       Progress progress("choosing the plan");
-      text = plan::describe(search::choose(s, [&](size_t done, size_t total) { progress.show(done, total); }));
+      text =
+          plan::describe(search::choose(s, [&](size_t done, size_t total) { progress.show(done, total); }));
     }
     const std::vector<std::byte> heard = peers.broadcast(std::as_bytes(std::span(text)));
     return plan::parse_plan(launch::text_of(heard));
@@ -414,9 +463,10 @@ struct Run {
     if (first()) {
       const predict::Prediction p = predict::predict(s);
       if (dry_run) {
-        fmt::print("{}", flags.json() ? pretty(answer_json(s, p)) + "\n"
-                                      : fmt::format("{}\n{} backend: {}", answer_text(s, p),
-                                                    gpus > 0 || on_gpus() ? "CUDA" : "CPU", memory_line(prepared)));
+        fmt::print("{}", flags.json()
+                             ? pretty(answer_json(s, p)) + "\n"
+                             : fmt::format("{}\n{} backend: {}", answer_text(s, p),
+                                           gpus > 0 || on_gpus() ? "CUDA" : "CPU", memory_line(prepared)));
         return std::nullopt;
       }
       predicted = record(key, s, p, invocation.command_line);
@@ -437,7 +487,8 @@ struct Run {
     if (store && !report.steps.empty()) store->insert(measurement(s, predicted, report));
     if (report.interrupted)
       return fmt::format("interrupted after step {}; {}", report.steps.back().step + 1,
-                         options.save.empty() ? "nothing is saved without --save" : "the same command with --resume goes on");
+                         options.save.empty() ? "nothing is saved without --save"
+                                              : "the same command with --resume goes on");
     if (!trace.empty()) note(fmt::format("timeline in {}; open it at https://ui.perfetto.dev", trace));
     return std::nullopt;
   }

@@ -26,7 +26,9 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-double seconds_since(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
+double seconds_since(Clock::time_point begin) {
+  return std::chrono::duration<double>(Clock::now() - begin).count();
+}
 
 // Saves while the steps go on: what a checkpoint holds is copied, and the copy written by another thread.
 class Saver {
@@ -66,14 +68,20 @@ std::unique_ptr<train::Machine> make_machine(const train::Prepared& prepared, co
   (void)peers, (void)report, (void)observer;
 #endif
   if (options.place)
-    throw UserError("this build has no CUDA: install the CUDA toolkit, run ./setup and build again; or run without --gpus");
+    throw UserError(
+        "this build has no CUDA: install the CUDA toolkit, run ./setup and build again; or run without "
+        "--gpus");
   return train::make_cpu_machine(prepared, options.trainer);
 }
 
-// Process 0 writes, and calls for each parameter as it comes to it; the others bring their parts until it says no more.
-void export_weights(train::Trainer& trainer, const model::ModelConfig& model, const TrainingOptions& options) {
+// Process 0 writes, and calls for each parameter as it comes to it; the others bring their parts until it
+// says no more.
+void export_weights(train::Trainer& trainer, const model::ModelConfig& model,
+                    const TrainingOptions& options) {
   launch::Peers& peers = trainer.peers();
-  const auto read = [&](model::ParameterId id, float* out) { trainer.shards().read(id, train::What::weights, out); };
+  const auto read = [&](model::ParameterId id, float* out) {
+    trainer.shards().read(id, train::What::weights, out);
+  };
   if (peers.rank() != 0) {
     for (std::vector<float> none;;) {
       const std::vector<std::byte> heard = peers.broadcast({});
@@ -108,11 +116,12 @@ void resume(train::Trainer& trainer, const TrainingOptions& options, const Train
     reader = std::move(newest.reader);
   }
   if (reader->state().step >= options.steps)
-    throw UserError(fmt::format("the checkpoint '{}' is of step {}, and --steps is {}: nothing is left to do; ask for more",
-                                reader->path().string(), reader->state().step, options.steps));
+    throw UserError(fmt::format(
+        "the checkpoint '{}' is of step {}, and --steps is {}: nothing is left to do; ask for more",
+        reader->path().string(), reader->state().step, options.steps));
   trainer.resume(*reader);
-  observer.say(fmt::format("resumed from {} (step {}, {} ranks, {})", reader->path().string(), reader->state().step,
-                           reader->state().ranks, reader->state().plan));
+  observer.say(fmt::format("resumed from {} (step {}, {} ranks, {})", reader->path().string(),
+                           reader->state().step, reader->state().ranks, reader->state().plan));
 }
 
 void train_and_save(train::Trainer& trainer, const train::Prepared& prepared, const TrainingOptions& options,
@@ -127,7 +136,8 @@ void train_and_save(train::Trainer& trainer, const train::Prepared& prepared, co
   else
     trainer.start(weights::RandomSource(job.model, options.seed));
 
-  if (options.place) observer.say(fmt::format("weights ready after {}", format_seconds(seconds_since(begin))));
+  if (options.place)
+    observer.say(fmt::format("weights ready after {}", format_seconds(seconds_since(begin))));
   report.tokens_per_step = prepared.micro_sequences() * job.workload.accumulate * job.workload.context;
   report.hbm_bytes = prepared.memory.arenas.hbm.bytes;
   report.host_bytes = prepared.memory.arenas.host.bytes;
@@ -149,14 +159,16 @@ void train_and_save(train::Trainer& trainer, const train::Prepared& prepared, co
       observer.profiled(trainer);
     }
     if (options.save_every > 0 && trainer.steps_done() % options.save_every == 0) save();
-    report.interrupted = most_of(peers, StopOnSignal::stop ? 1 : 0) > 0;  // a signal may have reached some of them
+    report.interrupted =
+        most_of(peers, StopOnSignal::stop ? 1 : 0) > 0;  // a signal may have reached some of them
   }
   trainer.flush();
   save();
   if (saver) {
     saver->wait();
-    observer.say(fmt::format("checkpoint of step {} in {}", trainer.steps_done(),
-                             (std::filesystem::path(options.save) / checkpoint::step_name(trainer.steps_done())).string()));
+    observer.say(fmt::format(
+        "checkpoint of step {} in {}", trainer.steps_done(),
+        (std::filesystem::path(options.save) / checkpoint::step_name(trainer.steps_done())).string()));
   }
   report.hbm_addressed = trainer.bytes_addressed(program::Space::hbm);
   report.expert_rows = trainer.machine().expert_rows();
@@ -187,7 +199,8 @@ TrainingReport run_training(const train::Prepared& prepared, const TrainingOptio
   const train::Job& job = prepared.job;
   const data::Dataset data(options.data_path, options.data);
   std::unique_ptr<weights::Source> source;
-  if (!options.weights.empty()) source = std::make_unique<weights::HuggingFaceSource>(job.model, options.weights);
+  if (!options.weights.empty())
+    source = std::make_unique<weights::HuggingFaceSource>(job.model, options.weights);
 
   const Clock::time_point begin = Clock::now();
   TrainingReport report;
@@ -198,12 +211,14 @@ TrainingReport run_training(const train::Prepared& prepared, const TrainingOptio
   train::Trainer trainer(prepared, data, options.trainer,
                          make_machine(prepared, options, std::move(given), report, observer));
   if (options.place)
-    observer.say(fmt::format("memory and communicators ready after {}", format_seconds(seconds_since(begin))));
+    observer.say(
+        fmt::format("memory and communicators ready after {}", format_seconds(seconds_since(begin))));
   launch::Peers& peers = trainer.peers();
   try {
     train_and_save(trainer, prepared, options, observer, saver.get(), source.get(), begin, report);
   } catch (const std::exception& error) {
-    // Here, while everything is still there: what hangs in NCCL would hang in the course of an exception, too.
+    // Here, while everything is still there: what hangs in NCCL would hang in the course of an exception,
+    // too.
     if (peers.size() > 1 || dynamic_cast<const interpreter::Stalled*>(&error) != nullptr)
       peers.abandon(error.what(), dynamic_cast<const UserError*>(&error) != nullptr ? 2 : 1);
     throw;

@@ -1,5 +1,5 @@
-// A training run from weights or a checkpoint to the last step: its loop, its checkpoints and what it measured. On GPUs
-// every process of the run calls it, and all see the same report.
+// A training run from weights or a checkpoint to the last step: its loop, its checkpoints and what it
+// measured. On GPUs every process of the run calls it, and all see the same report.
 #pragma once
 #include <filesystem>
 #include <functional>
@@ -19,12 +19,12 @@ struct TrainingOptions {
   train::TrainerOptions trainer;
   data::DatasetOptions data;
   std::string data_path;
-  std::string weights;              // a Hugging Face folder; empty: random
-  std::string save, resume;         // folders of checkpoints; empty: none
+  std::string weights;                          // a Hugging Face folder; empty: random
+  std::string save, resume;                     // folders of checkpoints; empty: none
   int64_t profile_first = 0, profile_last = 0;  // steps, from 0; the timeline is that of the last of them
-  int64_t save_every = 0;           // steps; 0: at the end only
+  int64_t save_every = 0;                       // steps; 0: at the end only
   int keep = 2;
-  std::string export_folder;        // Hugging Face folder to write at the end; empty: none
+  std::string export_folder;  // Hugging Face folder to write at the end; empty: none
   weights::Type export_type = weights::Type::bf16;
   std::filesystem::path config_json;  // of the model, for the export
 };
@@ -32,15 +32,15 @@ struct TrainingOptions {
 struct TrainingReport {
   std::vector<train::StepReport> steps;
   int64_t tokens_per_step = 0;
-  int64_t hbm_bytes = 0, host_bytes = 0;    // arenas of a rank
-  int64_t hbm_addressed = 0;                // highest byte that an operation used
-  int64_t workspace_bytes = 0;              // of a rank, beside the arenas
-  int64_t device_bytes = 0;                 // of the fullest GPU after the last step, everything included; 0: no GPU
+  int64_t hbm_bytes = 0, host_bytes = 0;  // arenas of a rank
+  int64_t hbm_addressed = 0;              // highest byte that an operation used
+  int64_t workspace_bytes = 0;            // of a rank, beside the arenas
+  int64_t device_bytes = 0;  // of the fullest GPU after the last step, everything included; 0: no GPU
   std::vector<std::vector<int64_t>> expert_rows;  // train::Machine::expert_rows of the last step
-  std::string libraries;                    // of the GPU and their versions
+  std::string libraries;                          // of the GPU and their versions
   bool interrupted = false;
-  double median_seconds() const;            // of the second half of the steps
-  double mean_exposed_seconds() const;      // likewise
+  double median_seconds() const;        // of the second half of the steps
+  double mean_exposed_seconds() const;  // likewise
 };
 
 struct TrainingObserver {
@@ -49,10 +49,10 @@ struct TrainingObserver {
   std::function<void(train::Trainer&)> profiled;  // in every process, after the last profiled step
 };
 
-// Runs until the last step or the first Ctrl-C (or SIGTERM), which finishes the step and writes a checkpoint. Errors:
-// UserError, InternalError; what was saved before stays.
-// peers: of options.place, which it takes.
+// Runs until the last step or the first Ctrl-C (or SIGTERM), which finishes the step and writes a checkpoint.
+// Errors: UserError, InternalError; what was saved before stays. peers: of options.place, which it takes.
 TrainingReport run_training(const train::Prepared& prepared, const TrainingOptions& options,
-                            const TrainingObserver& observer, std::unique_ptr<launch::Peers> peers = launch::alone());
+                            const TrainingObserver& observer,
+                            std::unique_ptr<launch::Peers> peers = launch::alone());
 
 }  // namespace mop::cli

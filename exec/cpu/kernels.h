@@ -1,6 +1,6 @@
-// The operations of sim/program/ops.h on the CPU: the reference of every other backend. Matrix products by Eigen,
-// everything in fp32 or better inside, bf16 or fp32 in memory. No kernel allocates: temporaries are on the stack
-// or in the thread's Workspace.
+// The operations of sim/program/ops.h on the CPU: the reference of every other backend. Matrix products by
+// Eigen, everything in fp32 or better inside, bf16 or fp32 in memory. No kernel allocates: temporaries are on
+// the stack or in the thread's Workspace.
 #pragma once
 #include <memory>
 #include <span>
@@ -28,8 +28,8 @@ struct Constants {
 // Scratch memory of one thread, allocated once and said beside the arena in every memory report.
 class Workspace;
 
-// Runs one local operation to its end. Errors: InternalError for operands that do not fit ops.h; UserError for
-// what the data did wrong (a token beyond the vocabulary, a gradient norm that is not finite).
+// Runs one local operation to its end. Errors: InternalError for operands that do not fit ops.h; UserError
+// for what the data did wrong (a token beyond the vocabulary, a gradient norm that is not finite).
 void run(const Call& call, const Constants& constants, const interpreter::Step& step, Workspace& workspace);
 
 // Everyone's call of one collective, by index; waits for the group.

@@ -68,7 +68,8 @@ void adam(const Call& call, const interpreter::Step& step) {
     const bool narrow = weight.view.type == Type::bf16;
     ensure(master != program::Master::weights || !narrow, "weights that are their own master are fp32");
     ensure(master != program::Master::low || narrow, "low bits are of bf16 weights");
-    ensure(element + weight.view.elements() <= bytes / block_bytes * bucket, "every element has optimizer states");
+    ensure(element + weight.view.elements() <= bytes / block_bytes * bucket,
+           "every element has optimizer states");
     for_each_piece(
         [&](const Run& from, const Run& to) {
           load(from, gradients.data());
@@ -82,7 +83,8 @@ void adam(const Call& call, const interpreter::Step& step) {
             float& w = weights[i];
             if (master == program::Master::states) w = *first;
             if (master == program::Master::low)
-              w = std::bit_cast<float>(program::whole(static_cast<uint16_t>(std::bit_cast<uint32_t>(w) >> 16), low));
+              w = std::bit_cast<float>(
+                  program::whole(static_cast<uint16_t>(std::bit_cast<uint32_t>(w) >> 16), low));
             update.apply(w, moments[0], moments[bucket], gradients[i]);
             if (narrow) w = std::bit_cast<float>(program::settled(std::bit_cast<uint32_t>(w)));
             if (master == program::Master::states) *first = w;

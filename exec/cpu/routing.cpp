@@ -11,8 +11,8 @@
 #include <vector>
 
 #include "exec/cpu/gemm.h"
-#include "sim/plan/routing.h"
 #include "sim/plan/least_loaded.h"
+#include "sim/plan/routing.h"
 
 namespace mop::cpu {
 namespace {

@@ -11,19 +11,23 @@ namespace mop::cuda {
 
 void check(ncclResult_t status, const char* what) {
   if (status != ncclSuccess)
-    throw kernels::CudaError(std::string(what) + ": " + ncclGetErrorString(status) + ", " + ncclGetLastError(nullptr));
+    throw kernels::CudaError(std::string(what) + ": " + ncclGetErrorString(status) + ", " +
+                             ncclGetLastError(nullptr));
 }
 
 Communicators::Communicators(const program::StepProgram& program, launch::Peers& peers,
                              const std::function<bool(const program::Op&)>& copied) {
-  // Every group of a meeting has its id, here by its first rank; all know the order. Process 0 gives those that any rank
-  // needs: where only some reach one another, others do not.
+  // Every group of a meeting has its id, here by its first rank; all know the order. Process 0 gives those
+  // that any rank needs: where only some reach one another, others do not.
   using Key = std::tuple<program::Stream, int64_t, int64_t>;
   using Instance = std::pair<Key, int64_t>;
-  const auto key = [](program::Stream stream, const plan::Span& span) { return Key{stream, span.size, span.stride}; };
+  const auto key = [](program::Stream stream, const plan::Span& span) {
+    return Key{stream, span.size, span.stride};
+  };
   std::map<Instance, size_t> places;
   for (const program::Meeting& meeting : program::meetings(program, [](const program::Op&) { return false; }))
-    for (int64_t r = 0; r < peers.size(); ++r) places[{key(meeting.stream, meeting.span), meeting.span.base(r)}] = 0;
+    for (int64_t r = 0; r < peers.size(); ++r)
+      places[{key(meeting.stream, meeting.span), meeting.span.base(r)}] = 0;
   size_t count = 0;
   for (auto& [instance, place] : places) place = count++;
   const std::vector<program::Meeting> own = program::meetings(program, copied);
@@ -42,7 +46,8 @@ Communicators::Communicators(const program::StepProgram& program, launch::Peers&
   std::map<Key, ncclComm_t> made;
   for (const auto& [stream, span, pairwise] : own) {
     ncclComm_t comm = nullptr;
-    check(ncclCommInitRank(&comm, static_cast<int>(span.size), ids[places.at({key(stream, span), span.base(peers.rank())})],
+    check(ncclCommInitRank(&comm, static_cast<int>(span.size),
+                           ids[places.at({key(stream, span), span.base(peers.rank())})],
                            static_cast<int>(span.index(peers.rank()))),
           "ncclCommInitRank");
     all_.push_back(made[key(stream, span)] = comm);

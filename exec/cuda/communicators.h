@@ -16,8 +16,8 @@ void check(ncclResult_t status, const char* what);
 
 class Communicators {
  public:
-  // Collective over all ranks of the run, of which peers has one a process. The device is current. copied: whether NCCL is
-  // left out of an operation, the same on all ranks of its group.
+  // Collective over all ranks of the run, of which peers has one a process. The device is current. copied:
+  // whether NCCL is left out of an operation, the same on all ranks of its group.
   Communicators(const program::StepProgram& program, launch::Peers& peers,
                 const std::function<bool(const program::Op&)>& copied);
   ~Communicators();  // collective, too, unless an exception is under way: then they are aborted

@@ -9,14 +9,16 @@
 
 namespace mop::cuda {
 
-void ask_for_queues() { setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 1); }
+void ask_for_queues() {
+  setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 1);
+}
 
 int count_devices(const char* instead) {
   int devices = 0;
   if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
     cudaGetLastError();
-    throw UserError(
-        fmt::format("no GPU is found, or its driver is too old for this CUDA (nvidia-smi tells); {}", instead));
+    throw UserError(fmt::format(
+        "no GPU is found, or its driver is too old for this CUDA (nvidia-smi tells); {}", instead));
   }
   return devices;
 }

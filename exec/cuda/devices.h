@@ -3,8 +3,8 @@
 
 namespace mop::cuda {
 
-// A queue of the hardware for each stream, as one that waits for another GPU must hold up no other: fewer, as other programs
-// ask for in the same environment, would. Before any call of CUDA.
+// A queue of the hardware for each stream, as one that waits for another GPU must hold up no other: fewer, as
+// other programs ask for in the same environment, would. Before any call of CUDA.
 void ask_for_queues();
 
 // How many there are; at least one. Errors: UserError without a GPU, which ends in what to do instead.

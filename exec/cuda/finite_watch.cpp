@@ -24,7 +24,8 @@ void FiniteWatch::after(const Launch& launch, std::byte* scratch, cudaStream_t s
   const auto uses = program_.operands(*call.op).last(call.out.size());
   for (size_t o = 0; o < call.out.size() && watched_.size() < room_; ++o) {
     const Operand& out = call.out[o];
-    if (!interpreter::tells(program_, launch, o) || (out.view.type != Type::bf16 && out.view.type != Type::f32) ||
+    if (!interpreter::tells(program_, launch, o) ||
+        (out.view.type != Type::bf16 && out.view.type != Type::f32) ||
         program_.buffers[uses[o].buffer].space == program::Space::host)
       continue;
     auto* const sum = reinterpret_cast<double*>(sums_.get()) + watched_.size();
@@ -40,7 +41,8 @@ void FiniteWatch::after(const Launch& launch, std::byte* scratch, cudaStream_t s
 
 void FiniteWatch::look() {
   std::vector<double> sums(watched_.size());
-  check(cudaMemcpy(sums.data(), sums_.get(), sums.size() * sizeof(double), cudaMemcpyDeviceToHost), "sums of what operations wrote");
+  check(cudaMemcpy(sums.data(), sums_.get(), sums.size() * sizeof(double), cudaMemcpyDeviceToHost),
+        "sums of what operations wrote");
   for (size_t i = 0; i < sums.size(); ++i)
     if (!std::isfinite(sums[i]) && (!first_ || watched_[i].issue < first_->issue)) first_ = watched_[i];
   watched_.clear();

@@ -1,4 +1,5 @@
-// The first operation of a GPU rank that made a number that is not finite: behind each a kernel reads what it wrote.
+// The first operation of a GPU rank that made a number that is not finite: behind each a kernel reads what it
+// wrote.
 #pragma once
 #include <cuda_runtime_api.h>
 
@@ -14,7 +15,8 @@ class FiniteWatch {
  public:
   FiniteWatch(const program::StepProgram& program, int rank);
 
-  // Behind the operation on its stream. scratch: kernels::kSquareSumScratch bytes that nothing else uses meanwhile.
+  // Behind the operation on its stream. scratch: kernels::kSquareSumScratch bytes that nothing else uses
+  // meanwhile.
   void after(const interpreter::Launch& launch, std::byte* scratch, cudaStream_t stream);
   // When all that was launched has ended.
   void look();
@@ -25,7 +27,7 @@ class FiniteWatch {
   const program::StepProgram& program_;
   const int rank_;
   size_t room_;
-  DeviceBytes sums_;  // of squares, fp64: finite if all numbers are
+  DeviceBytes sums_;                             // of squares, fp64: finite if all numbers are
   std::vector<interpreter::NotFinite> watched_;  // by sum
   std::optional<interpreter::NotFinite> first_;
 };

@@ -18,7 +18,9 @@ namespace {
 
 constexpr size_t kHugePage = size_t{2} << 20;
 
-std::string bytes_text(int64_t bytes) { return format_bytes(static_cast<double>(bytes)); }
+std::string bytes_text(int64_t bytes) {
+  return format_bytes(static_cast<double>(bytes));
+}
 
 // Of /proc/meminfo, in bytes.
 int64_t available() {
@@ -31,7 +33,8 @@ int64_t available() {
 
 // A virtual machine whose host adds memory as it is used.
 bool grows() {
-  for (const char* driver : {"/sys/bus/virtio/drivers/virtio_balloon", "/sys/bus/virtio/drivers/virtio_mem"}) {
+  for (const char* driver :
+       {"/sys/bus/virtio/drivers/virtio_balloon", "/sys/bus/virtio/drivers/virtio_mem"}) {
     std::error_code ignored;
     for (const auto& entry : std::filesystem::directory_iterator(driver, ignored))
       if (entry.path().filename().string().starts_with("virtio")) return true;
@@ -43,14 +46,16 @@ bool grows() {
 
 DeviceBytes device_bytes(int64_t bytes, const char* what) {
   std::byte* p = nullptr;
-  if (cudaMalloc(reinterpret_cast<void**>(&p), static_cast<size_t>(std::max<int64_t>(bytes, 1))) != cudaSuccess) {
+  if (cudaMalloc(reinterpret_cast<void**>(&p), static_cast<size_t>(std::max<int64_t>(bytes, 1))) !=
+      cudaSuccess) {
     cudaGetLastError();
     size_t free = 0, total = 0;
     cudaMemGetInfo(&free, &total);
-    throw UserError(fmt::format("{} needs {} of GPU memory, and {} of {} is free: another program may be using the GPU, or "
-                                "the plan is too large for it",
-                                what, bytes_text(bytes), bytes_text(static_cast<int64_t>(free)),
-                                bytes_text(static_cast<int64_t>(total))));
+    throw UserError(fmt::format(
+        "{} needs {} of GPU memory, and {} of {} is free: another program may be using the GPU, or "
+        "the plan is too large for it",
+        what, bytes_text(bytes), bytes_text(static_cast<int64_t>(free)),
+        bytes_text(static_cast<int64_t>(total))));
   }
   return DeviceBytes(p);
 }
@@ -60,7 +65,8 @@ PinnedBytes pinned_bytes(int64_t bytes, const char* what) {
   if (cudaHostAlloc(reinterpret_cast<void**>(&p), static_cast<size_t>(std::max<int64_t>(bytes, 1)),
                     cudaHostAllocPortable) != cudaSuccess) {
     cudaGetLastError();
-    throw UserError(fmt::format("{} needs {} of pinned host memory, which this host does not give", what, bytes_text(bytes)));
+    throw UserError(fmt::format("{} needs {} of pinned host memory, which this host does not give", what,
+                                bytes_text(bytes)));
   }
   return PinnedBytes(p);
 }
@@ -68,21 +74,24 @@ PinnedBytes pinned_bytes(int64_t bytes, const char* what) {
 PinnedSlab::PinnedSlab(int64_t bytes)
     : bytes_((static_cast<size_t>(std::max<int64_t>(bytes, 1)) + kHugePage - 1) / kHugePage * kHugePage) {
   const auto fail = [&](const char* why) {
-    throw UserError(fmt::format("{} of pinned host memory cannot be had ({}): {} is available; take fewer ranks a host, or "
-                                "keep more optimizer states and checkpoints in HBM",
-                                bytes_text(static_cast<int64_t>(bytes_)), why, bytes_text(available())));
+    throw UserError(fmt::format(
+        "{} of pinned host memory cannot be had ({}): {} is available; take fewer ranks a host, or "
+        "keep more optimizer states and checkpoints in HBM",
+        bytes_text(static_cast<int64_t>(bytes_)), why, bytes_text(available())));
   };
   // A huge page more, so that it can start at one.
-  void* const mapped = mmap(nullptr, bytes_ + kHugePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
-                            -1, 0);
+  void* const mapped = mmap(nullptr, bytes_ + kHugePage, PROT_READ | PROT_WRITE,
+                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (mapped == MAP_FAILED) fail(std::strerror(errno));
-  const auto begin = reinterpret_cast<uintptr_t>(mapped), start = (begin + kHugePage - 1) / kHugePage * kHugePage;
+  const auto begin = reinterpret_cast<uintptr_t>(mapped),
+             start = (begin + kHugePage - 1) / kHugePage * kHugePage;
   if (start > begin) munmap(mapped, start - begin);
   if (start - begin < kHugePage) munmap(reinterpret_cast<void*>(start + bytes_), kHugePage - (start - begin));
   data_ = reinterpret_cast<std::byte*>(start);
   madvise(data_, bytes_, MADV_HUGEPAGE);
   host::first_touch(host::Workers::of_process(), data_, static_cast<int64_t>(bytes_));
-  if (const cudaError_t status = cudaHostRegister(data_, bytes_, cudaHostRegisterPortable); status != cudaSuccess) {
+  if (const cudaError_t status = cudaHostRegister(data_, bytes_, cudaHostRegisterPortable);
+      status != cudaSuccess) {
     cudaGetLastError();
     munmap(data_, bytes_);
     fail(cudaGetErrorString(status));
@@ -97,10 +106,12 @@ PinnedSlab::~PinnedSlab() {
 std::string check_host_memory(int64_t bytes, int processes) {
   const int64_t needed = bytes * processes, there = available();
   if (needed <= there) return {};
-  const std::string numbers = fmt::format("{} of pinned host memory for {} ranks on this host, of which {} is available",
-                                          bytes_text(needed), processes, bytes_text(there));
+  const std::string numbers =
+      fmt::format("{} of pinned host memory for {} ranks on this host, of which {} is available",
+                  bytes_text(needed), processes, bytes_text(there));
   if (grows()) return numbers + "; this virtual machine's memory may grow, so the run goes on";
-  throw UserError(numbers + "; take fewer ranks a host, or keep more optimizer states and checkpoints in HBM");
+  throw UserError(numbers +
+                  "; take fewer ranks a host, or keep more optimizer states and checkpoints in HBM");
 }
 
 }  // namespace mop::cuda

@@ -21,8 +21,8 @@ using PinnedBytes = std::unique_ptr<std::byte, PinnedFree>;
 DeviceBytes device_bytes(int64_t bytes, const char* what);
 PinnedBytes pinned_bytes(int64_t bytes, const char* what);
 
-// A large pinned piece, zeroed: in huge pages where the kernel has them (pinning a page at a time takes minutes for
-// hundreds of GB), on the NUMA node of the cores that this process may run on.
+// A large pinned piece, zeroed: in huge pages where the kernel has them (pinning a page at a time takes
+// minutes for hundreds of GB), on the NUMA node of the cores that this process may run on.
 class PinnedSlab {
  public:
   explicit PinnedSlab(int64_t bytes);
@@ -36,8 +36,9 @@ class PinnedSlab {
   size_t bytes_ = 0;
 };
 
-// Before anything is allocated: whether this host can give `bytes` to each of `processes`. Returns a warning, empty for
-// none, where the host's memory grows as it is used and cannot be known. Errors: UserError with the numbers.
+// Before anything is allocated: whether this host can give `bytes` to each of `processes`. Returns a warning,
+// empty for none, where the host's memory grows as it is used and cannot be known. Errors: UserError with the
+// numbers.
 std::string check_host_memory(int64_t bytes, int processes);
 
 }  // namespace mop::cuda

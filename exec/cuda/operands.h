@@ -8,7 +8,9 @@ namespace mop::cuda {
 
 using interpreter::Operand;
 
-inline kernels::Type type_of(program::Type type) { return static_cast<kernels::Type>(type); }
+inline kernels::Type type_of(program::Type type) {
+  return static_cast<kernels::Type>(type);
+}
 
 inline kernels::Matrix matrix(const Operand& o) {
   if (!o) return {};
@@ -21,7 +23,9 @@ T* pointer(const Operand& o) {
   return reinterpret_cast<T*>(o.data);
 }
 
-inline int64_t bytes_of(const Operand& o) { return o.view.elements() * program::size_of(o.view.type); }
+inline int64_t bytes_of(const Operand& o) {
+  return o.view.elements() * program::size_of(o.view.type);
+}
 
 // The first `rows` rows.
 inline kernels::Matrix rows_of(const Operand& o, int64_t rows) {

@@ -44,7 +44,8 @@ kernels::Router router_of(const model::ModelConfig& c) {
 // Coefficient of the balance loss for one product of a copy count and a probability.
 double balance_of(const model::ModelConfig& c, const program::Does& does) {
   const double rows = static_cast<double>(does.a) * static_cast<double>(does.b);
-  return c.aux_loss_coefficient * static_cast<double>(c.experts) / (rows * rows) / static_cast<double>(does.c);
+  return c.aux_loss_coefficient * static_cast<double>(c.experts) / (rows * rows) /
+         static_cast<double>(does.c);
 }
 
 kernels::MatmulShape shape_of(const program::Does& does, std::span<const Operand> in, const Operand& out) {
@@ -67,8 +68,8 @@ kernels::MatmulShape shape_of(const program::Does& does, std::span<const Operand
 }
 
 kernels::AttentionShape attention_shape(const cpu::Constants& constants, const program::Op& op,
-                                        const program::Shape& shape, std::span<const Operand> in, const Operand& o,
-                                        int64_t documents) {
+                                        const program::Shape& shape, std::span<const Operand> in,
+                                        const Operand& o, int64_t documents) {
   const auto a = program::AttentionShape::of(shape);
   kernels::AttentionShape s;
   s.batch = a.batch;
@@ -112,8 +113,8 @@ int64_t Rank::scratch_of(const program::Op& op, std::span<const Operand> in, std
     case OpKind::grouped_gemm:
       return static_cast<int64_t>(grouped_.workspace_bytes());
     case OpKind::attention_fwd:
-      return static_cast<int64_t>(
-          attention_.workspace_bytes(attention_shape(constants_, op, program_.shape(op), in, out[0], documents)));
+      return static_cast<int64_t>(attention_.workspace_bytes(
+          attention_shape(constants_, op, program_.shape(op), in, out[0], documents)));
     case OpKind::attention_bwd: {
       std::vector<Operand> like_forward{in[0], in[1], in[2], in[6], in[7]};
       return static_cast<int64_t>(attention_.workspace_bytes(gradient_shape(
@@ -166,35 +167,37 @@ void Rank::run_local(const Launch& launch, cudaStream_t stream) {
     case OpKind::attention_bwd:
       return attention(call, stream);
     case OpKind::rms_norm:
-      return kernels::rms_norm(
-          {matrix(in[0]), matrix(in[1]), matrix(in[2]), matrix(out[0]), out.size() > 1 ? matrix(out[1]) : kernels::Matrix{},
-           eps},
-          stream);
+      return kernels::rms_norm({matrix(in[0]), matrix(in[1]), matrix(in[2]), matrix(out[0]),
+                                out.size() > 1 ? matrix(out[1]) : kernels::Matrix{}, eps},
+                               stream);
     case OpKind::rms_norm_bwd:
-      return kernels::rms_norm_bwd({matrix(in[0]), matrix(in[1]), matrix(in[2]), matrix(in[3]), matrix(out[0]),
-                                    matrix(out[1]), eps, does.accumulate, reinterpret_cast<float*>(work)},
-                                   stream);
+      return kernels::rms_norm_bwd(
+          {matrix(in[0]), matrix(in[1]), matrix(in[2]), matrix(in[3]), matrix(out[0]), matrix(out[1]), eps,
+           does.accumulate, reinterpret_cast<float*>(work)},
+          stream);
     case OpKind::rope:
       return kernels::rope({matrix(in[0]), matrix(in[2]), matrix(out[0]), pointer<const int32_t>(in[1]),
                             in[1].view.elements(), rotation(), eps},
                            stream);
     case OpKind::rope_bwd:
       return kernels::rope_bwd({matrix(in[0]), matrix(in[2]), matrix(in[3]), matrix(out[0]), matrix(out[1]),
-                                pointer<const int32_t>(in[1]), in[1].view.elements(), rotation(), eps, does.accumulate,
-                                reinterpret_cast<float*>(work)},
+                                pointer<const int32_t>(in[1]), in[1].view.elements(), rotation(), eps,
+                                does.accumulate, reinterpret_cast<float*>(work)},
                                stream);
     case OpKind::mla_keys:
-      return kernels::mla_keys({matrix(in[0]), matrix(in[1]), matrix(out[0]), matrix(out[1]), does.a, does.b, does.c},
-                               stream);
+      return kernels::mla_keys(
+          {matrix(in[0]), matrix(in[1]), matrix(out[0]), matrix(out[1]), does.a, does.b, does.c}, stream);
     case OpKind::mla_keys_bwd:
-      return kernels::mla_keys_bwd(
-          {matrix(in[0]), matrix(in[1]), matrix(out[0]), matrix(out[1]), does.a, does.b, does.c, does.accumulate}, stream);
+      return kernels::mla_keys_bwd({matrix(in[0]), matrix(in[1]), matrix(out[0]), matrix(out[1]), does.a,
+                                    does.b, does.c, does.accumulate},
+                                   stream);
     case OpKind::column_sum:
-      return kernels::column_sum({matrix(in[0]), matrix(out[0]), does.accumulate, reinterpret_cast<float*>(work)}, stream);
+      return kernels::column_sum(
+          {matrix(in[0]), matrix(out[0]), does.accumulate, reinterpret_cast<float*>(work)}, stream);
     case OpKind::add:
-      return kernels::add({matrix(in[0]), in.size() > 1 ? matrix(in[1]) : kernels::Matrix{}, matrix(out[0]),
-                           does.accumulate},
-                          stream);
+      return kernels::add(
+          {matrix(in[0]), in.size() > 1 ? matrix(in[1]) : kernels::Matrix{}, matrix(out[0]), does.accumulate},
+          stream);
     case OpKind::sum_replicas:
       return kernels::sum_replicas({matrix(in[0]), matrix(out[0]), does.a, does.b}, stream);
     case OpKind::cast:
@@ -214,8 +217,8 @@ void Rank::run_local(const Launch& launch, cudaStream_t stream) {
     case OpKind::cross_entropy_bwd:
       return cross_entropy(call, stream);
     case OpKind::square_sum:
-      return kernels::square_sum({matrix(in[0]), static_cast<double>(does.a), pointer<double>(out[0]), does.accumulate,
-                                  reinterpret_cast<double*>(work)},
+      return kernels::square_sum({matrix(in[0]), static_cast<double>(does.a), pointer<double>(out[0]),
+                                  does.accumulate, reinterpret_cast<double*>(work)},
                                  stream);
     case OpKind::clip_factor:
       return kernels::clip_factor({pointer<const double>(in[0]), launch.step.max_norm, pointer<float>(out[0]),
@@ -231,11 +234,11 @@ void Rank::run_local(const Launch& launch, cudaStream_t stream) {
     case OpKind::next_batch:
       return next_batch(launch, stream);
     case OpKind::topk:
-      return kernels::topk({router_of(model), pointer<const float>(in[0]), in[0].view.rows, in[0].view.ld,
-                            in[1] ? pointer<const float>(in[1]) : nullptr, pointer<int32_t>(out[0]),
-                            pointer<float>(out[1]), out[2] ? pointer<float>(out[2]) : nullptr, does.accumulate,
-                            reinterpret_cast<float*>(work)},
-                           stream);
+      return kernels::topk(
+          {router_of(model), pointer<const float>(in[0]), in[0].view.rows, in[0].view.ld,
+           in[1] ? pointer<const float>(in[1]) : nullptr, pointer<int32_t>(out[0]), pointer<float>(out[1]),
+           out[2] ? pointer<float>(out[2]) : nullptr, does.accumulate, reinterpret_cast<float*>(work)},
+          stream);
     case OpKind::topk_bwd:
       return kernels::topk_bwd({router_of(model), pointer<const float>(in[3]), in[3].view.rows, in[3].view.ld,
                                 pointer<const int32_t>(in[1]), pointer<const float>(in[0]),
@@ -243,14 +246,15 @@ void Rank::run_local(const Launch& launch, cudaStream_t stream) {
                                 in[4] ? static_cast<float>(balance_of(model, does)) : 0.0F, matrix(out[0])},
                                stream);
     case OpKind::balance_loss:
-      return kernels::balance_loss({pointer<const float>(in[0]), static_cast<int>(model.experts),
-                                    call.index == 0 ? balance_of(model, does) : 0.0, pointer<double>(out[0]),
-                                    does.accumulate},
-                                   stream);
+      return kernels::balance_loss(
+          {pointer<const float>(in[0]), static_cast<int>(model.experts),
+           call.index == 0 ? balance_of(model, does) : 0.0, pointer<double>(out[0]), does.accumulate},
+          stream);
     case OpKind::sort:
-      return kernels::sort({pointer<const int32_t>(in[0]), in[0].view.elements(), static_cast<int>(model.experts),
-                            pointer<int32_t>(out[0]), pointer<int32_t>(out[1]), reinterpret_cast<int32_t*>(work)},
-                           stream);
+      return kernels::sort(
+          {pointer<const int32_t>(in[0]), in[0].view.elements(), static_cast<int>(model.experts),
+           pointer<int32_t>(out[0]), pointer<int32_t>(out[1]), reinterpret_cast<int32_t*>(work)},
+          stream);
     default:
       return run_routed(call, stream);
   }
@@ -266,7 +270,8 @@ void Rank::attention(const Call& call, cudaStream_t stream) {
   const auto &in = call.in, &out = call.out;
   const program::Op& op = *call.op;
   const bool forward = op.kind == OpKind::attention_fwd;
-  const Operand &starts = forward ? in[3] : in[6], &sinks = forward ? in[4] : in[7], &o = forward ? out[0] : in[3];
+  const Operand &starts = forward ? in[3] : in[6], &sinks = forward ? in[4] : in[7],
+                &o = forward ? out[0] : in[3];
   const std::array like_forward{in[0], in[1], in[2], starts, sinks};
   const auto batch = documents_.find(starts.data);
   const kernels::AttentionShape shape = attention_shape(constants_, op, program_.shape(op), like_forward, o,
@@ -279,8 +284,8 @@ void Rank::attention(const Call& call, cudaStream_t stream) {
   }
   kernels::Attention::Gradients gradients{out[0].data, out[1].data, out[2].data, {}, op.does.a == 1};
   if (sinks) gradients.d_sinks = matrix(out[3]);
-  attention_.backward(gradient_shape(shape, op, in, out), inputs, in[3].data, in[4].data, pointer<const float>(in[5]),
-                      gradients, scratch(op.stream), stream);
+  attention_.backward(gradient_shape(shape, op, in, out), inputs, in[3].data, in[4].data,
+                      pointer<const float>(in[5]), gradients, scratch(op.stream), stream);
 }
 
 void Rank::cross_entropy(const Call& call, cudaStream_t stream) {
@@ -298,9 +303,9 @@ void Rank::cross_entropy(const Call& call, cudaStream_t stream) {
   const int64_t rows = in[0].view.rows, own = targets.view.cols;
   const bool counts = out.size() > 1 && out[1];
   kernels::cross_entropy_bwd(
-      {matrix(out[0]), columns, where, pointer<const float>(in[1]), in[1].view.count, pointer<const double>(in[3]),
-       counts ? pointer<double>(out[1]) : nullptr, does.c != 0 ? call.index * own : 0,
-       does.c != 0 ? (call.index + 1) * own : rows, does.accumulate},
+      {matrix(out[0]), columns, where, pointer<const float>(in[1]), in[1].view.count,
+       pointer<const double>(in[3]), counts ? pointer<double>(out[1]) : nullptr,
+       does.c != 0 ? call.index * own : 0, does.c != 0 ? (call.index + 1) * own : rows, does.accumulate},
       stream);
 }
 
@@ -311,11 +316,12 @@ void Rank::adam(const Launch& launch, cudaStream_t stream) {
   int64_t first = 0;
   for (size_t pair = 0; pair + 1 < call.out.size(); ++pair) {
     const Operand &gradient = call.in[2 + pair], &weights = call.out[1 + pair];
-    kernels::adam({pointer<float>(call.in[1]), does.a, first, weights.view.elements(), static_cast<kernels::Master>(does.b), gradient.data,
-                   weights.data, type_of(gradient.view.type), type_of(weights.view.type),
-                   call.in[0] ? pointer<const float>(call.in[0]) : nullptr, a.step, a.learning_rate, a.beta1, a.beta2,
-                   a.eps, a.weight_decay},
-                  stream);
+    kernels::adam(
+        {pointer<float>(call.in[1]), does.a, first, weights.view.elements(),
+         static_cast<kernels::Master>(does.b), gradient.data, weights.data, type_of(gradient.view.type),
+         type_of(weights.view.type), call.in[0] ? pointer<const float>(call.in[0]) : nullptr, a.step,
+         a.learning_rate, a.beta1, a.beta2, a.eps, a.weight_decay},
+        stream);
     first += weights.view.elements();
   }
 }
@@ -326,10 +332,11 @@ void Rank::copy_bytes(const Call& call, cudaStream_t stream) {
   int64_t read = 0, written = 0;
   const auto kind = call.op->kind == OpKind::copy_h2d ? cudaMemcpyHostToDevice : cudaMemcpyDeviceToHost;
   while (from < call.in.size() && to < call.out.size()) {
-    ensure(call.in[from].view.dense() && call.out[to].view.dense(), "copies between the host and the GPU are of whole pieces");
+    ensure(call.in[from].view.dense() && call.out[to].view.dense(),
+           "copies between the host and the GPU are of whole pieces");
     const int64_t bytes = std::min(bytes_of(call.in[from]) - read, bytes_of(call.out[to]) - written);
-    check(cudaMemcpyAsync(call.out[to].data + written, call.in[from].data + read, static_cast<size_t>(bytes), kind,
-                          stream),
+    check(cudaMemcpyAsync(call.out[to].data + written, call.in[from].data + read, static_cast<size_t>(bytes),
+                          kind, stream),
           "a copy");
     read += bytes;
     written += bytes;
@@ -351,10 +358,12 @@ void Rank::next_batch(const Launch& launch, cudaStream_t stream) {
   }
   launch.step.data->fill(micro, {parts[0], parts[1], parts[2], parts[3]});
   double valid = static_cast<double>(std::ranges::count_if(parts[1], [](int32_t t) { return t != -100; }));
-  const int64_t sequences = static_cast<int64_t>(parts[3].size()) / static_cast<int64_t>(constants_.rope.positions);
+  const int64_t sequences =
+      static_cast<int64_t>(parts[3].size()) / static_cast<int64_t>(constants_.rope.positions);
   int64_t documents = 0;
   for (size_t i = 0; i < parts[3].size(); ++i) documents += parts[3][i] == static_cast<int32_t>(i) ? 1 : 0;
-  documents = documents > sequences ? static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(documents))) : 0;
+  documents =
+      documents > sequences ? static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(documents))) : 0;
   documents_.at(call.out[3].data) = documents;
   if (documents > most_documents_) make_room_for(documents);
   if (micro > 0) {
@@ -364,14 +373,15 @@ void Rank::next_batch(const Launch& launch, cudaStream_t stream) {
   }
   std::memcpy(pinned, &valid, sizeof valid);
   for (size_t i = 0; i < parts.size(); ++i)
-    check(cudaMemcpyAsync(call.out[i].data, parts[i].data(), parts[i].size_bytes(), cudaMemcpyHostToDevice, stream),
+    check(cudaMemcpyAsync(call.out[i].data, parts[i].data(), parts[i].size_bytes(), cudaMemcpyHostToDevice,
+                          stream),
           "a batch");
   check(cudaMemcpyAsync(call.out[4].data, pinned, sizeof valid, cudaMemcpyHostToDevice, stream), "a batch");
   check(cudaEventRecord(copied, stream), "recording an event");
 }
 
-// Attention over many documents needs a larger workspace than over whole sequences, by an amount that only the data
-// tells: it grows when a batch has twice as many as any before.
+// Attention over many documents needs a larger workspace than over whole sequences, by an amount that only
+// the data tells: it grows when a batch has twice as many as any before.
 void Rank::make_room_for(int64_t documents) {
   most_documents_ = documents;
   for (program::OpId id = 0; id < program_.ops.size(); ++id) {
@@ -396,8 +406,8 @@ void Rank::adam_host(const Launch& launch, cudaStream_t stream) {
   int64_t first = 0;
   for (size_t pair = 0; pair + 1 < call.out.size(); ++pair) {
     const Operand &gradient = call.in[2 + pair], &weights = call.out[1 + pair];
-    job.pairs.push_back({gradient.data, gradient.view.type, weights.data, weights.view.type, first,
-                         weights.view.elements()});
+    job.pairs.push_back(
+        {gradient.data, gradient.view.type, weights.data, weights.view.type, first, weights.view.elements()});
     first += weights.view.elements();
   }
   job.clipped = static_cast<bool>(call.in[0]);

@@ -54,17 +54,20 @@ F driver(const char* name) {
 }
 
 void check_driver(CUresult status, const char* what) {
-  if (status != CUDA_SUCCESS) throw kernels::CudaError(fmt::format("{}: driver error {}", what, static_cast<int>(status)));
+  if (status != CUDA_SUCCESS)
+    throw kernels::CudaError(fmt::format("{}: driver error {}", what, static_cast<int>(status)));
 }
 
 void write_signal(cudaStream_t queue, uint32_t* where, uint32_t value) {
-  static const auto write = driver<CUresult (*)(CUstream, CUdeviceptr, cuuint32_t, unsigned)>("cuStreamWriteValue32");
+  static const auto write =
+      driver<CUresult (*)(CUstream, CUdeviceptr, cuuint32_t, unsigned)>("cuStreamWriteValue32");
   check_driver(write(queue, reinterpret_cast<CUdeviceptr>(where), value, CU_STREAM_WRITE_VALUE_DEFAULT),
                "writing a signal to another GPU");
 }
 
 void wait_for_signal(cudaStream_t queue, const uint32_t* where, uint32_t value) {
-  static const auto wait = driver<CUresult (*)(CUstream, CUdeviceptr, cuuint32_t, unsigned)>("cuStreamWaitValue32");
+  static const auto wait =
+      driver<CUresult (*)(CUstream, CUdeviceptr, cuuint32_t, unsigned)>("cuStreamWaitValue32");
   check_driver(wait(queue, reinterpret_cast<CUdeviceptr>(where), value, CU_STREAM_WAIT_VALUE_GEQ),
                "waiting for another GPU's signal");
 }
@@ -103,7 +106,8 @@ std::optional<int> device_here(const Card& card) {
 
 std::byte* open(const cudaIpcMemHandle_t& handle) {
   void* memory = nullptr;
-  if (cudaIpcOpenMemHandle(&memory, handle, cudaIpcMemLazyEnablePeerAccess) == cudaSuccess) return static_cast<std::byte*>(memory);
+  if (cudaIpcOpenMemHandle(&memory, handle, cudaIpcMemLazyEnablePeerAccess) == cudaSuccess)
+    return static_cast<std::byte*>(memory);
   cudaGetLastError();
   return nullptr;
 }
@@ -135,10 +139,12 @@ PeerMemory::PeerMemory(std::byte* arena, const std::vector<plan::Span>& reducing
       if (std::strcmp(cards[static_cast<size_t>(base + i * group.stride)].host, own.host) != 0) return false;
     return true;
   });
-  shared_ = device_bytes(signal_bytes() + (lands ? program::kLandingBytes : 0), "the landing zone of reduce-scatters");
+  shared_ = device_bytes(signal_bytes() + (lands ? program::kLandingBytes : 0),
+                         "the landing zone of reduce-scatters");
   check(cudaMemset(shared_.get(), 0, static_cast<size_t>(signal_bytes())), "signals");
   check(cudaDeviceSynchronize(), "signals");
-  const std::vector<Handles> handles = launch::everyones(peers_, Handles{handle_of(arena), handle_of(shared_.get())});
+  const std::vector<Handles> handles =
+      launch::everyones(peers_, Handles{handle_of(arena), handle_of(shared_.get())});
   check(cudaEventCreateWithFlags(&begun_, cudaEventDisableTiming), "an event");
   int least = 0, greatest = 0;
   check(cudaDeviceGetStreamPriorityRange(&least, &greatest), "priorities");
@@ -157,13 +163,17 @@ PeerMemory::PeerMemory(std::byte* arena, const std::vector<plan::Span>& reducing
     if (device) check(cudaDeviceCanAccessPeer(&can, own.device, *device), "access between GPUs");
     Peer& peer = all_[static_cast<size_t>(rank)];
     const Handles& given = handles[static_cast<size_t>(rank)];
-    if (can != 0 && (peer.arena = open(given.arena)) != nullptr && (peer.shared = open(given.shared)) != nullptr) continue;
-    fmt::format_to_n(obstacle.data(), kText - 1, "GPU {} cannot write to GPU {} of {}", own.device, card.device, card.host);
+    if (can != 0 && (peer.arena = open(given.arena)) != nullptr &&
+        (peer.shared = open(given.shared)) != nullptr)
+      continue;
+    fmt::format_to_n(obstacle.data(), kText - 1, "GPU {} cannot write to GPU {} of {}", own.device,
+                     card.device, card.host);
   }
   // All or none, since all ranks of a group must take the same way.
   for (const std::array<char, kText>& one : launch::everyones(peers_, obstacle))
     if (obstacle_.empty()) obstacle_ = one.data();
-  if (!obstacle_.empty()) kernels::fallback(("collectives by NCCL's kernels, not by copy engines: " + obstacle_).c_str());
+  if (!obstacle_.empty())
+    kernels::fallback(("collectives by NCCL's kernels, not by copy engines: " + obstacle_).c_str());
 }
 
 PeerMemory::~PeerMemory() {
@@ -187,7 +197,8 @@ bool PeerMemory::reaches(const plan::Span& group) const {
   if (!obstacle_.empty()) return false;
   const int64_t base = group.base(rank_);
   for (int64_t i = 0; i < group.size; ++i)
-    if (const int64_t rank = base + i * group.stride; rank != rank_ && all_[static_cast<size_t>(rank)].arena == nullptr)
+    if (const int64_t rank = base + i * group.stride;
+        rank != rank_ && all_[static_cast<size_t>(rank)].arena == nullptr)
       return false;
   return true;
 }
@@ -200,11 +211,13 @@ void PeerMemory::run(const Call& call, const plan::Span& group, cudaStream_t que
   const Operand &in = call.in[0], &out = call.out[0];
   if (call.op->kind == OpKind::all_gather) return all_gather(group, in.data, out.data, bytes_of(in), queue);
   const int64_t elements = out.view.elements();
-  reduce_scatter(group, in.data, type_of(in.view.type), {out.data, type_of(out.view.type), 1, elements, elements}, call.op->does.accumulate, queue);
+  reduce_scatter(group, in.data, type_of(in.view.type),
+                 {out.data, type_of(out.view.type), 1, elements, elements}, call.op->does.accumulate, queue);
 }
 
 template <class From, class To>
-void PeerMemory::exchange(const plan::Span& group, int64_t bytes, const From& from, const To& to, cudaStream_t queue) {
+void PeerMemory::exchange(const plan::Span& group, int64_t bytes, const From& from, const To& to,
+                          cudaStream_t queue) {
   const int64_t index = group.index(rank_), base = group.base(rank_);
   const uint32_t* const own = signals(shared_.get());
   // At any time each writes to another.
@@ -224,13 +237,14 @@ void PeerMemory::exchange(const plan::Span& group, int64_t bytes, const From& fr
   const int64_t share = (bytes / kLanes + kAlign - 1) / kAlign * kAlign;
   for (int l = 0; l < kLanes; ++l) {
     const Lane& lane = lanes_[static_cast<size_t>(l)];
-    const int64_t first = std::min(bytes, l * share), some = l + 1 == kLanes ? bytes - first : std::min(share, bytes - first);
+    const int64_t first = std::min(bytes, l * share),
+                  some = l + 1 == kLanes ? bytes - first : std::min(share, bytes - first);
     if (some == 0) continue;
     check(cudaStreamWaitEvent(lane.stream, begun_, 0), "an exchange");
     others([&](Peer& peer, int64_t i, int64_t rank, uint32_t calls) {
       wait_for_signal(lane.stream, own + signal_at(kReady, ranks_, rank), calls);
-      check(cudaMemcpyAsync(to(peer, i) + first, from(i) + first, static_cast<size_t>(some), cudaMemcpyDeviceToDevice,
-                            lane.stream),
+      check(cudaMemcpyAsync(to(peer, i) + first, from(i) + first, static_cast<size_t>(some),
+                            cudaMemcpyDeviceToDevice, lane.stream),
             "a copy to another GPU");
     });
     check(cudaEventRecord(lane.done, lane.stream), "an exchange");
@@ -250,7 +264,8 @@ void PeerMemory::all_gather(const plan::Span& group, const std::byte* in, std::b
   if (home != in) {
     check(cudaEventRecord(begun_, queue), "a shard");
     check(cudaStreamWaitEvent(home_.stream, begun_, 0), "a shard");
-    check(cudaMemcpyAsync(home, in, static_cast<size_t>(bytes), cudaMemcpyDeviceToDevice, home_.stream), "a shard");
+    check(cudaMemcpyAsync(home, in, static_cast<size_t>(bytes), cudaMemcpyDeviceToDevice, home_.stream),
+          "a shard");
     check(cudaEventRecord(home_.done, home_.stream), "a shard");
   }
   exchange(
@@ -261,10 +276,13 @@ void PeerMemory::all_gather(const plan::Span& group, const std::byte* in, std::b
 
 void PeerMemory::reduce_scatter(const plan::Span& group, const std::byte* in, kernels::Type type,
                                 const kernels::Matrix& out, bool accumulate, cudaStream_t queue) {
-  const int64_t index = group.index(rank_), each = static_cast<int64_t>(kernels::size_of(type)), bytes = out.cols * each;
+  const int64_t index = group.index(rank_), each = static_cast<int64_t>(kernels::size_of(type)),
+                bytes = out.cols * each;
   const int64_t slot = program::landing_slot(group.size);
   // Where in the zone of rank `to` of the group rank `from` writes.
-  const auto slot_of = [&](int64_t from, int64_t to) { return (from - to - 1 + group.size) % group.size * slot; };
+  const auto slot_of = [&](int64_t from, int64_t to) {
+    return (from - to - 1 + group.size) % group.size * slot;
+  };
   for (int64_t first = 0; first < bytes; first += slot) {
     const int64_t some = std::min(slot, bytes - first), elements = some / each;
     exchange(
@@ -272,9 +290,11 @@ void PeerMemory::reduce_scatter(const plan::Span& group, const std::byte* in, ke
         [&](const Peer& peer, int64_t i) { return landing(peer.shared) + slot_of(index, i); }, queue);
     kernels::SumPiecesArgs sum{{}, static_cast<int>(group.size), type, {}, accumulate};
     for (int64_t i = 0; i < group.size; ++i)
-      sum.pieces[static_cast<size_t>(i)] = i == index ? in + i * bytes + first : landing(shared_.get()) + slot_of(i, index);
-    sum.y = {static_cast<std::byte*>(out.data) + first / each * static_cast<int64_t>(kernels::size_of(out.type)), out.type, 1,
-             elements, elements};
+      sum.pieces[static_cast<size_t>(i)] =
+          i == index ? in + i * bytes + first : landing(shared_.get()) + slot_of(i, index);
+    sum.y = {
+        static_cast<std::byte*>(out.data) + first / each * static_cast<int64_t>(kernels::size_of(out.type)),
+        out.type, 1, elements, elements};
     kernels::sum_pieces(sum, queue);
   }
 }

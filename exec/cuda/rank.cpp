@@ -24,13 +24,13 @@ using program::OpKind;
 namespace {
 
 constexpr auto kPatience = std::chrono::minutes(10);  // with a GPU that does not get on
-constexpr int kFlags = 3;  // invalid token, invalid target, norm not finite
+constexpr int kFlags = 3;                             // invalid token, invalid target, norm not finite
 
 }  // namespace
 
 Rank::Rank(int device, int rank, const program::StepProgram& program, const interpreter::Memory& memory,
-           const cpu::Constants& constants, std::unique_ptr<Communicators> communicators, std::unique_ptr<PeerMemory> peers,
-           size_t trace_spans, bool check_finite)
+           const cpu::Constants& constants, std::unique_ptr<Communicators> communicators,
+           std::unique_ptr<PeerMemory> peers, size_t trace_spans, bool check_finite)
     : device_(device),
       rank_(rank),
       program_(program),
@@ -53,13 +53,15 @@ Rank::Rank(int device, int rank, const program::StepProgram& program, const inte
   rope_tables_ = device_bytes(static_cast<int64_t>(2 * table), "the rotary tables");
   cos_ = reinterpret_cast<const float*>(rope_tables_.get());
   sin_ = reinterpret_cast<const float*>(rope_tables_.get() + table);
-  check(cudaMemcpy(rope_tables_.get(), constants.rope.cos.data(), table, cudaMemcpyHostToDevice), "the rotary tables");
+  check(cudaMemcpy(rope_tables_.get(), constants.rope.cos.data(), table, cudaMemcpyHostToDevice),
+        "the rotary tables");
   check(cudaMemcpy(rope_tables_.get() + table, constants.rope.sin.data(), table, cudaMemcpyHostToDevice),
         "the rotary tables");
   std::vector<int32_t> identity(static_cast<size_t>(program.round_rows));
   for (size_t i = 0; i < identity.size(); ++i) identity[i] = static_cast<int32_t>(i);
   identity_ = device_bytes(static_cast<int64_t>(identity.size() * 4), "an index");
-  check(cudaMemcpy(identity_.get(), identity.data(), identity.size() * 4, cudaMemcpyHostToDevice), "an index");
+  check(cudaMemcpy(identity_.get(), identity.data(), identity.size() * 4, cudaMemcpyHostToDevice),
+        "an index");
   flags_ = device_bytes(kFlags * 4, "flags");
   host_flags_ = pinned_bytes(kFlags * 4, "flags");
   const std::array<int32_t, kFlags> clear{INT32_MAX, INT32_MAX, 0};
@@ -115,16 +117,19 @@ Rank::Rank(int device, int rank, const program::StepProgram& program, const inte
   if (trace_spans > 0) check(cudaEventCreate(&trace_start_), "an event");
   if (check_finite) {
     finite_ = std::make_unique<FiniteWatch>(program, rank);
-    for (int s = 0; s < program::kStreams; ++s) need_scratch(static_cast<Stream>(s), kernels::kSquareSumScratch);
+    for (int s = 0; s < program::kStreams; ++s)
+      need_scratch(static_cast<Stream>(s), kernels::kSquareSumScratch);
   }
-  check(cudaDeviceSynchronize(), "constants of the device");  // streams that do not block would not wait for their copies
+  check(cudaDeviceSynchronize(),
+        "constants of the device");  // streams that do not block would not wait for their copies
 }
 
 // In the first slot of every buffer.
 std::vector<Operand> Rank::operands_of(const program::Op& op) const {
   std::vector<Operand> all;
   for (const program::Use& use : program_.operands(op))
-    all.push_back({use.buffer == program::kNoBuffer ? nullptr : memory_.at(use.buffer, 0) + use.view.offset, use.view});
+    all.push_back(
+        {use.buffer == program::kNoBuffer ? nullptr : memory_.at(use.buffer, 0) + use.view.offset, use.view});
   return all;
 }
 
@@ -167,7 +172,8 @@ void Rank::record(Stream stream, uint32_t event) {
 
 void Rank::wait(Stream stream, uint32_t event) {
   if (recorded_[event])
-    check(cudaStreamWaitEvent(streams_[static_cast<size_t>(stream)], events_[event], 0), "waiting for an event");
+    check(cudaStreamWaitEvent(streams_[static_cast<size_t>(stream)], events_[event], 0),
+          "waiting for an event");
 }
 
 void Rank::launch(Stream stream, const Launch& launch) {
@@ -220,9 +226,9 @@ void Rank::wait_until(const Done& done) {
     communicators_->check_health();
     if (const size_t now = completed(); now != std::exchange(before, now)) progress = Clock::now();
     if (Clock::now() - progress > kPatience)
-      throw interpreter::Stalled(
-          fmt::format("rank {}: no progress for {} s{}: another rank may hang, or the network between them", rank_,
-                      std::chrono::duration_cast<std::chrono::seconds>(kPatience).count(), unfinished()));
+      throw interpreter::Stalled(fmt::format(
+          "rank {}: no progress for {} s{}: another rank may hang, or the network between them", rank_,
+          std::chrono::duration_cast<std::chrono::seconds>(kPatience).count(), unfinished()));
   }
 }
 
@@ -255,11 +261,11 @@ void Rank::synchronize() {
   std::array<int32_t, kFlags> flags{};
   check(cudaMemcpy(flags.data(), flags_.get(), sizeof flags, cudaMemcpyDeviceToHost), "flags");
   if (flags[0] != INT32_MAX)
-    throw UserError(fmt::format("token {} of rank {} is beyond the vocabulary; the data is of another tokenizer",
-                                flags[0], rank_));
+    throw UserError(fmt::format(
+        "token {} of rank {} is beyond the vocabulary; the data is of another tokenizer", flags[0], rank_));
   if (flags[1] != INT32_MAX)
-    throw UserError(fmt::format("target {} of rank {} is beyond the vocabulary; the data is of another tokenizer",
-                                flags[1], rank_));
+    throw UserError(fmt::format(
+        "target {} of rank {} is beyond the vocabulary; the data is of another tokenizer", flags[1], rank_));
   if (flags[2] != 0) throw UserError(fmt::format("the gradient norm is not finite (rank {})", rank_));
 }
 

@@ -1,5 +1,5 @@
-// One GPU as a backend: a CUDA stream for each stream of the program, kernels of kernels/, NCCL between ranks. What the
-// interpreter launches is enqueued at once; nothing is allocated in a step.
+// One GPU as a backend: a CUDA stream for each stream of the program, kernels of kernels/, NCCL between
+// ranks. What the interpreter launches is enqueued at once; nothing is allocated in a step.
 #pragma once
 #include <cuda_runtime_api.h>
 
@@ -37,11 +37,11 @@ using program::Stream;
 
 class Rank final : public interpreter::Backend {
  public:
-  // device: made current on the calling thread, which must be the one that launches. communicators, peers: of this rank.
-  // check_finite: remember the first operation that makes a number that is not finite.
+  // device: made current on the calling thread, which must be the one that launches. communicators, peers: of
+  // this rank. check_finite: remember the first operation that makes a number that is not finite.
   Rank(int device, int rank, const program::StepProgram& program, const interpreter::Memory& memory,
-       const cpu::Constants& constants, std::unique_ptr<Communicators> communicators, std::unique_ptr<PeerMemory> peers,
-       size_t trace_spans, bool check_finite = false);
+       const cpu::Constants& constants, std::unique_ptr<Communicators> communicators,
+       std::unique_ptr<PeerMemory> peers, size_t trace_spans, bool check_finite = false);
   ~Rank() override;
 
   void reserve(uint32_t events) override;
@@ -49,8 +49,9 @@ class Rank final : public interpreter::Backend {
   void record(Stream stream, uint32_t event) override;
   void wait(Stream stream, uint32_t event) override;
   int64_t rounds(uint32_t event, const Call& plan) override;
-  // Errors also: UserError for a token beyond the vocabulary, a gradient norm that is not finite, interpreter::Stalled for a
-  // GPU that does not get on for ten minutes (names the operation, where times are kept).
+  // Errors also: UserError for a token beyond the vocabulary, a gradient norm that is not finite,
+  // interpreter::Stalled for a GPU that does not get on for ten minutes (names the operation, where times are
+  // kept).
   void synchronize() override;
 
   int64_t workspace_bytes() const { return workspace_bytes_; }
@@ -129,10 +130,11 @@ class Rank final : public interpreter::Backend {
   const float *cos_ = nullptr, *sin_ = nullptr;
   PinnedBytes host_flags_, pinned_counts_, pinned_batches_;
   std::map<const std::byte*, HostPlan> plans_;
-  std::map<int64_t, std::pair<std::byte*, cudaEvent_t>> batches_;  // by micro-batch: pinned tokens, their copy
+  std::map<int64_t, std::pair<std::byte*, cudaEvent_t>>
+      batches_;                                    // by micro-batch: pinned tokens, their copy
   std::map<const std::byte*, int64_t> documents_;  // of a batch, by its `starts`; 0: one a sequence
   int64_t most_documents_ = 0;
-  std::vector<std::unique_ptr<AdamJob>> adam_jobs_;                // by operation
+  std::vector<std::unique_ptr<AdamJob>> adam_jobs_;  // by operation
   std::vector<kernels::Flow> flows_;
   std::vector<kernels::ExpertGroup> groups_;
   std::vector<kernels::ExpertRows> expert_rows_;

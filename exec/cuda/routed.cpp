@@ -1,5 +1,5 @@
-// Routed work and exchanges between GPU ranks. Row counts come from the plan on the host (Rank::rounds), so that
-// every launch and message has its exact size.
+// Routed work and exchanges between GPU ranks. Row counts come from the plan on the host (Rank::rounds), so
+// that every launch and message has its exact size.
 #include <algorithm>
 #include <cstring>
 
@@ -24,21 +24,27 @@ namespace {
 
 ncclDataType_t nccl_type(program::Type type) {
   switch (type) {
-    case program::Type::bf16: return ncclBfloat16;
-    case program::Type::f32: return ncclFloat32;
-    case program::Type::f64: return ncclFloat64;
-    case program::Type::i32: return ncclInt32;
+    case program::Type::bf16:
+      return ncclBfloat16;
+    case program::Type::f32:
+      return ncclFloat32;
+    case program::Type::f64:
+      return ncclFloat64;
+    case program::Type::i32:
+      return ncclInt32;
   }
   return ncclInt8;
 }
 
 // A block of columns; ld in elements. By a kernel: the copy engines move such at a third of its rate.
-void copy_block(program::Type type, std::byte* to, int64_t to_ld, const std::byte* from, int64_t from_ld, int64_t cols,
-                int64_t rows, cudaStream_t stream) {
+void copy_block(program::Type type, std::byte* to, int64_t to_ld, const std::byte* from, int64_t from_ld,
+                int64_t cols, int64_t rows, cudaStream_t stream) {
   kernels::copy({{from, type_of(type), rows, cols, from_ld}, {to, type_of(type), rows, cols, to_ld}}, stream);
 }
 
-int64_t element(const Operand& o) { return program::size_of(o.view.type); }
+int64_t element(const Operand& o) {
+  return program::size_of(o.view.type);
+}
 
 // A row for each routed copy: a matrix's, or an element of a vector.
 int64_t row_bytes(const Operand& o) {
@@ -54,9 +60,13 @@ Operand Rank::on_host(const Operand& rounds) const {
   return there;
 }
 
-const plan::RoundPlan& Rank::round_plan(const Operand& rounds) const { return cpu::round_plan(on_host(rounds)); }
+const plan::RoundPlan& Rank::round_plan(const Operand& rounds) const {
+  return cpu::round_plan(on_host(rounds));
+}
 
-bool Rank::acts(const Call& call, const Operand& rounds) const { return cpu::acts(call, round_plan(rounds)); }
+bool Rank::acts(const Call& call, const Operand& rounds) const {
+  return cpu::acts(call, round_plan(rounds));
+}
 
 int64_t Rank::rows_of_round(const Call& call, const Operand& rounds) const {
   const plan::RoundPlan& plan = round_plan(rounds);
@@ -114,24 +124,25 @@ void Rank::run_routed(const Call& call, cudaStream_t stream) {
       // The counts go to the host, which plans in rounds().
       return kernels::to_host(in[0].data, plans_.at(out[0].data).counts, bytes_of(in[0]), stream);
     case OpKind::permute:
-      return kernels::permute({sent(in[1], in[2]), matrix(in[0]), matrix(in[3]),
-                               in[4] ? pointer<const float>(in[4]) : nullptr, matrix(out[0]), matrix(out[1]),
-                               out[2] ? pointer<float>(out[2]) : nullptr},
-                              stream);
+      return kernels::permute(
+          {sent(in[1], in[2]), matrix(in[0]), matrix(in[3]), in[4] ? pointer<const float>(in[4]) : nullptr,
+           matrix(out[0]), matrix(out[1]), out[2] ? pointer<float>(out[2]) : nullptr},
+          stream);
     case OpKind::unpermute:
-      return kernels::unpermute({sent(in[1], in[2]), matrix(in[0]), pointer<const float>(in[3]), matrix(out[0]),
-                                 reinterpret_cast<int32_t*>(work)},
+      return kernels::unpermute({sent(in[1], in[2]), matrix(in[0]), pointer<const float>(in[3]),
+                                 matrix(out[0]), reinterpret_cast<int32_t*>(work)},
                                 stream);
     case OpKind::unpermute_bwd:
-      return kernels::unpermute_bwd({sent(in[1], in[2]), matrix(in[0]), pointer<const float>(in[3]), matrix(out[0]),
-                                     pointer<float>(out[1]), reinterpret_cast<int32_t*>(work)},
-                                    stream);
+      return kernels::unpermute_bwd(
+          {sent(in[1], in[2]), matrix(in[0]), pointer<const float>(in[3]), matrix(out[0]),
+           pointer<float>(out[1]), reinterpret_cast<int32_t*>(work)},
+          stream);
     case OpKind::grouped_gemm:
       if (op.does.transpose_a)
         return grouped_.weight_gradient(expert_groups(call, in[2]), matrix(in[0]), matrix(in[1]),
                                         matrices(out[0], out[1]), type_of(out[0].view.type), work, stream);
-      return grouped_.multiply(expert_groups(call, in[1]), matrix(in[0]), matrices(in[2], in[3]), op.does.transpose_b,
-                               matrices(in[4], in[5]), matrix(out[0]), work, stream);
+      return grouped_.multiply(expert_groups(call, in[1]), matrix(in[0]), matrices(in[2], in[3]),
+                               op.does.transpose_b, matrices(in[4], in[5]), matrix(out[0]), work, stream);
     case OpKind::expert_bias_bwd: {
       expert_rows_.clear();
       d_biases_.clear();
@@ -140,10 +151,11 @@ void Rank::run_routed(const Call& call, cudaStream_t stream) {
         expert_rows_.push_back({g.first, g.last - g.first});
         d_biases_.push_back(to.data + (g.own >= 0 ? g.own : g.slot) * to.view.stride * element(to));
       }
-      return kernels::expert_bias_bwd({matrix(in[0]), in[2] ? pointer<const float>(in[2]) : nullptr, expert_rows_.data(),
-                                       d_biases_.data(), static_cast<int>(expert_rows_.size()),
-                                       type_of(out[0].view.type), reinterpret_cast<float*>(work)},
-                                      stream);
+      return kernels::expert_bias_bwd(
+          {matrix(in[0]), in[2] ? pointer<const float>(in[2]) : nullptr, expert_rows_.data(),
+           d_biases_.data(), static_cast<int>(expert_rows_.size()), type_of(out[0].view.type),
+           reinterpret_cast<float*>(work)},
+          stream);
     }
     case OpKind::swiglu:
     case OpKind::clamped_swiglu: {
@@ -152,7 +164,8 @@ void Rank::run_routed(const Call& call, cudaStream_t stream) {
     }
     case OpKind::swiglu_bwd:
     case OpKind::clamped_swiglu_bwd: {
-      if (in.size() < 3) return kernels::swiglu_bwd({matrix(in[0]), matrix(in[1]), matrix(out[0]), activation_of(op)}, stream);
+      if (in.size() < 3)
+        return kernels::swiglu_bwd({matrix(in[0]), matrix(in[1]), matrix(out[0]), activation_of(op)}, stream);
       const int64_t rows = rows_of_round(call, in[2]);
       expert_rows_.clear();
       biases_.clear();
@@ -175,7 +188,8 @@ void Rank::run_routed(const Call& call, cudaStream_t stream) {
 
 kernels::Activation Rank::activation_of(const program::Op& op) const {
   if (op.kind == OpKind::swiglu || op.kind == OpKind::swiglu_bwd) return {};
-  return {true, static_cast<float>(constants_.model.swiglu_limit), static_cast<float>(constants_.model.swiglu_alpha)};
+  return {true, static_cast<float>(constants_.model.swiglu_limit),
+          static_cast<float>(constants_.model.swiglu_alpha)};
 }
 
 void Rank::run_exchange(const Call& call, cudaStream_t stream) {
@@ -196,20 +210,22 @@ void Rank::run_exchange(const Call& call, cudaStream_t stream) {
       // NCCL keeps the type; what is wider is converted afterwards.
       const bool direct = program::reduction_workspace(program_, op) == 0;
       std::byte* to = direct ? out[0].data : scratch(op.stream);
-      check(ncclReduceScatter(in[0].data, to, count(out[0]), nccl_type(in[0].view.type), ncclSum, communicators_->of(op),
-                              stream),
+      check(ncclReduceScatter(in[0].data, to, count(out[0]), nccl_type(in[0].view.type), ncclSum,
+                              communicators_->of(op), stream),
             "reduce-scatter");
       if (direct) return;
-      kernels::ConstMatrix from{to, type_of(in[0].view.type), out[0].view.rows, out[0].view.cols, out[0].view.cols};
+      kernels::ConstMatrix from{to, type_of(in[0].view.type), out[0].view.rows, out[0].view.cols,
+                                out[0].view.cols};
       return kernels::add({from, {}, matrix(out[0]), op.does.accumulate}, stream);
     }
     case OpKind::send_recv: {
       ncclComm_t comm = communicators_->of(op);
       check(ncclGroupStart(), "send and receive");
-      check(ncclSend(in[0].data, count(in[0]), nccl_type(in[0].view.type), (call.index + 1) % call.size, comm, stream),
+      check(ncclSend(in[0].data, count(in[0]), nccl_type(in[0].view.type), (call.index + 1) % call.size, comm,
+                     stream),
             "send");
-      check(ncclRecv(out[0].data, count(out[0]), nccl_type(out[0].view.type), (call.index + call.size - 1) % call.size,
-                     comm, stream),
+      check(ncclRecv(out[0].data, count(out[0]), nccl_type(out[0].view.type),
+                     (call.index + call.size - 1) % call.size, comm, stream),
             "receive");
       return check(ncclGroupEnd(), "send and receive");
     }
@@ -261,7 +277,8 @@ void Rank::exchange_columns(const Call& call, cudaStream_t stream) {
       const Block b = block_of(wide, narrow, peer);
       std::byte* to = parts[i].packed + peer * bytes;
       if (b.width < width) check(cudaMemsetAsync(to, 0, static_cast<size_t>(bytes), stream), "padding");
-      copy_block(wide.view.type, to, width, wide.data + b.first * element(wide), wide.view.ld, b.width, n, stream);
+      copy_block(wide.view.type, to, width, wide.data + b.first * element(wide), wide.view.ld, b.width, n,
+                 stream);
     }
   }
   check(ncclGroupStart(), "all-to-all");
@@ -270,8 +287,10 @@ void Rank::exchange_columns(const Call& call, cudaStream_t stream) {
     for (int64_t peer = 0; peer < size; ++peer) {
       const std::byte* send = (to_rows ? p.packed : in[i].data) + peer * p.bytes;
       std::byte* receive = (to_rows ? out[i].data : p.packed) + peer * p.bytes;
-      check(ncclSend(send, static_cast<size_t>(p.bytes), ncclInt8, static_cast<int>(peer), comm, stream), "send");
-      check(ncclRecv(receive, static_cast<size_t>(p.bytes), ncclInt8, static_cast<int>(peer), comm, stream), "receive");
+      check(ncclSend(send, static_cast<size_t>(p.bytes), ncclInt8, static_cast<int>(peer), comm, stream),
+            "send");
+      check(ncclRecv(receive, static_cast<size_t>(p.bytes), ncclInt8, static_cast<int>(peer), comm, stream),
+            "receive");
     }
   }
   check(ncclGroupEnd(), "all-to-all");
@@ -281,9 +300,10 @@ void Rank::exchange_columns(const Call& call, cudaStream_t stream) {
     const int64_t n = wide.view.rows, width = narrow.view.cols;
     for (int64_t peer = 0; peer < size; ++peer) {
       // The way back fills size x width columns, cut where y is narrower.
-      const int64_t first = std::min(wide.view.cols, peer * width), w = std::min(width, wide.view.cols - first);
-      copy_block(wide.view.type, wide.data + first * element(wide), wide.view.ld, parts[i].packed + peer * parts[i].bytes,
-                 width, w, n, stream);
+      const int64_t first = std::min(wide.view.cols, peer * width),
+                    w = std::min(width, wide.view.cols - first);
+      copy_block(wide.view.type, wide.data + first * element(wide), wide.view.ld,
+                 parts[i].packed + peer * parts[i].bytes, width, w, n, stream);
     }
   }
 }
@@ -305,11 +325,13 @@ void Rank::exchange_rows(const Call& call, cudaStream_t stream) {
         computed_before_[static_cast<size_t>(source)] + plan.rows_between(round, source, call.index);
   cpu::PerRank scratch_rows;
   int64_t at = 0;
-  plan.for_each_computed(round, call.index, scratch_rows, [&](size_t, const plan::Flow& flow, int64_t before) {
-    const int64_t travelling = computed_before_[static_cast<size_t>(flow.source)] + before;
-    flows_.push_back({static_cast<int32_t>(travelling), static_cast<int32_t>(flow.rows()), static_cast<int32_t>(at)});
-    at += flow.rows();
-  });
+  plan.for_each_computed(
+      round, call.index, scratch_rows, [&](size_t, const plan::Flow& flow, int64_t before) {
+        const int64_t travelling = computed_before_[static_cast<size_t>(flow.source)] + before;
+        flows_.push_back(
+            {static_cast<int32_t>(travelling), static_cast<int32_t>(flow.rows()), static_cast<int32_t>(at)});
+        at += flow.rows();
+      });
   if (!forward) {  // from the order of work to that of travelling
     for (kernels::Flow& flow : flows_) std::swap(flow.first_in_order, flow.at);
     std::ranges::sort(flows_, {}, &kernels::Flow::at);
@@ -338,7 +360,8 @@ void Rank::exchange_rows(const Call& call, cudaStream_t stream) {
     const int64_t bytes = row_bytes(source_side);
     int64_t sent_rows = 0;
     for (int peer = 0; peer < call.size; ++peer) {
-      const int64_t to_peer = plan.rows_between(round, call.index, peer), from_peer = plan.rows_between(round, peer, call.index);
+      const int64_t to_peer = plan.rows_between(round, call.index, peer),
+                    from_peer = plan.rows_between(round, peer, call.index);
       std::byte* mine = source_side.data + sent_rows * bytes;
       std::byte* theirs = packed[i] + computed_before_[static_cast<size_t>(peer)] * bytes;
       sent_rows += to_peer;
@@ -347,7 +370,8 @@ void Rank::exchange_rows(const Call& call, cudaStream_t stream) {
       if (send_rows > 0)
         check(ncclSend(send, static_cast<size_t>(send_rows * bytes), ncclInt8, peer, comm, stream), "send");
       if (receive_rows > 0)
-        check(ncclRecv(receive, static_cast<size_t>(receive_rows * bytes), ncclInt8, peer, comm, stream), "receive");
+        check(ncclRecv(receive, static_cast<size_t>(receive_rows * bytes), ncclInt8, peer, comm, stream),
+              "receive");
     }
   }
   check(ncclGroupEnd(), "routed rows");
@@ -363,21 +387,26 @@ void Rank::exchange_spilled(const Call& call, cudaStream_t stream) {
   const auto transfers = plan.transfers(plan.pass_of(static_cast<int>(call.round)));
   const int64_t own = plan.counts().experts() / call.size;
   ncclComm_t comm = communicators_->of(*call.op);
-  const auto one = [](const Operand& all, int64_t i) { return all.data + i * all.view.stride * element(all); };
-  const auto bytes = [](const Operand& all) { return static_cast<size_t>(all.view.rows * all.view.cols * element(all)); };
+  const auto one = [](const Operand& all, int64_t i) {
+    return all.data + i * all.view.stride * element(all);
+  };
+  const auto bytes = [](const Operand& all) {
+    return static_cast<size_t>(all.view.rows * all.view.cols * element(all));
+  };
   if (weights) {
     int64_t slot = 0;
     check(ncclGroupStart(), "spilled weights");
     for (const plan::WeightTransfer& t : transfers) {
       if (t.from == call.index)
-        check(ncclSend(one(in[1], t.expert - t.from * own), bytes(in[1]), ncclInt8, t.to, comm, stream), "send");
+        check(ncclSend(one(in[1], t.expert - t.from * own), bytes(in[1]), ncclInt8, t.to, comm, stream),
+              "send");
       if (t.to == call.index)
         check(ncclRecv(one(out[0], slot++), bytes(out[0]), ncclInt8, t.from, comm, stream), "receive");
     }
     return check(ncclGroupEnd(), "spilled weights");
   }
-  // Gradients come home through the staging slots, a few at a time; a borrower sends in the order of its slots, and the
-  // owner adds by the borrowers' index: everyone walks the transfers in that order.
+  // Gradients come home through the staging slots, a few at a time; a borrower sends in the order of its
+  // slots, and the owner adds by the borrowers' index: everyone walks the transfers in that order.
   spilled_.assign(transfers.begin(), transfers.end());
   std::ranges::stable_sort(spilled_, {}, &plan::WeightTransfer::to);
   const int64_t staging = out[0].view.count;
@@ -395,7 +424,8 @@ void Rank::exchange_spilled(const Call& call, cudaStream_t stream) {
         check(ncclSend(one(in[1], slot), bytes(in[1]), ncclInt8, t.from, comm, stream), "send");
       }
       if (t.from == call.index)
-        check(ncclRecv(one(out[0], static_cast<int64_t>(i - first)), bytes(out[0]), ncclInt8, t.to, comm, stream),
+        check(ncclRecv(one(out[0], static_cast<int64_t>(i - first)), bytes(out[0]), ncclInt8, t.to, comm,
+                       stream),
               "receive");
     }
     check(ncclGroupEnd(), "spilled gradients");
@@ -403,10 +433,12 @@ void Rank::exchange_spilled(const Call& call, cudaStream_t stream) {
       const plan::WeightTransfer& t = spilled_[i];
       if (t.from != call.index) continue;
       const auto piece = [&](const Operand& all, int64_t index) {
-        return kernels::Matrix{one(all, index), type_of(all.view.type), all.view.rows, all.view.cols, all.view.ld};
+        return kernels::Matrix{one(all, index), type_of(all.view.type), all.view.rows, all.view.cols,
+                               all.view.ld};
       };
-      kernels::add({piece(out[0], static_cast<int64_t>(i - first)), {}, piece(out[1], t.expert - t.from * own), true},
-                   stream);
+      kernels::add(
+          {piece(out[0], static_cast<int64_t>(i - first)), {}, piece(out[1], t.expert - t.from * own), true},
+          stream);
     }
   }
 }

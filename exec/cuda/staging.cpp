@@ -37,7 +37,8 @@ bool of_gpu(const std::byte* p) {
 
 Staging::Staging() : pinned_(pinned_bytes(2 * kChunk, "a staging buffer")) {
   check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "a stream");
-  for (cudaEvent_t& event : travelled_) check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "an event");
+  for (cudaEvent_t& event : travelled_)
+    check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "an event");
 }
 
 Staging::~Staging() {
@@ -45,7 +46,9 @@ Staging::~Staging() {
   cudaStreamDestroy(stream_);
 }
 
-std::byte* Staging::half(int64_t chunk) const { return pinned_.get() + chunk % 2 * kChunk; }
+std::byte* Staging::half(int64_t chunk) const {
+  return pinned_.get() + chunk % 2 * kChunk;
+}
 
 void Staging::copy(std::byte* to, const std::byte* from, int64_t bytes) {
   check(cudaDeviceSynchronize(), "what runs before a copy");
@@ -63,7 +66,8 @@ void Staging::up(std::byte* to, const std::byte* from, int64_t bytes) {
     cudaEvent_t event = travelled_[static_cast<size_t>(chunk % 2)];
     check(cudaEventSynchronize(event), "a copy to the GPU");
     host_copy(half(chunk), from + at, some);
-    check(cudaMemcpyAsync(to + at, half(chunk), static_cast<size_t>(some), cudaMemcpyHostToDevice, stream_), "a copy to the GPU");
+    check(cudaMemcpyAsync(to + at, half(chunk), static_cast<size_t>(some), cudaMemcpyHostToDevice, stream_),
+          "a copy to the GPU");
     check(cudaEventRecord(event, stream_), "a copy to the GPU");
   }
   check(cudaStreamSynchronize(stream_), "a copy to the GPU");
@@ -73,8 +77,8 @@ void Staging::down(std::byte* to, const std::byte* from, int64_t bytes) {
   const auto start = [&](int64_t chunk) {
     const int64_t at = chunk * kChunk;
     if (at >= bytes) return;
-    check(cudaMemcpyAsync(half(chunk), from + at, static_cast<size_t>(std::min(kChunk, bytes - at)), cudaMemcpyDeviceToHost,
-                          stream_),
+    check(cudaMemcpyAsync(half(chunk), from + at, static_cast<size_t>(std::min(kChunk, bytes - at)),
+                          cudaMemcpyDeviceToHost, stream_),
           "a copy from the GPU");
     check(cudaEventRecord(travelled_[static_cast<size_t>(chunk % 2)], stream_), "a copy from the GPU");
   };

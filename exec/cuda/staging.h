@@ -1,5 +1,5 @@
-// Copies between ordinary host memory and a GPU at the speed of the link: the driver's own way, through one small pinned
-// buffer and one core, takes ten seconds for a full model's weights and states.
+// Copies between ordinary host memory and a GPU at the speed of the link: the driver's own way, through one
+// small pinned buffer and one core, takes ten seconds for a full model's weights and states.
 #pragma once
 #include <cuda_runtime_api.h>
 
@@ -18,7 +18,8 @@ class Staging {
   Staging(const Staging&) = delete;
   Staging& operator=(const Staging&) = delete;
 
-  // Either may be of the host or of the GPU. All that was launched before comes first; returns when the bytes are there.
+  // Either may be of the host or of the GPU. All that was launched before comes first; returns when the bytes
+  // are there.
   void copy(std::byte* to, const std::byte* from, int64_t bytes);
 
  private:

@@ -18,8 +18,8 @@ class Sequences {
   virtual int64_t context() const = 0;
   virtual int64_t at(Position position) const = 0;  // index of the sequence at a place of an epoch's order
   virtual Position advance(Position position, int64_t sequences) const = 0;  // beyond the end: the next epoch
-  // Rows [first, first + ids.size()) of a sequence; `positions` count from the row where their document begins, or
-  // from the sequence's first row. Errors: UserError for what the data did wrong.
+  // Rows [first, first + ids.size()) of a sequence; `positions` count from the row where their document
+  // begins, or from the sequence's first row. Errors: UserError for what the data did wrong.
   virtual void rows(int64_t sequence, int64_t first, std::span<int32_t> ids, std::span<int32_t> targets,
                     std::span<int32_t> positions) const = 0;
   // (context): for each row of a sequence the row where its document begins.

@@ -21,8 +21,8 @@ struct AdamPair {
 
 // The states are blocks of `bucket` elements each, [master |] m | v. m, v and master become those of the next
 // step, weights a copy of the master; without master the weights are it, and fp32. Gradients are multiplied
-// by the factor; one that is not finite leaves everything as it is. bf16 is rounded to nearest, and its master never
-// lies halfway between two (sim/program/master.h).
+// by the factor; one that is not finite leaves everything as it is. bf16 is rounded to nearest, and its
+// master never lies halfway between two (sim/program/master.h).
 struct AdamArgs {
   float* states = nullptr;
   int64_t bucket = 0;

@@ -32,7 +32,8 @@ struct Constants {
 // program::settled.
 inline __m512 settled(__m512 x) {
   const __m512i bits = _mm512_castps_si512(x);
-  const Mask halfway = _mm512_cmpeq_epi32_mask(_mm512_and_si512(bits, _mm512_set1_epi32(0xffff)), _mm512_set1_epi32(0x8000));
+  const Mask halfway =
+      _mm512_cmpeq_epi32_mask(_mm512_and_si512(bits, _mm512_set1_epi32(0xffff)), _mm512_set1_epi32(0x8000));
   return _mm512_castsi512_ps(_mm512_mask_sub_epi32(bits, halfway, bits, _mm512_set1_epi32(1)));
 }
 

@@ -7,8 +7,8 @@
 
 namespace mop::interpreter {
 
-// A null pointer is a missing optional operand. `data` is where the view starts: View::offset, rank_stride and
-// the round's slot are already added.
+// A null pointer is a missing optional operand. `data` is where the view starts: View::offset, rank_stride
+// and the round's slot are already added.
 struct Operand {
   std::byte* data = nullptr;
   program::View view;

@@ -87,8 +87,8 @@ bool tells(const program::StepProgram& program, const Launch& launch, size_t out
 NotFinite not_finite(const program::StepProgram& program, int64_t rank, const Launch& launch, size_t output) {
   const Call& call = launch.call;
   return {launch.issue, call.id, call.round,
-          fmt::format("rank {}: output {} of operation {} ({}), round {}, is not finite", rank, output, call.id,
-                      program.op_name(call.id), call.round)};
+          fmt::format("rank {}: output {} of operation {} ({}), round {}, is not finite", rank, output,
+                      call.id, program.op_name(call.id), call.round)};
 }
 
 Checks::Checks(const program::StepProgram& program, const Memory& memory, int64_t rank, bool finite)

@@ -16,7 +16,9 @@
 namespace mop::interpreter {
 
 // Of a step, regions' rounds included: what is kept for each operation has this much room.
-inline size_t most_launches(const program::StepProgram& program) { return 4 * program.ops.size() + 4096; }
+inline size_t most_launches(const program::StepProgram& program) {
+  return 4 * program.ops.size() + 4096;
+}
 
 class Interpreter {
  public:

@@ -6,7 +6,8 @@
 namespace mop::interpreter {
 
 // One AdamW update with decoupled weight decay (Loshchilov and Hutter, arXiv 1711.05101), as
-// torch.optim.AdamW: w *= 1 - learning_rate x weight_decay; then w -= learning_rate x m_hat / (sqrt(v_hat) + eps).
+// torch.optim.AdamW: w *= 1 - learning_rate x weight_decay; then w -= learning_rate x m_hat / (sqrt(v_hat) +
+// eps).
 struct AdamW {
   int64_t step = 1;  // counts from 1: bias corrections
   double learning_rate = 0, beta1 = 0.9, beta2 = 0.95, eps = 1e-8, weight_decay = 0;
@@ -26,10 +27,10 @@ class BatchSource {
 };
 
 struct Step {
-  int64_t number = 0;           // from 0
-  AdamW adam;                   // of this step's update
-  AdamW deferred;               // of the step before, which deferred operations finish
-  double max_norm = 1;          // of clipping; infinity: none
+  int64_t number = 0;   // from 0
+  AdamW adam;           // of this step's update
+  AdamW deferred;       // of the step before, which deferred operations finish
+  double max_norm = 1;  // of clipping; infinity: none
   BatchSource* data = nullptr;
 };
 

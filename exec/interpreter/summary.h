@@ -12,7 +12,7 @@ struct StepSummary {                  // nanoseconds
   int64_t compute_busy = 0;           // the compute stream works
   int64_t exposed_communication = 0;  // it does not, and a stream other than the host's does
   std::array<int64_t, program::kStreams> busy{};
-  int64_t planning_stall = 0;         // it does not between a plan_routing and what comes next on it
+  int64_t planning_stall = 0;  // it does not between a plan_routing and what comes next on it
   std::array<int64_t, program::kStreams> exposed{};  // a stream works while the compute stream does not
 };
 

@@ -41,7 +41,8 @@ class CpuMachine final : public Machine {
     kernels.run = [constants, mine](int rank, program::Stream stream, const Launch& launch) {
       cpu::run(launch.call, *constants, launch.step, mine(rank, stream));
     };
-    kernels.run_collective = [mine](int rank, program::Stream stream, const Launch& launch, cpu::Meeting& meeting) {
+    kernels.run_collective = [mine](int rank, program::Stream stream, const Launch& launch,
+                                    cpu::Meeting& meeting) {
       cpu::run_collective(launch.call, meeting, mine(rank, stream));
     };
     kernels.rounds = [this](const cpu::Call& plan) {
@@ -55,7 +56,8 @@ class CpuMachine final : public Machine {
     if (ranks_.front()->checks)
       for (const auto& rank : ranks_) world.checks.push_back(rank->checks.get());
     world_ = std::make_unique<cpu::World>(
-        std::vector<const program::StepProgram*>(static_cast<size_t>(job.ranks), &program), std::move(kernels), world);
+        std::vector<const program::StepProgram*>(static_cast<size_t>(job.ranks), &program),
+        std::move(kernels), world);
   }
   ~CpuMachine() override { world_.reset(); }  // its threads use the rest
 
@@ -67,7 +69,9 @@ class CpuMachine final : public Machine {
   void read(int, const std::byte* from, std::byte* to, int64_t bytes) const override {
     std::copy_n(from, bytes, to);
   }
-  void write(int, std::byte* to, const std::byte* from, int64_t bytes) override { std::copy_n(from, bytes, to); }
+  void write(int, std::byte* to, const std::byte* from, int64_t bytes) override {
+    std::copy_n(from, bytes, to);
+  }
   std::vector<program::OpSpan> trace(int rank) const override { return world_->trace(rank); }
   void clear_trace() override { world_->clear_trace(); }
   void profile(bool) override {}
@@ -75,7 +79,9 @@ class CpuMachine final : public Machine {
     const std::lock_guard lock(expert_rows_mutex_);
     return expert_rows_.end_step();
   }
-  const std::vector<std::vector<int64_t>>& expert_rows() const override { return expert_rows_.of_last_step(); }
+  const std::vector<std::vector<int64_t>>& expert_rows() const override {
+    return expert_rows_.of_last_step();
+  }
   int64_t workspace_bytes() const override { return ranks_.front()->workspace_bytes; }
   int64_t device_bytes_in_use() const override { return 0; }
 
@@ -83,7 +89,8 @@ class CpuMachine final : public Machine {
     std::optional<interpreter::NotFinite> first;
     for (const auto& rank : ranks_)
       if (rank->checks)
-        if (const auto found = rank->checks->first_not_finite(); found && (!first || found->issue < first->issue))
+        if (const auto found = rank->checks->first_not_finite();
+            found && (!first || found->issue < first->issue))
           first = found;
     return first ? std::optional(first->what) : std::nullopt;
   }

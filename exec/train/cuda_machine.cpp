@@ -1,6 +1,5 @@
-#include <fmt/format.h>
-
 #include <cuda_profiler_api.h>
+#include <fmt/format.h>
 
 #include <chrono>
 #include <cstdlib>
@@ -55,9 +54,9 @@ class CudaMachine final : public Machine {
     auto communicators = std::make_unique<cuda::Communicators>(
         program, *peers_, [&](const program::Op& op) { return peer_memory->takes(program, op); });
     tell("communicators");
-    backend_ = std::make_unique<cuda::Rank>(device_, rank_, program, *memory_, constants_, std::move(communicators),
-                                            std::move(peer_memory), options.trace ? interpreter::most_launches(program) : 0,
-                                            options.check_finite);
+    backend_ = std::make_unique<cuda::Rank>(
+        device_, rank_, program, *memory_, constants_, std::move(communicators), std::move(peer_memory),
+        options.trace ? interpreter::most_launches(program) : 0, options.check_finite);
   }
 
   std::ranges::iota_view<int, int> ranks() const override { return {rank_, rank_ + 1}; }
@@ -68,12 +67,16 @@ class CudaMachine final : public Machine {
   void read(int, const std::byte* from, std::byte* to, int64_t bytes) const override {
     staging_->copy(to, from, bytes);
   }
-  void write(int, std::byte* to, const std::byte* from, int64_t bytes) override { staging_->copy(to, from, bytes); }
+  void write(int, std::byte* to, const std::byte* from, int64_t bytes) override {
+    staging_->copy(to, from, bytes);
+  }
   std::vector<program::OpSpan> trace(int) const override { return backend_->trace(); }
   void clear_trace() override { backend_->clear_trace(); }
   void profile(bool on) override { check(on ? cudaProfilerStart() : cudaProfilerStop(), "the profiler"); }
   double take_expert_imbalance() override { return backend_->expert_rows().end_step(); }
-  const std::vector<std::vector<int64_t>>& expert_rows() const override { return backend_->expert_rows().of_last_step(); }
+  const std::vector<std::vector<int64_t>>& expert_rows() const override {
+    return backend_->expert_rows().of_last_step();
+  }
   int64_t workspace_bytes() const override { return backend_->workspace_bytes(); }
   int64_t device_bytes_in_use() const override {
     size_t free = 0, total = 0;
@@ -89,8 +92,8 @@ class CudaMachine final : public Machine {
     // A launcher that shows each process one GPU has chosen already.
     const int device = devices == 1 && std::getenv("CUDA_VISIBLE_DEVICES") != nullptr ? 0 : place.local_rank;
     if (device >= devices)
-      throw UserError(fmt::format("{} ranks are on this host, which has {} GPUs; start as many as GPUs", place.local_size,
-                                  devices));
+      throw UserError(fmt::format("{} ranks are on this host, which has {} GPUs; start as many as GPUs",
+                                  place.local_size, devices));
     check(cudaSetDevice(device), "the GPU");
     // Launchers that bind no cores leave the processes of a host to share them.
     if (host::cores_of_process().size() == std::thread::hardware_concurrency())

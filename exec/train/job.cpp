@@ -12,7 +12,8 @@ Job checked(Job job) {
   plan::validate(job.plan, job.model, job.ranks, job.workload.context);
   if (job.plan.family == plan::Family::mop && job.model.tied_head)
     throw UserError(
-        "the model ties its head to the embedding, which mop plans shard in two ways; train it with --plan fsdp2");
+        "the model ties its head to the embedding, which mop plans shard in two ways; train it with --plan "
+        "fsdp2");
   return job;
 }
 

@@ -19,8 +19,8 @@ struct Job {
 
 // The program, the same for every rank, and where its buffers are.
 struct Prepared {
-  // guard: bytes around every buffer for checks. Errors: UserError for a plan that does not fit the model and ranks;
-  // InternalError for a plan whose program cannot be run.
+  // guard: bytes around every buffer for checks. Errors: UserError for a plan that does not fit the model and
+  // ranks; InternalError for a plan whose program cannot be run.
   explicit Prepared(Job job, int64_t guard = 0);
   Prepared(const Prepared&) = delete;
   Prepared& operator=(const Prepared&) = delete;
@@ -31,7 +31,9 @@ struct Prepared {
   const program::StepProgram program;
   const interpreter::MemoryPlan memory;
 
-  int64_t tokens() const { return program::tokens_per_rank(layout, job.workload); }  // of a rank and micro-batch
+  int64_t tokens() const {
+    return program::tokens_per_rank(layout, job.workload);
+  }  // of a rank and micro-batch
   plan::LeastLoadedOptions least_loaded() const;
   int64_t micro_sequences() const { return layout.sequence_groups * job.workload.sequences; }
 };

@@ -1,5 +1,5 @@
-// What a trainer runs on: the ranks of this process with their memory and their queues, on the CPU or on a GPU, and the
-// other processes of the run.
+// What a trainer runs on: the ranks of this process with their memory and their queues, on the CPU or on a
+// GPU, and the other processes of the run.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -24,15 +24,16 @@ class Machine {
 
   // Those of this process; every `rank` below is one of them.
   virtual std::ranges::iota_view<int, int> ranks() const = 0;
-  // The processes that have the others. Collective calls on it are collective calls on whatever uses the machine.
+  // The processes that have the others. Collective calls on it are collective calls on whatever uses the
+  // machine.
   virtual launch::Peers& peers() = 0;
 
   // Rank's arenas; addresses of the machine's own memory.
   virtual const interpreter::Memory& memory(int rank) const = 0;
   virtual interpreter::Backend& backend(int rank) = 0;
 
-  // Calls body(rank) on a thread of every one of ranks() and waits for all. Errors: the first of any, in a body or an
-  // operation; the machine is unusable then.
+  // Calls body(rank) on a thread of every one of ranks() and waits for all. Errors: the first of any, in a
+  // body or an operation; the machine is unusable then.
   virtual void run(const std::function<void(int rank)>& body) = 0;
 
   // Between the host and a rank's memory, while nothing runs.
@@ -45,10 +46,11 @@ class Machine {
   // Between the two, an attached profiler records (nsys --capture-range=cudaProfilerApi).
   virtual void profile(bool on) = 0;
 
-  // Rows of the fullest expert over the mean of all, over an expert group: the worst layer since the last call. 1: none.
+  // Rows of the fullest expert over the mean of all, over an expert group: the worst layer since the last
+  // call. 1: none.
   virtual double take_expert_imbalance() = 0;
-  // By layer (empty for dense ones): rows of each expert that this was of, in forward and again in backward. Of all groups
-  // that the ranks of this process are in, and as often as ranks of theirs are here.
+  // By layer (empty for dense ones): rows of each expert that this was of, in forward and again in backward.
+  // Of all groups that the ranks of this process are in, and as often as ranks of theirs are here.
   virtual const std::vector<std::vector<int64_t>>& expert_rows() const = 0;
 
   virtual int64_t workspace_bytes() const = 0;  // of a rank, beside its arenas
@@ -68,9 +70,9 @@ struct MachineOptions {
 // All ranks in this process, each a few threads. Errors: UserError when the machine lacks the memory.
 std::unique_ptr<Machine> make_cpu_machine(const Prepared& prepared, const MachineOptions& options);
 
-// Rank place.rank on GPU place.local_rank of this host; peers: of the other ranks' processes. Collective. In builds with
-// CUDA only. Errors: UserError for fewer GPUs than ranks, too little memory of the GPU or the host, libraries older than
-// those built against.
+// Rank place.rank on GPU place.local_rank of this host; peers: of the other ranks' processes. Collective. In
+// builds with CUDA only. Errors: UserError for fewer GPUs than ranks, too little memory of the GPU or the
+// host, libraries older than those built against.
 std::unique_ptr<Machine> make_cuda_machine(const Prepared& prepared, const MachineOptions& options,
                                            const launch::Place& place, std::unique_ptr<launch::Peers> peers);
 

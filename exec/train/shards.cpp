@@ -20,8 +20,8 @@ using program::Type;
 
 namespace {
 
-// Calls visit(row, first column, count, first element) for every run of a piece's row inside [first, last) of its
-// group.
+// Calls visit(row, first column, count, first element) for every run of a piece's row inside [first, last) of
+// its group.
 template <typename Visit>
 void rows_inside(const program::Piece& piece, int64_t first, int64_t last, Visit visit) {
   for (int64_t r = 0; r < piece.rows; ++r) {
@@ -110,21 +110,25 @@ std::vector<Shards::Stretch> Shards::stretches(int rank, const Shard& shard, Wha
   if (what == What::weights) return whole(shard.weights, shard.weights_type);
   if (shard.states == program::kNoBuffer) return {};
   if (what == What::gradient) return whole(shard.gradient, shard.gradient_type);
-  if (what == What::master && shard.master == program::Master::weights) return whole(shard.weights, shard.weights_type);
+  if (what == What::master && shard.master == program::Master::weights)
+    return whole(shard.weights, shard.weights_type);
   const int64_t bytes = program::size_of(Type::f32), m = shard.master == program::Master::states ? 1 : 0;
   const int64_t place = what == What::v ? m + 1 : what == What::m ? m : 0;
   std::vector<Stretch> parts;
   for (int64_t done = 0; done < all.count;) {
-    const int64_t at = shard.states_first + done, block = at / shard.states_bucket, inner = at % shard.states_bucket;
+    const int64_t at = shard.states_first + done, block = at / shard.states_bucket,
+                  inner = at % shard.states_bucket;
     const int64_t count = std::min(all.count - done, shard.states_bucket - inner);
-    std::byte* const begin = memory.at(shard.states, 0) + block * shard.states_bucket * program::state_bytes(shard.master);
+    std::byte* const begin =
+        memory.at(shard.states, 0) + block * shard.states_bucket * program::state_bytes(shard.master);
     if (what == What::master && shard.master == program::Master::low)
       parts.push_back({{all.first + done, count},
                        memory.at(shard.weights, 0) + done * program::size_of(shard.weights_type),
                        shard.weights_type,
                        begin + 2 * shard.states_bucket * bytes + inner * kLow});
     else
-      parts.push_back({{all.first + done, count}, begin + (place * shard.states_bucket + inner) * bytes, Type::f32});
+      parts.push_back(
+          {{all.first + done, count}, begin + (place * shard.states_bucket + inner) * bytes, Type::f32});
     done += count;
   }
   return parts;
@@ -154,14 +158,18 @@ void Shards::fill_shard(int rank, const Shard& shard, std::initializer_list<What
     const int64_t first = all.first + begin, last = first + some;
     std::vector<float> values(static_cast<size_t>(some));
     for (const program::Piece& piece : pieces)
-      blocks_inside(piece, first, last, [&](int64_t row, int64_t rows, int64_t col, int64_t cols, int64_t at) {
-        read(piece.parameter, piece.row + row, piece.col + col, rows, cols, &values[static_cast<size_t>(at - first)], piece.ld);
-      });
+      blocks_inside(piece, first, last,
+                    [&](int64_t row, int64_t rows, int64_t col, int64_t cols, int64_t at) {
+                      read(piece.parameter, piece.row + row, piece.col + col, rows, cols,
+                           &values[static_cast<size_t>(at - first)], piece.ld);
+                    });
     if (settles)
-      for (float& value : values) value = std::bit_cast<float>(program::settled(std::bit_cast<uint32_t>(value)));
+      for (float& value : values)
+        value = std::bit_cast<float>(program::settled(std::bit_cast<uint32_t>(value)));
     for (const Way& way : ways)
       for (const Stretch& stretch : way.stretches) {
-        const int64_t from = std::max(first, stretch.range.first), to = std::min(last, stretch.range.first + stretch.range.count);
+        const int64_t from = std::max(first, stretch.range.first),
+                      to = std::min(last, stretch.range.first + stretch.range.count);
         if (from >= to) continue;
         std::byte* const out = stored_.data() + way.stored + (from - all.first) * way.element;
         const float* const in = &values[static_cast<size_t>(from - first)];
@@ -238,15 +246,16 @@ void Shards::read(model::ParameterId id, What what, float* out) const {
                       held.resize(static_cast<size_t>(count * element));
                       read_stretch(rank, stretch, at - stretch.range.first, count, held.data());
                       values.resize(values.size() + static_cast<size_t>(count));
-                      weights::to_float(stored_as(stretch.read_as()), held.data(), 1, count, values.data() + values.size() - count,
-                                        1);
+                      weights::to_float(stored_as(stretch.read_as()), held.data(), 1, count,
+                                        values.data() + values.size() - count, 1);
                       runs.push_back({to, count});
                       std::fill_n(found.begin() + to, count, true);
                     });
       }
   launch::Peers& peers = machine_.peers();
   const auto bytes = [](const auto& all) { return std::as_bytes(std::span(all)); };
-  const std::vector<std::vector<std::byte>> all_runs = peers.gather(bytes(runs)), all_values = peers.gather(bytes(values));
+  const std::vector<std::vector<std::byte>> all_runs = peers.gather(bytes(runs)),
+                                            all_values = peers.gather(bytes(values));
   if (peers.rank() != 0) return;
   for (size_t peer = 0; peer < all_runs.size(); ++peer) {
     const std::byte* from = all_values[peer].data();

@@ -43,8 +43,8 @@ Trainer::Trainer(const Prepared& prepared, const data::Sequences& data, const Tr
 }
 
 void Trainer::start(const weights::Source& source) {
-  shards_.fill_weights([&](model::ParameterId id, int64_t row, int64_t col, int64_t rows, int64_t cols, float* out,
-                            int64_t ld) { source.read(id, row, col, rows, cols, out, ld); });
+  shards_.fill_weights([&](model::ParameterId id, int64_t row, int64_t col, int64_t rows, int64_t cols,
+                           float* out, int64_t ld) { source.read(id, row, col, rows, cols, out, ld); });
 }
 
 void Trainer::resume(const checkpoint::Reader& reader) {
@@ -56,8 +56,8 @@ void Trainer::resume(const checkpoint::Reader& reader) {
   const program::ParameterLayout layout(prepared_.job.model, plan, plan::layout(plan, saved.ranks));
   const checkpoint::SavedParameters parameters(reader, layout);
   const auto from = [&](checkpoint::What what) {
-    return [&parameters, what](model::ParameterId id, int64_t row, int64_t col, int64_t rows, int64_t cols, float* out,
-                               int64_t ld) {
+    return [&parameters, what](model::ParameterId id, int64_t row, int64_t col, int64_t rows, int64_t cols,
+                               float* out, int64_t ld) {
       const checkpoint::What there = parameters.has(id, what) ? what : checkpoint::What::weights;
       parameters.read(id, there, row, col, rows, cols, out, ld);
     };
@@ -87,7 +87,8 @@ interpreter::Step Trainer::step_of(int64_t number, int rank) {
 Trainer::Sums Trainer::sums() const {
   Sums sums{};
   const int rank = machine_->ranks().front();
-  machine_->read(rank, machine_->memory(rank).at(sums_buffer_, 0), reinterpret_cast<std::byte*>(&sums), sizeof sums);
+  machine_->read(rank, machine_->memory(rank).at(sums_buffer_, 0), reinterpret_cast<std::byte*>(&sums),
+                 sizeof sums);
   return sums;
 }
 
@@ -116,7 +117,8 @@ StepReport Trainer::step() {
   report.loss = result.loss + result.balance_loss;
   if (prepared_.job.plan.clip) report.gradient_norm = std::sqrt(result.squared_norm);
   if (!std::isfinite(report.loss)) not_finite(report);
-  if (options_.trace) report.overlap = interpreter::summarize(prepared_.program, machine_->trace(machine_->ranks().front()));
+  if (options_.trace)
+    report.overlap = interpreter::summarize(prepared_.program, machine_->trace(machine_->ranks().front()));
   report.expert_imbalance = machine_->take_expert_imbalance();
   position_ = batches_.front().end_of_step();
   ++step_;
@@ -125,11 +127,11 @@ StepReport Trainer::step() {
 
 void Trainer::not_finite(const StepReport& report) const {
   const std::optional<std::string> first = machine_->first_not_finite();
-  throw UserError(fmt::format("step {}: the loss or the gradient norm is not finite; {}; lower the learning rate, or look "
-                              "at the data and the weights",
-                              report.step,
-                              first ? "first: " + *first
-                                    : std::string("--check-finite names the operation that made it")));
+  throw UserError(fmt::format(
+      "step {}: the loss or the gradient norm is not finite; {}; lower the learning rate, or look "
+      "at the data and the weights",
+      report.step,
+      first ? "first: " + *first : std::string("--check-finite names the operation that made it")));
 }
 
 void Trainer::flush() {
@@ -153,7 +155,8 @@ checkpoint::State Trainer::state(uint64_t seed) const {
 
 int64_t Trainer::bytes_addressed(Space space) const {
   int64_t highest = 0;
-  for (const interpreter::Interpreter& rank : interpreters_) highest = std::max(highest, rank.highest_byte(space));
+  for (const interpreter::Interpreter& rank : interpreters_)
+    highest = std::max(highest, rank.highest_byte(space));
   return highest;
 }
 

@@ -29,7 +29,7 @@ struct TrainerOptions : MachineOptions {
 struct StepReport {
   int64_t step = 0;  // from 0
   double loss = 0;   // mean cross-entropy over all targets of the step, and the balance loss where it counts
-  double balance_loss = 0;            // its part, weighted; 0 without
+  double balance_loss = 0;              // its part, weighted; 0 without
   std::optional<double> gradient_norm;  // before clipping; none where the plan does not clip
   double learning_rate = 0;
   double seconds = 0;
@@ -51,8 +51,8 @@ class Trainer {
   // From a checkpoint of any plan and number of ranks. Errors: UserError when it is of another model.
   void resume(const checkpoint::Reader& reader);
 
-  // Errors: UserError for a loss or gradient norm that is not finite (names the first operation that made it, with
-  // check_finite), a token beyond the vocabulary; InternalError. The trainer is unusable after an error.
+  // Errors: UserError for a loss or gradient norm that is not finite (names the first operation that made it,
+  // with check_finite), a token beyond the vocabulary; InternalError. The trainer is unusable after an error.
   StepReport step();
 
   // Finishes updates that the last step left to the next. Idempotent; the next step's results do not change.
@@ -82,8 +82,8 @@ class Trainer {
   const TrainerOptions options_;
   std::unique_ptr<Machine> machine_;
   Shards shards_;
-  std::vector<data::Batches> batches_;                      // by rank of this process
-  std::vector<interpreter::Interpreter> interpreters_;      // likewise
+  std::vector<data::Batches> batches_;                  // by rank of this process
+  std::vector<interpreter::Interpreter> interpreters_;  // likewise
   program::BufferId sums_buffer_ = program::kNoBuffer;
   int64_t step_ = 0;
   data::Position position_;

@@ -131,8 +131,9 @@ int fail(int status, std::string message) {
 
 int run(int argc, char** argv, std::span<const AddCommand> more) {
   const Invocation invocation{command_line(argc, argv), {argv + 1, argv + argc}};
-  CLI::App program("Predicts memory and step time of training Mixture-of-Experts models on GPU clusters, and trains them.",
-                   "mop");
+  CLI::App program(
+      "Predicts memory and step time of training Mixture-of-Experts models on GPU clusters, and trains them.",
+      "mop");
   try {
     build(program, invocation, more);
     try {
@@ -149,7 +150,8 @@ int run(int argc, char** argv, std::span<const AddCommand> more) {
   } catch (const Interrupted& interrupted) {
     return fail(kInterrupted, interrupted.message);
   } catch (const Ended& ended) {
-    return std::fflush(stdout) == 0 ? ended.status : fail(2, "error: standard output cannot be written (is the disk full?)");
+    return std::fflush(stdout) == 0 ? ended.status
+                                    : fail(2, "error: standard output cannot be written (is the disk full?)");
   } catch (const std::system_error& error) {  // of fmt::print
     return fail(2, fmt::format("error: standard output cannot be written: {}", error.code().message()));
   } catch (const std::exception& error) {

@@ -8,7 +8,7 @@
 namespace mop::cli {
 
 struct Invocation {
-  std::string command_line;  // as it can be typed again
+  std::string command_line;        // as it can be typed again
   std::vector<std::string> words;  // what follows the program's name
 };
 
@@ -18,7 +18,8 @@ struct Interrupted {
   std::string message;
 };
 
-// mop validate: the measurements are there, and the predictions of them are further off than the bounds allow.
+// mop validate: the measurements are there, and the predictions of them are further off than the bounds
+// allow.
 inline constexpr int kBoundsBroken = 3;
 
 // The command ended otherwise, and has said why.

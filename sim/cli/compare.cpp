@@ -77,7 +77,8 @@ struct Compare {
       const int64_t before = base.workload.accumulate;
       for (size_t first = 0; first < rows.size(); first += flags.plans().size())
         equalise(std::span(rows).subspan(first, flags.plans().size()));
-      // Micro-batches take memory, too: what is open is chosen again, but for what decides how many tokens one has.
+      // Micro-batches take memory, too: what is open is chosen again, but for what decides how many tokens
+      // one has.
       std::erase_if(all, [&](size_t i) { return rows[i].scenario.workload.accumulate == before; });
       for (const size_t i : all) {
         plan::Plan again = flags.plan(rows[i].plan);

@@ -14,7 +14,8 @@
 
 namespace mop::cli {
 
-std::vector<store::RunRecord> measurements(const store::Store& store, std::vector<std::string> where, bool newest) {
+std::vector<store::RunRecord> measurements(const store::Store& store, std::vector<std::string> where,
+                                           bool newest) {
   where.push_back(fmt::format("kind={}", store::kMeasurement));
   std::vector<store::RunRecord> all = store.query({.where = std::move(where), .order = {"-id"}});
   if (newest) {
@@ -40,13 +41,17 @@ std::vector<store::RunRecord> measurements(const store::Store& store, std::vecto
   return all;
 }
 
-std::optional<store::RunRecord> prediction_beside(const store::Store& store, const store::RunRecord& measurement) {
-  const std::vector<store::RunRecord> found = store.query(
-      {.where = {"key=" + measurement.key, fmt::format("kind={}", store::kPrediction)}, .order = {"-id"}, .limit = 1});
+std::optional<store::RunRecord> prediction_beside(const store::Store& store,
+                                                  const store::RunRecord& measurement) {
+  const std::vector<store::RunRecord> found =
+      store.query({.where = {"key=" + measurement.key, fmt::format("kind={}", store::kPrediction)},
+                   .order = {"-id"},
+                   .limit = 1});
   return found.empty() ? std::nullopt : std::optional(found.front());
 }
 
-std::vector<validate::Comparison> compare_all(const store::Store& store, const std::vector<store::RunRecord>& measurements) {
+std::vector<validate::Comparison> compare_all(const store::Store& store,
+                                              const std::vector<store::RunRecord>& measurements) {
   std::vector<std::optional<store::RunRecord>> beside;
   for (const store::RunRecord& record : measurements) beside.push_back(prediction_beside(store, record));
   std::vector<validate::Comparison> comparisons(measurements.size());

@@ -31,7 +31,7 @@ class Flags {
   void read_file();
 
   const std::string& text(const std::string& setting) const;  // as typed
-  bool given(const std::string& setting) const;  // by flag or file
+  bool given(const std::string& setting) const;               // by flag or file
   const std::vector<std::string>& plans() const { return plans_; }
   const std::map<std::string, std::string>& knobs() const { return knobs_; }  // those that were given
   bool json() const { return format_ == "json"; }

@@ -73,7 +73,9 @@ struct Results {
     CLI::Option* chosen = command.add_option("--columns", columns, "columns to print; 'all' for every one");
     chosen->type_name("COLUMN...")->delimiter(',');
     command.add_option("--limit", limit, "most rows; 0: all")->type_name("N")->default_str("0");
-    command.add_flag("--compare", compare, "measurements beside the predictions that were stored with them, and the errors")
+    command
+        .add_flag("--compare", compare,
+                  "measurements beside the predictions that were stored with them, and the errors")
         ->excludes(chosen);
     command.add_option("--format", format, "table, json or csv")->type_name("FORM")->default_str(format);
     command.footer(
@@ -92,9 +94,19 @@ struct Results {
       for (const store::Column& column : store::columns())
         if (format == "json" || column.name != "detail") columns.push_back(column.name);
     } else if (columns.empty()) {
-      columns = {"kind",  "model", "cluster",        "gpus",        "context",         "plan",
-                 "fits",  "hbm_peak_bytes", "step_time_s", "tokens_per_step", "tokens_per_s_per_gpu",
-                 "mfu",   "bound_by"};
+      columns = {"kind",
+                 "model",
+                 "cluster",
+                 "gpus",
+                 "context",
+                 "plan",
+                 "fits",
+                 "hbm_peak_bytes",
+                 "step_time_s",
+                 "tokens_per_step",
+                 "tokens_per_s_per_gpu",
+                 "mfu",
+                 "bound_by"};
     }
     for (const std::string& name : columns) store::column(name);
     const bool detail = std::ranges::find(columns, "detail") != columns.end();
@@ -124,14 +136,14 @@ struct Results {
     std::vector<std::string> measured = where;
     measured.push_back(fmt::format("kind={}", store::kMeasurement));
     const std::vector<store::RunRecord> records = store.query({measured, order, limit, false});
-    TextTable table({"id", "run", "plan", "GPUs", "context", "step", "predicted", "error", "GPU memory", "predicted",
-                     "error", "host", "predicted", "error"},
+    TextTable table({"id", "run", "plan", "GPUs", "context", "step", "predicted", "error", "GPU memory",
+                     "predicted", "error", "host", "predicted", "error"},
                     "rllrrrrrrrrrrr");
     Json array = Json::array();
     for (const store::RunRecord& m : records) {
       const std::optional<store::RunRecord> p = prediction_beside(store, m);
-      std::vector<std::string> row{std::to_string(m.id.value_or(0)), m.label.empty() ? m.model : m.label, m.plan_family,
-                                   std::to_string(m.gpus), format_count(m.context)};
+      std::vector<std::string> row{std::to_string(m.id.value_or(0)), m.label.empty() ? m.model : m.label,
+                                   m.plan_family, std::to_string(m.gpus), format_count(m.context)};
       Json json{{"id", m.id.value_or(0)}, {"label", m.label}, {"model", m.model},
                 {"plan", m.plan},         {"gpus", m.gpus},   {"context", m.context}};
       for (const char* name : {"step_time_s", "hbm_peak_bytes", "host_peak_bytes"}) {

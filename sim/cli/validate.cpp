@@ -35,41 +35,61 @@ std::string bytes_text(int64_t bytes) {
 }
 
 struct Validate {
-  std::string database = "results.db", format = "table", bounds_text, held_out_file, suite_file, trace, traces = "traces";
+  std::string database = "results.db", format = "table", bounds_text, held_out_file, suite_file, trace,
+              traces = "traces";
   std::vector<std::string> where;
   bool all = false, print_commands = false, check = false, only_missing = false;
   int64_t only_gpus = 0;
 
   explicit Validate(CLI::App& command) {
-    command.add_option("--db", database, "database with the measurements")->type_name("FILE")->default_str(database);
+    command.add_option("--db", database, "database with the measurements")
+        ->type_name("FILE")
+        ->default_str(database);
     command
-        .add_option("--where", where, "conditions on the measurements, as of mop results: model=gpt-oss-20b gpus=4 id=12")
+        .add_option("--where", where,
+                    "conditions on the measurements, as of mop results: model=gpt-oss-20b gpus=4 id=12")
         ->type_name("CONDITION...");
     command.add_flag("--all", all, "also older measurements of the same question, plan and label");
-    command.add_option("--bounds", bounds_text, "those that differ, in percent: " + validate::describe(validate::Bounds{}))
+    command
+        .add_option("--bounds", bounds_text,
+                    "those that differ, in percent: " + validate::describe(validate::Bounds{}))
         ->type_name("NAME=PERCENT,...");
-    command.add_option("--held-out", held_out_file, "suite that says which runs are held out")->type_name("FILE");
+    command.add_option("--held-out", held_out_file, "suite that says which runs are held out")
+        ->type_name("FILE");
     CLI::Option* suite =
         command
-            .add_option("--suite", suite_file, "only the runs of this suite, by their labels; it says which are held out")
+            .add_option("--suite", suite_file,
+                        "only the runs of this suite, by their labels; it says which are held out")
             ->type_name("FILE");
-    command.add_flag("--check", check, "predict the suite's runs, measured or not: plan, memory, time")->needs(suite);
-    command.add_flag("--commands", print_commands, "print the script that makes the suite's runs, and judge nothing")
+    command.add_flag("--check", check, "predict the suite's runs, measured or not: plan, memory, time")
         ->needs(suite);
-    command.add_flag("--missing", only_missing, "with --check or --commands: only runs that the database has no measurement of")
-        ->needs(suite);
-    command.add_option("--gpus", only_gpus, "with --check or --commands: only runs of so many GPUs")->needs(suite);
-    command.add_option("--traces", traces, "folder for the timelines of --commands")->type_name("DIR")->default_str(traces);
     command
-        .add_option("--trace", trace,
-                    "both timelines of the one measurement that is chosen, laid over each other, for Perfetto")
+        .add_flag("--commands", print_commands,
+                  "print the script that makes the suite's runs, and judge nothing")
+        ->needs(suite);
+    command
+        .add_flag("--missing", only_missing,
+                  "with --check or --commands: only runs that the database has no measurement of")
+        ->needs(suite);
+    command.add_option("--gpus", only_gpus, "with --check or --commands: only runs of so many GPUs")
+        ->needs(suite);
+    command.add_option("--traces", traces, "folder for the timelines of --commands")
+        ->type_name("DIR")
+        ->default_str(traces);
+    command
+        .add_option(
+            "--trace", trace,
+            "both timelines of the one measurement that is chosen, laid over each other, for Perfetto")
         ->type_name("FILE");
     command.add_option("--format", format, "table or json")->type_name("FORM")->default_str(format);
     command.footer(
-        "Bounds: hbm, host: worst memory error; step-mean, step-worst: step times of held-out runs (of all when none is);\n"
-        "ratio: of mop to fsdp2 on the same question; ranking: time lost by the plan predicted best; op: worst median of a "
+        "Bounds: hbm, host: worst memory error; step-mean, step-worst: step times of held-out runs (of all "
+        "when none is);\n"
+        "ratio: of mop to fsdp2 on the same question; ranking: time lost by the plan predicted best; op: "
+        "worst median of a "
         "kind\n"
-        "of operation that holds more than 2 % of the step. Measurements of the CPU backend test memory only.\n"
+        "of operation that holds more than 2 % of the step. Measurements of the CPU backend test memory "
+        "only.\n"
         "Exit status: 0 all bounds hold, 3 some do not, 2 bad input, 1 a defect of ours.\n"
         "Example:\n"
         "  mop validate --db results.db --suite scenarios/validation/suite.toml\n"
@@ -87,7 +107,8 @@ struct Validate {
     if (const std::string& file = suite_file.empty() ? held_out_file : suite_file; !file.empty())
       suite = validate::read_suite(file);
     if (!print_commands && !check && (only_missing || only_gpus != 0))
-      throw UserError("--missing and --gpus choose runs for --check or --commands; measurements are chosen by --where");
+      throw UserError(
+          "--missing and --gpus choose runs for --check or --commands; measurements are chosen by --where");
     if (print_commands || check) choose_runs(suite);
     if (print_commands) {
       fmt::print("{}", validate::commands(suite, database, traces));
@@ -116,15 +137,19 @@ struct Validate {
   }
 
   void choose_runs(std::vector<validate::SuiteRun>& suite) const {
-    if (only_gpus != 0) std::erase_if(suite, [&](const validate::SuiteRun& run) { return run.gpus != only_gpus; });
+    if (only_gpus != 0)
+      std::erase_if(suite, [&](const validate::SuiteRun& run) { return run.gpus != only_gpus; });
     if (!only_missing || !std::filesystem::exists(database)) return;
     const store::Store store(database, store::Access::kRead);
     std::vector<store::RunRecord> records = measurements(store, {}, false);
     const std::vector<std::string> missing = keep_of_suite(records, suite);
-    std::erase_if(suite, [&](const validate::SuiteRun& run) { return std::ranges::find(missing, run.name) == missing.end(); });
+    std::erase_if(suite, [&](const validate::SuiteRun& run) {
+      return std::ranges::find(missing, run.name) == missing.end();
+    });
   }
 
-  // Leaves the measurements of the suite's runs, the newest of each unless all are wanted; returns the runs without any.
+  // Leaves the measurements of the suite's runs, the newest of each unless all are wanted; returns the runs
+  // without any.
   std::vector<std::string> keep_of_suite(std::vector<store::RunRecord>& records,
                                          const std::vector<validate::SuiteRun>& suite) const {
     std::vector<store::RunRecord> kept;
@@ -142,8 +167,8 @@ struct Validate {
     return missing;
   }
 
-  // Held out is what the label says that the run was made as, and the file still declares. Returns what the file declares
-  // held out and the label does not.
+  // Held out is what the label says that the run was made as, and the file still declares. Returns what the
+  // file declares held out and the label does not.
   static std::vector<std::string> mark_held_out(std::vector<Comparison>& comparisons,
                                                 const std::vector<validate::SuiteRun>& suite) {
     std::vector<std::string> late;
@@ -158,24 +183,29 @@ struct Validate {
 
   void write_trace(const store::Store& store, const std::vector<store::RunRecord>& chosen) const {
     if (chosen.size() != 1)
-      throw UserError(fmt::format("--trace lays one measurement over its prediction, and {} are chosen; add --where id=N",
-                                  chosen.size()));
+      throw UserError(
+          fmt::format("--trace lays one measurement over its prediction, and {} are chosen; add --where id=N",
+                      chosen.size()));
     const store::RunRecord& record = chosen.front();
     const Json detail = Json::parse(record.detail);
     if (!detail.contains("trace"))
-      throw UserError(fmt::format("run {} kept no timeline; repeat it with --trace FILE: {}", *record.id, record.command));
+      throw UserError(fmt::format("run {} kept no timeline; repeat it with --trace FILE: {}", *record.id,
+                                  record.command));
     const std::string kept = detail["trace"];
     std::string path = kept;
-    if (!std::filesystem::exists(path)) path = (std::filesystem::path(database).parent_path() / std::filesystem::path(kept).filename()).string();
     if (!std::filesystem::exists(path))
-      throw UserError(
-          fmt::format("run {} wrote its timeline to '{}', which is neither here nor beside '{}'; bring it, or repeat "
-                      "the run: {}",
-                      *record.id, kept, database, record.command));
+      path =
+          (std::filesystem::path(database).parent_path() / std::filesystem::path(kept).filename()).string();
+    if (!std::filesystem::exists(path))
+      throw UserError(fmt::format(
+          "run {} wrote its timeline to '{}', which is neither here nor beside '{}'; bring it, or repeat "
+          "the run: {}",
+          *record.id, kept, database, record.command));
     const std::optional<store::RunRecord> beside = prediction_beside(store, record);
     predict::Details details;
     const Comparison c = validate::compare(record, beside ? &*beside : nullptr, &details);
-    if (!c.step_s) throw UserError(fmt::format("run {} has no predicted timeline: {}", *record.id, c.why_not));
+    if (!c.step_s)
+      throw UserError(fmt::format("run {} has no predicted timeline: {}", *record.id, c.why_not));
     validate::write_overlay(trace, path, c.scenario, details);
     fmt::print(stderr, "mop: both timelines in {}; open it at https://ui.perfetto.dev\n", trace);
   }
@@ -191,8 +221,8 @@ struct Validate {
       s.plan = search::choose(s);
       const predict::Prediction p = predict::predict(s);
       table.add({run.name, run.held_out ? "yes" : "", std::to_string(run.gpus), p.fits ? "yes" : "no",
-                 bytes_text(p.hbm_peak), bytes_text(p.host_peak), p.step_time ? format_seconds(*p.step_time) : "-",
-                 plan::describe(s.plan)});
+                 bytes_text(p.hbm_peak), bytes_text(p.host_peak),
+                 p.step_time ? format_seconds(*p.step_time) : "-", plan::describe(s.plan)});
       array.push_back({{"run", run.name},
                        {"held_out", run.held_out},
                        {"gpus", run.gpus},
@@ -209,13 +239,15 @@ struct Validate {
     else
       fmt::print("{}{} runs, {} of them held out; their steps take {}\n", table.text(), suite.size(),
                  std::ranges::count_if(suite, &validate::SuiteRun::held_out), format_seconds(seconds));
-    if (!reasons.empty()) throw UserError(fmt::format("suite '{}': {}", suite_file, fmt::join(reasons, "; ")));
+    if (!reasons.empty())
+      throw UserError(fmt::format("suite '{}': {}", suite_file, fmt::join(reasons, "; ")));
   }
 
-  static void print_text(const std::vector<Comparison>& comparisons, const std::vector<validate::Verdict>& verdicts,
+  static void print_text(const std::vector<Comparison>& comparisons,
+                         const std::vector<validate::Verdict>& verdicts,
                          const std::vector<std::string>& missing, const std::vector<std::string>& late) {
-    TextTable table({"id", "run", "plan", "GPUs", "context", "step", "predicted", "error", "GPU memory", "predicted",
-                     "error", "host", "predicted", "error", ""},
+    TextTable table({"id", "run", "plan", "GPUs", "context", "step", "predicted", "error", "GPU memory",
+                     "predicted", "error", "host", "predicted", "error", ""},
                     "rllrrrrrrrrrrrl");
     for (const Comparison& c : comparisons) {
       const store::RunRecord& m = c.measured;
@@ -238,8 +270,9 @@ struct Validate {
     if (!missing.empty() || !late.empty()) fmt::print("\n");
     for (const bool held_out : {false, true})
       if (const validate::StepErrors errors = validate::step_errors(comparisons, held_out); errors.count > 0)
-        fmt::print("{}step time of {} {}on GPUs: mean absolute error {}, worst {}\n", held_out ? "" : "\n", errors.count,
-                   held_out ? "held-out runs " : "runs ", percent(errors.mean), percent(errors.worst));
+        fmt::print("{}step time of {} {}on GPUs: mean absolute error {}, worst {}\n", held_out ? "" : "\n",
+                   errors.count, held_out ? "held-out runs " : "runs ", percent(errors.mean),
+                   percent(errors.worst));
     for (const validate::PlanSet& set : validate::plan_sets(comparisons)) {
       fmt::print("\n{}\n", set.question);
       TextTable plans({"id", "measured", "predicted", "plan"}, "rrrl");
@@ -265,12 +298,13 @@ struct Validate {
 
   static void print_explanation(const Comparison& c) {
     if (c.operations.empty() && c.notes.empty() && c.why_not.empty()) return;
-    fmt::print("\nrun {}{}{}\n", c.measured.id.value_or(0), c.measured.label.empty() ? "" : " ", c.measured.label);
+    fmt::print("\nrun {}{}{}\n", c.measured.id.value_or(0), c.measured.label.empty() ? "" : " ",
+               c.measured.label);
     if (!c.why_not.empty()) fmt::print("  {}\n", c.why_not);
     if (!c.operations.empty()) {
-      TextTable table(
-          {"operations that explain most", "stream", "measured", "predicted", "difference", "of the step", "executed"},
-          "llrrrrr");
+      TextTable table({"operations that explain most", "stream", "measured", "predicted", "difference",
+                       "of the step", "executed"},
+                      "llrrrrr");
       for (size_t i = 0; i < std::min(kShown, c.operations.size()); ++i) {
         const validate::OpDifference& op = c.operations[i];
         table.add({op.name, op.stream, format_seconds(op.measured), format_seconds(op.predicted),
@@ -285,7 +319,8 @@ struct Validate {
     for (const std::string& note : c.notes) fmt::print("  {}\n", note);
   }
 
-  static void print_json(const std::vector<Comparison>& comparisons, const std::vector<validate::Verdict>& verdicts,
+  static void print_json(const std::vector<Comparison>& comparisons,
+                         const std::vector<validate::Verdict>& verdicts,
                          const std::vector<std::string>& missing, const std::vector<std::string>& late) {
     Json runs = Json::array(), bounds = Json::array(), sets = Json::array(), kinds = Json::array();
     for (const Comparison& c : comparisons) {
@@ -334,7 +369,8 @@ struct Validate {
       sets.push_back({{"question", set.question}, {"runs", plans}});
     }
     for (const validate::KindErrors& kind : validate::kind_errors(comparisons))
-      kinds.push_back({{"kind", kind.kind}, {"median_error", finite(kind.median())}, {"runs", kind.errors.size()}});
+      kinds.push_back(
+          {{"kind", kind.kind}, {"median_error", finite(kind.median())}, {"runs", kind.errors.size()}});
     Json steps = Json::object();
     for (const bool held_out : {false, true}) {
       const validate::StepErrors errors = validate::step_errors(comparisons, held_out);
@@ -356,7 +392,8 @@ struct Validate {
 }  // namespace
 
 void add_validate(CLI::App& program) {
-  CLI::App* command = program.add_subcommand("validate", "predict stored measurements again, and judge the errors");
+  CLI::App* command =
+      program.add_subcommand("validate", "predict stored measurements again, and judge the errors");
   const auto validate = std::make_shared<Validate>(*command);
   command->callback([validate] { validate->run(); });
 }

@@ -131,7 +131,8 @@ constexpr std::array kOptionalTables{
     TableForm{"native_all_to_all", 0, 2},
     TableForm{"copy_engine_all_gather", 0, 2},  // within a node, form as all_gather
     TableForm{"copy_engine_reduce_scatter", 0, 2},
-    // One kernel each, by the name of its operation: bytes read and written, as the step program counts them -> bytes/s
+    // One kernel each, by the name of its operation: bytes read and written, as the step program counts them
+    // -> bytes/s
     TableForm{"native_rms_norm", 0, 1},
     TableForm{"native_rms_norm_bwd", 0, 1},
     TableForm{"native_rope", 0, 1},
@@ -161,7 +162,8 @@ constexpr std::array kOptionalTables{
     TableForm{"native_square_sum", 0, 1},
     TableForm{"native_adam", 0, 1},
     TableForm{"native_adam_low", 0, 1},  // the master copy as the low bits of bf16 weights
-    // Recorded, and priced by nothing: GPUs of the host at once -> bytes/s of all; NCCL's network transport on one host.
+    // Recorded, and priced by nothing: GPUs of the host at once -> bytes/s of all; NCCL's network transport
+    // on one host.
     TableForm{"host_copies_up", 0, 1},
     TableForm{"host_copies_down", 0, 1},
     TableForm{"host_copies_both", 0, 1},
@@ -173,7 +175,8 @@ constexpr std::array kOptionalTables{
 
 const TableForm* form_of(const std::string& name) {
   const auto in = [&](const auto& forms) {
-    const auto found = std::find_if(forms.begin(), forms.end(), [&](const TableForm& t) { return name == t.name; });
+    const auto found =
+        std::find_if(forms.begin(), forms.end(), [&](const TableForm& t) { return name == t.name; });
     return found == forms.end() ? nullptr : &*found;
   };
   const TableForm* form = in(kTables);
@@ -190,7 +193,8 @@ std::optional<Spread> parse_spread(const Json& json, const std::string& where) {
   const bool pair = json.is_array() && json.size() == 2 && json[0].is_number() && json[1].is_number();
   const Spread spread = pair ? Spread{json[0].get<double>(), json[1].get<double>()} : Spread{-1, -1};
   if (!(spread.low >= 0 && spread.low <= 1 && spread.high >= 1 && std::isfinite(spread.high)))
-    throw UserError(fmt::format("{}: a spread is the smallest and the largest over the value, like [0.98, 1.03]", where));
+    throw UserError(
+        fmt::format("{}: a spread is the smallest and the largest over the value, like [0.98, 1.03]", where));
   return spread;
 }
 
@@ -283,8 +287,8 @@ const std::vector<std::string>& optional_figures() {
                                  "native_communicator_bytes", "native_communicator_p2p_bytes",
                                  "native_peer_memory_bytes",  "native_first_communicator_bytes",
                                  "native_first_p2p_bytes",    "native_nvlink_bw"};
-    for (const char* beside : {"native_all_gather", "native_reduce_scatter", "native_all_to_all", "copy_engine_all_gather",
-                               "copy_engine_reduce_scatter", "host_copies"}) {
+    for (const char* beside : {"native_all_gather", "native_reduce_scatter", "native_all_to_all",
+                               "copy_engine_all_gather", "copy_engine_reduce_scatter", "host_copies"}) {
       for (const char* kernel : {"", "_matmul", "_grouped_matmul", "_attention", "_memory_bound"})
         all.push_back(fmt::format("{}{}_slowdown", beside, kernel));
       for (const char* kernel : {"grouped_matmul", "attention", "memory_bound"})

@@ -33,8 +33,8 @@ struct Figure {
 // The figures that every cluster file has (hwmodels/README.md explains each). Errors for a missing one name
 // it.
 extern const std::vector<const char*> kFigures;
-// Figures and tables that a file may have beside those: what mop calibrate measures of our own kernels (native_...),
-// of collectives by copy engines, of what runs beside what, and of the host.
+// Figures and tables that a file may have beside those: what mop calibrate measures of our own kernels
+// (native_...), of collectives by copy engines, of what runs beside what, and of the host.
 const std::vector<std::string>& optional_figures();
 const std::vector<std::string>& optional_tables();
 

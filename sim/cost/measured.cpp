@@ -33,13 +33,14 @@ Interference interference(double matmul_slowdown, double collective_slowdown) {
   return {std::clamp((1 - matmul) / collective, 0.0, 1.0), collective / matmul};
 }
 
-// What a kind of kernel uses, a matmul's being 1: of the SMs beside NCCL's kernels, of the crossbar beside copy engines; and
-// its progress relative to a matmul's when either is short.
+// What a kind of kernel uses, a matmul's being 1: of the SMs beside NCCL's kernels, of the crossbar beside
+// copy engines; and its progress relative to a matmul's when either is short.
 struct KernelUse {
   double sm = 1, crossbar = 0, weight = 1;
 };
 
-// The cluster's figures and tables by name; where our own kernels run, native_<name> stands for <name> if it was measured.
+// The cluster's figures and tables by name; where our own kernels run, native_<name> stands for <name> if it
+// was measured.
 class Known {
  public:
   Known(const cluster::ClusterModel& cluster, bool native) {
@@ -212,9 +213,10 @@ class Measured : public CostModel {
   static constexpr double kLongGradient = 4096, kProcessors = 132;  // rows; of an H200
   static constexpr double kUntouched = 1.01;  // a slowdown up to which a kernel is none the slower
 
-  // Two jobs share a resource as interference() has it: a kernel that is x times slower beside a collective, which is y times
-  // slower itself, uses (1 - share / y) x of it. One that would use more than all gives way instead. Where y was not
-  // measured, the collective is taken to lose as it does beside matmuls, in proportion to what the kernel loses.
+  // Two jobs share a resource as interference() has it: a kernel that is x times slower beside a collective,
+  // which is y times slower itself, uses (1 - share / y) x of it. One that would use more than all gives way
+  // instead. Where y was not measured, the collective is taken to lose as it does beside matmuls, in
+  // proportion to what the kernel loses.
   KernelUse use_of(const std::string& kind) const {
     KernelUse use = matmul_;
     if (torch_) return use;
@@ -225,12 +227,14 @@ class Measured : public CostModel {
       int count = 0;
       for (const std::string name : collectives) {
         const double of_kind = c_.figure(name + "_" + kind + "_slowdown", 0),
-                     of_matmul = c_.figure(name + "_matmul_slowdown", 1), of_it = c_.figure(name + "_slowdown", 1);
+                     of_matmul = c_.figure(name + "_matmul_slowdown", 1),
+                     of_it = c_.figure(name + "_slowdown", 1);
         if (of_kind == 0 || of_matmul <= 1) continue;
         const double x = std::max(1.0, of_kind);
         const Interference with = interference(of_matmul, of_it);
         const double part = std::clamp((x - 1) / (of_matmul - 1), 0.0, 1.0),
-                     y = std::max(1.0, c_.figure(name + "_under_" + kind + "_slowdown", 1 + part * (of_it - 1)));
+                     y = std::max(1.0,
+                                  c_.figure(name + "_under_" + kind + "_slowdown", 1 + part * (of_it - 1)));
         const double used = (1 - with.share / y) * x;
         shares += std::clamp(used, 0.0, 1.0);
         ++count;
@@ -249,8 +253,9 @@ class Measured : public CostModel {
   // Whether copy engines have prices of their own.
   bool copies() const { return !torch_ && c_.find("copy_engine_all_gather") != nullptr; }
 
-  // Blocks of a product or of attention stay on the multiprocessors until the end, and fill them: in timelines of our runs
-  // small kernels of other streams end right behind the product during which they started.
+  // Blocks of a product or of attention stay on the multiprocessors until the end, and fill them: in
+  // timelines of our runs small kernels of other streams end right behind the product during which they
+  // started.
   Price kernel(double seconds, double bytes, bool outside, const KernelUse& of) const {
     Price p{lasting(seconds), 0, outside};
     p.demand.takes_room = rooms_ && &of != &memory_;
@@ -269,7 +274,8 @@ class Measured : public CostModel {
     switch (op.kind) {
       case OpKind::gemm: {
         if (flops <= 0) return kernel(least, 0, false, matmul_);
-        const cluster::Table* const gradient = !torch_ && op.does.transpose_a ? c_.find("native_matmul_gradient") : nullptr;
+        const cluster::Table* const gradient =
+            !torch_ && op.does.transpose_a ? c_.find("native_matmul_gradient") : nullptr;
         const auto rate = (gradient != nullptr ? *gradient : c_.table("matmul")).at({v(0), v(1), v(2)});
         return kernel(std::max({least, flops / rate.value, bytes / hbm_bw_}), bytes, rate.outside, matmul_);
       }
@@ -279,12 +285,14 @@ class Measured : public CostModel {
             !torch_ && op.does.transpose_a ? c_.find("native_grouped_matmul_gradient") : nullptr;
         const auto rate = (gradient != nullptr ? *gradient : c_.table("grouped_matmul"))
                               .at({v(2), v(1), v(3), std::max(1.0, v(0) / v(3))});
-        // Experts beyond those that the work comes from cost their weights, which no work hides: read, or gradients that are
-        // added to. (One layer of Qwen3 with 109 such took 0.2 to 0.4 ms more a product than one with 39.)
+        // Experts beyond those that the work comes from cost their weights, which no work hides: read, or
+        // gradients that are added to. (One layer of Qwen3 with 109 such took 0.2 to 0.4 ms more a product
+        // than one with 39.)
         const double beyond = std::max(0.0, v(4) - v(3)) * 2 * v(1) * v(2) * (op.does.transpose_a ? 2 : 1);
-        Price p = kernel(std::max({least, flops / rate.value, (bytes - beyond) / hbm_bw_}) + beyond / hbm_bw_, bytes,
-                         rate.outside, grouped_);
-        // Experts that fill the GPU have a kernel each (kernels/grouped_matmul.cu), and between two of them is room.
+        Price p = kernel(std::max({least, flops / rate.value, (bytes - beyond) / hbm_bw_}) + beyond / hbm_bw_,
+                         bytes, rate.outside, grouped_);
+        // Experts that fill the GPU have a kernel each (kernels/grouped_matmul.cu), and between two of them
+        // is room.
         const double rows = v(0) / v(3), tiles = std::ceil(rows / 128) * std::ceil(v(1) / 256);
         if (op.does.transpose_a ? rows >= kLongGradient : tiles >= kProcessors) p.demand.takes_room = false;
         return p;
@@ -304,10 +312,12 @@ class Measured : public CostModel {
                 : nullptr;
         const auto rate =
             windows != nullptr
-                ? windows->at({qk, width, static_cast<double>(a.window), static_cast<double>(a.heads * a.batch),
-                               static_cast<double>(a.q_len)})
-                : c_.table(forward ? "attention_forward" : "attention_backward").at({qk, width, parallel, length});
-        return kernel(std::max({least, flops / rate.value, bytes / hbm_bw_}), bytes, rate.outside, attention_);
+                ? windows->at({qk, width, static_cast<double>(a.window),
+                               static_cast<double>(a.heads * a.batch), static_cast<double>(a.q_len)})
+                : c_.table(forward ? "attention_forward" : "attention_backward")
+                      .at({qk, width, parallel, length});
+        return kernel(std::max({least, flops / rate.value, bytes / hbm_bw_}), bytes, rate.outside,
+                      attention_);
       }
       case OpKind::copy_h2d:
       case OpKind::copy_d2h:
@@ -320,11 +330,12 @@ class Measured : public CostModel {
         if (op.kernels == 0) return {};
         if (const char* table = op.eager ? eager_table(op, s) : nullptr; table != nullptr && v(0) > 0) {
           const auto rate = c_.table(table).at({v(0)});
-          return kernel(std::max({least / 4, v(0) / rate.value, bytes / hbm_bw_}), bytes, rate.outside, memory_);
+          return kernel(std::max({least / 4, v(0) / rate.value, bytes / hbm_bw_}), bytes, rate.outside,
+                        memory_);
         }
         if (const cluster::Table* const own = own_kernel(op); own != nullptr && bytes > 0)
-          return kernel(std::max({least, bytes / own->at({bytes}).value, bytes / c_["hbm_peak_bw"]}), bytes, false,
-                        memory_);
+          return kernel(std::max({least, bytes / own->at({bytes}).value, bytes / c_["hbm_peak_bw"]}), bytes,
+                        false, memory_);
         const double each = bytes / op.kernels;
         const double rate =
             each > 0 ? c_.table("memory_bound").at({each}).value * (op.eager ? 1 : c_["fused_kernel_share"])
@@ -431,8 +442,10 @@ class Measured : public CostModel {
       outside = bus.outside;
     }
     if (nic > 0) on_nic = nic / c_["nic_bw"] + c_["nic_latency_ns"] / kSecond * (1 + std::log2(m));
-    // What our executor packs or unpacks (sim/program/workspace.h), read and written once, on the same stream.
-    const bool packs = !torch_ && op.kind == OpKind::all_to_all && program::packs(op.does.exchange) && buffer > 0;
+    // What our executor packs or unpacks (sim/program/workspace.h), read and written once, on the same
+    // stream.
+    const bool packs =
+        !torch_ && op.kind == OpKind::all_to_all && program::packs(op.does.exchange) && buffer > 0;
     const double packing = packs ? 2 * buffer / c_.table("memory_bound").at({2 * buffer}).value : 0;
     Price p{{}, 0, outside};
     double seconds = std::max({on_nvlink, on_nic, c_["kernel_ns"] / kSecond}) + packing;
@@ -440,7 +453,8 @@ class Measured : public CostModel {
       // Parts land in pieces, and a kernel adds up each (sim/program/landing.h).
       const double part = v(0) / n, read = part * (op.does.accumulate ? n + 2 : n + 1);
       p.turns = static_cast<int>(program::landing_pieces(static_cast<int64_t>(part), group.size));
-      const double sum = std::max(c_["kernel_ns"] / kSecond, read / p.turns / c_.table("memory_bound").at({read / p.turns}).value);
+      const double sum = std::max(c_["kernel_ns"] / kSecond,
+                                  read / p.turns / c_.table("memory_bound").at({read / p.turns}).value);
       seconds = std::max(seconds / p.turns - sum, nvlink / p.turns / c_["nvlink_bw"]);
       nvlink /= p.turns;
       p.after = kernel(sum, read / p.turns, false, memory_).demand;
@@ -464,7 +478,8 @@ class Measured : public CostModel {
 
   const Known c_;
   bool torch_;
-  bool rooms_;  // else the waits for room are in the slowdowns: those of mop calibrate have the collective there first
+  bool rooms_;  // else the waits for room are in the slowdowns: those of mop calibrate have the collective
+                // there first
   bool compiled_, checkpointed_;
   int64_t gpus_per_node_, gpus_;
   double hbm_bw_;

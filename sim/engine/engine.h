@@ -9,7 +9,9 @@
 namespace mop::engine {
 
 struct Span {
-  Time start = 0, end = 0;  // start: after the launch, the waits and the meeting; room may come later, and then resources
+  Time start = 0,
+       end =
+           0;  // start: after the launch, the waits and the meeting; room may come later, and then resources
 };
 
 // One stretch of the last step's critical path, latest first. `task` = kLaunch: the CPU thread launches.

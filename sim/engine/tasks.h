@@ -40,8 +40,8 @@ struct Use {
 
 // What one task asks for. Running alone it takes `duration`; when the shares on a resource add up to more
 // than kFull, the tasks there slow down, weighted max-min fairly: task i progresses at rate min(1, level x
-// weight). Room: a kernel whose blocks stay on every multiprocessor until it ends leaves none to what starts later; what
-// needs room makes no progress until those have ended that had started before it.
+// weight). Room: a kernel whose blocks stay on every multiprocessor until it ends leaves none to what starts
+// later; what needs room makes no progress until those have ended that had started before it.
 struct Demand {
   Time duration = 0;  // up to 2^42: 73 minutes
   uint32_t weight =

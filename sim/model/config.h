@@ -63,7 +63,9 @@ struct ModelConfig {
   int64_t qk_dim() const { return attention == Attention::mla ? qk_nope_dim + qk_rope_dim : head_dim; }
   int64_t v_dim() const { return attention == Attention::mla ? v_head_dim : head_dim; }
   int64_t rotary_dim() const {  // elements of q and k that are rotated
-    return attention == Attention::mla ? qk_rope_dim : static_cast<int64_t>(static_cast<double>(head_dim) * rotary_fraction);
+    return attention == Attention::mla
+               ? qk_rope_dim
+               : static_cast<int64_t>(static_cast<double>(head_dim) * rotary_fraction);
   }
   int64_t moe_layers() const;
 };

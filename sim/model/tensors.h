@@ -24,15 +24,15 @@ enum class Role : uint8_t {
   o_bias,
   q_norm,  // (1, head_dim), or the full width
   k_norm,
-  sinks,       // (1, heads)
-  q_a,         // mla: (q_lora, H)
+  sinks,  // (1, heads)
+  q_a,    // mla: (q_lora, H)
   q_a_bias,
   q_a_norm,
-  q_b,         // (heads x qk, q_lora); without q_lora the role is q
-  kv_a,        // (kv_lora + rope, H)
+  q_b,   // (heads x qk, q_lora); without q_lora the role is q
+  kv_a,  // (kv_lora + rope, H)
   kv_a_bias,
   kv_a_norm,
-  kv_b,        // (heads x (nope + v), kv_lora)
+  kv_b,  // (heads x (nope + v), kv_lora)
   feed_forward_norm,
   router,           // (E, H)
   router_bias,      // (1, E)
@@ -74,8 +74,8 @@ struct MatrixShape {
 MatrixShape shape(const ModelConfig& config, ParameterId id);
 
 // Element (r, c) of the parameter is element offset + r x row_stride + c x col_stride of the tensor `name`,
-// which has `shape`. Experts that a family stores fused (gpt-oss: gate and up interleaved, transposed) share a
-// tensor.
+// which has `shape`. Experts that a family stores fused (gpt-oss: gate and up interleaved, transposed) share
+// a tensor.
 struct Stored {
   std::string name;
   std::vector<int64_t> shape;

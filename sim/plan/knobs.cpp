@@ -158,8 +158,8 @@ std::vector<Knob> make_knobs() {
        "optimizer states: in HBM; on the host with CPU Adam; on the host, streamed through the GPU; split by "
        "layer",
        CHOICE("optimizer", optimizer, kOptimizer)},
-      {"optimizer-hbm-layers", no, yes, "a number of layers, or 0", "split, stream: layers whose states stay in HBM",
-       SIZE("optimizer-hbm-layers", optimizer_hbm_layers)},
+      {"optimizer-hbm-layers", no, yes, "a number of layers, or 0",
+       "split, stream: layers whose states stay in HBM", SIZE("optimizer-hbm-layers", optimizer_hbm_layers)},
       {"optimizer-staged-layers", no, yes, "a number of layers, or 0",
        "stream: layers whose states come up a step ahead and wait in HBM for the clip factor",
        SIZE("optimizer-staged-layers", optimizer_staged_layers)},

@@ -59,7 +59,7 @@ struct Plan {
       true;  // keep the attention output and log-sum-exp, so that backward does not re-run it
   Place checkpoints = Place::automatic;
   Optimizer optimizer = Optimizer::automatic;
-  int64_t optimizer_hbm_layers = 0;  // split, stream: states of this many layers stay in HBM
+  int64_t optimizer_hbm_layers = 0;     // split, stream: states of this many layers stay in HBM
   int64_t optimizer_staged_layers = 0;  // stream: states of this many layers come up a step ahead
   bool least_loaded = true;
   double capacity_factor = 1.0;   // alpha

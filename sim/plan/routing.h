@@ -52,8 +52,8 @@ std::vector<int64_t> draw(const Routing& routing, int64_t tokens, int top_k, int
 // Largest load over mean load, at least 1; 1 when there is no load at all.
 double imbalance(std::span<const int64_t> loads);
 
-// How many equally loaded experts have as many rows each as the expert of the mean row has: what products of uneven experts
-// cost like. At least 1.
+// How many equally loaded experts have as many rows each as the expert of the mean row has: what products of
+// uneven experts cost like. At least 1.
 int64_t effective_experts(std::span<const int64_t> loads);
 
 }  // namespace mop::plan

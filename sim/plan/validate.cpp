@@ -73,10 +73,11 @@ void validate(const Plan& plan, const model::ModelConfig& model, int64_t gpus, i
     const int64_t shared = t * c;
     const bool keys = !gqa || model.kv_heads % shared == 0 || shared % model.kv_heads == 0;
     if (plan.runtime == Runtime::native && (model.heads % shared != 0 || !keys))
-      throw UserError(fmt::format(
-          "tp {} x cp {} is {}, and runtime native divides the {} attention heads ({} KV heads) over as many ranks: it must "
-          "divide them; lower one of the two",
-          t, c, shared, model.heads, model.kv_heads));
+      throw UserError(
+          fmt::format("tp {} x cp {} is {}, and runtime native divides the {} attention heads ({} KV heads) "
+                      "over as many ranks: it must "
+                      "divide them; lower one of the two",
+                      t, c, shared, model.heads, model.kv_heads));
     return;
   }
   require("ep", plan.expert, gpus, {divides(model.experts, "experts"), divides(gpus, "GPUs")});
@@ -95,11 +96,13 @@ void validate(const Plan& plan, const model::ModelConfig& model, int64_t gpus, i
     if (gqa) {
       // A chunk's query heads belong to whole key heads, or to a part of one.
       const int64_t keys = std::max<int64_t>(1, model.kv_heads / plan.sequence), group = heads / keys;
-      chunks.push_back({fmt::format("makes chunks that are neither whole groups of {} query heads nor parts of one", group),
-                        [heads, keys, group](int64_t d) {
-                          const int64_t part = heads / d;
-                          return keys % d == 0 || part % group == 0 || group % part == 0;
-                        }});
+      chunks.push_back(
+          {fmt::format("makes chunks that are neither whole groups of {} query heads nor parts of one",
+                       group),
+           [heads, keys, group](int64_t d) {
+             const int64_t part = heads / d;
+             return keys % d == 0 || part % group == 0 || group % part == 0;
+           }});
     }
     if (model.qk_norm == model::QkNorm::full)
       chunks.push_back({"splits heads whose norm spans all of them", [](int64_t d) { return d == 1; }});
@@ -108,8 +111,8 @@ void validate(const Plan& plan, const model::ModelConfig& model, int64_t gpus, i
   if (plan.optimizer_staged_layers > model.layers)
     throw UserError(fmt::format("plan setting optimizer-staged-layers is {}, but {} has {} layers",
                                 plan.optimizer_staged_layers, model.name, model.layers));
-  if (plan.optimizer_hbm_layers > 0 && plan.optimizer != Optimizer::split && plan.optimizer != Optimizer::stream &&
-      plan.optimizer != Optimizer::automatic)
+  if (plan.optimizer_hbm_layers > 0 && plan.optimizer != Optimizer::split &&
+      plan.optimizer != Optimizer::stream && plan.optimizer != Optimizer::automatic)
     throw UserError("plan setting optimizer-hbm-layers is for optimizer=split and optimizer=stream");
   if (plan.optimizer_hbm_layers > model.layers)
     throw UserError(fmt::format("plan setting optimizer-hbm-layers is {}, but {} has {} layers",

@@ -143,7 +143,8 @@ double estimate_step_time(const Scenario& s) {
       mop ? p.optimizer == plan::Optimizer::host || p.optimizer == plan::Optimizer::split : p.offloaded();
   const double hbm = c.table("memory_bound").at({1e15}).value;
   double update = shard * ((mop ? 26 : 28) + (!p.clip ? 0 : native ? 2 : 12)) / hbm;
-  const double hosted = 1 - real(p.optimizer_hbm_layers) / real(s.model.layers);  // part of the states on the host
+  const double hosted =
+      1 - real(p.optimizer_hbm_layers) / real(s.model.layers);  // part of the states on the host
   if (native && host)
     update = hosted *
              std::max(shard * 28 * real(s.used_per_node()) / c["dram_bw"], shard / c["host_adam_rate_alone"]);

@@ -37,7 +37,8 @@ std::vector<std::vector<ExpertLoad>> expert_loads(const Scenario& s, const plan:
   const bool mop = s.plan.family == plan::Family::mop, streaming = s.plan.native();
   const bool balanced = s.workload.routing.kind == plan::Routing::Kind::balanced;
   const int64_t sent = tokens * s.model.top_k;
-  const int64_t all = std::max<int64_t>(sent, ranks), capacity = mop ? std::min(s.plan.round_capacity(), all) : all;
+  const int64_t all = std::max<int64_t>(sent, ranks),
+                capacity = mop ? std::min(s.plan.round_capacity(), all) : all;
   std::vector<std::vector<ExpertLoad>> loads(static_cast<size_t>(ranks),
                                              std::vector<ExpertLoad>(static_cast<size_t>(s.model.layers)));
   if (imbalance != nullptr) *imbalance = 1;
@@ -55,7 +56,8 @@ std::vector<std::vector<ExpertLoad>> expert_loads(const Scenario& s, const plan:
     if (!s.model.moe[static_cast<size_t>(l)]) continue;
     const int index = routed_layer++;
     std::vector<int64_t> row;
-    if (!balanced) row = plan::draw(s.workload.routing, tokens, static_cast<int>(s.model.top_k), experts, index, group);
+    if (!balanced)
+      row = plan::draw(s.workload.routing, tokens, static_cast<int>(s.model.top_k), experts, index, group);
     if (balanced || ranks == 1) {
       ExpertLoad load = even();
       if (!balanced && streaming) spread(load, row);

@@ -58,18 +58,23 @@ Kinds find_kinds(const Scenario& s, const plan::Layout& layout) {
 // HBM beside the arena.
 struct Constants {
   int64_t context = 0, libraries = 0, communicators = 0, landing = 0, peers = 0, workspaces = 0, rotary = 0;
-  int64_t total() const { return context + libraries + communicators + landing + peers + workspaces + rotary; }
+  int64_t total() const {
+    return context + libraries + communicators + landing + peers + workspaces + rotary;
+  }
 };
 
 Constants constants(const Scenario& s, const program::StepProgram& program) {
   Constants c;
-  const auto figure = [&](const char* name) { return s.plan.native() ? s.cluster.native(name) : s.cluster[name]; };
+  const auto figure = [&](const char* name) {
+    return s.plan.native() ? s.cluster.native(name) : s.cluster[name];
+  };
   c.context = static_cast<int64_t>(figure("context_bytes"));
   c.libraries = static_cast<int64_t>(figure("library_bytes"));
   const auto communicator = [&](const program::Group& group, bool pairwise) {
     c.communicators += static_cast<int64_t>(figure("communicator_bytes"));
     const cost::Placement at = cost::place(group, s.used_per_node(), s.gpus());
-    if (pairwise) c.communicators += static_cast<int64_t>((at.local() - 1) * figure("communicator_p2p_bytes"));
+    if (pairwise)
+      c.communicators += static_cast<int64_t>((at.local() - 1) * figure("communicator_p2p_bytes"));
   };
   if (!s.plan.native()) {  // PyTorch: a communicator a group
     std::vector<bool> pairwise(program.groups.size(), false);
@@ -163,8 +168,10 @@ void memory(const Scenario& s, const Kinds& kinds, Details& d, Prediction& p) {
   p.memory.push_back({"cuda_context", static_cast<double>(c.context)});
   p.memory.push_back({"libraries", static_cast<double>(c.libraries)});
   p.memory.push_back({"nccl_communicators", static_cast<double>(c.communicators)});
-  const std::pair<const char*, int64_t> ours[]{
-      {"landing_zone", c.landing}, {"mapped_peers", c.peers}, {"workspaces", c.workspaces}, {"rotary_tables", c.rotary}};
+  const std::pair<const char*, int64_t> ours[]{{"landing_zone", c.landing},
+                                               {"mapped_peers", c.peers},
+                                               {"workspaces", c.workspaces},
+                                               {"rotary_tables", c.rotary}};
   for (const auto& [name, bytes] : ours)
     if (bytes > 0) p.memory.push_back({name, static_cast<double>(bytes)});
 

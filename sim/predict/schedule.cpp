@@ -95,7 +95,8 @@ Schedule make_schedule(const program::StepProgram& program, const std::vector<pr
                        const cost::CostModel& cost) {
   Schedule schedule;
   engine::TaskGraph& graph = schedule.graph;
-  // Task of round i: first + i * stride. Outside of rounds an operation may have several: the last is first + stride.
+  // Task of round i: first + i * stride. Outside of rounds an operation may have several: the last is first +
+  // stride.
   std::vector<uint32_t> first(program.ops.size()), stride(program.ops.size());
   std::vector<int64_t> rounds_of(program.regions.size(), 1);
   for (size_t r = 1; r < program.regions.size(); ++r)
@@ -146,8 +147,9 @@ Schedule make_schedule(const program::StepProgram& program, const std::vector<pr
       uint32_t after = kNone;
       if (price.after.duration > 0) after = demand + 1, graph.demands.push_back(price.after);
       found = known
-                  .emplace(key, Known{demand, after, static_cast<uint32_t>(price.launch_ns), price.turns, price.outside,
-                                      program::flops(op.kind, shape), program::hbm_bytes(op.kind, shape)})
+                  .emplace(key, Known{demand, after, static_cast<uint32_t>(price.launch_ns), price.turns,
+                                      price.outside, program::flops(op.kind, shape),
+                                      program::hbm_bytes(op.kind, shape)})
                   .first;
     }
     const Known& k = found->second;

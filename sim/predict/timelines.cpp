@@ -15,8 +15,8 @@ std::vector<program::RankTimeline> timelines(const Scenario& scenario, const Det
     ensure(spans.size() == op_of_task.size(), "every task has a span");
     const std::string alike = ranks.members > 1 ? fmt::format(" and {} alike", ranks.members - 1) : "";
     program::RankTimeline& timeline = all.emplace_back();
-    timeline.title =
-        fmt::format("rank {}{}, {} {}", ranks.rank, alike, scenario.model.name, plan::family_name(scenario.plan.family));
+    timeline.title = fmt::format("rank {}{}, {} {}", ranks.rank, alike, scenario.model.name,
+                                 plan::family_name(scenario.plan.family));
     timeline.program = &details.program(ranks.kind);
     timeline.spans.reserve(spans.size());
     for (size_t task = 0; task < spans.size(); ++task) {

@@ -16,11 +16,11 @@ inline constexpr int64_t kBf16 = 2, kFp32 = 4, kIdBytes = 4;  // bytes of an ele
 // Rows that a rank exchanges and computes on one MoE layer, for one micro-batch. Known only at run time in
 // reality; drawn from the workload's routing here. mop programs have the same buffers whatever it says.
 struct ExpertLoad {
-  int64_t rounds = 1;                       // streaming rounds that the whole expert group agrees on (mop)
-  int64_t computed = 0;                     // rows that this rank computes
-  int64_t sent = 0;                         // rows that its tokens need (tokens x top_k)
-  int64_t experts = 0;                      // that it computes, as many as if equally loaded (plan::effective_experts)
-  int64_t touched = 0;                      // that have any rows
+  int64_t rounds = 1;    // streaming rounds that the whole expert group agrees on (mop)
+  int64_t computed = 0;  // rows that this rank computes
+  int64_t sent = 0;      // rows that its tokens need (tokens x top_k)
+  int64_t experts = 0;   // that it computes, as many as if equally loaded (plan::effective_experts)
+  int64_t touched = 0;   // that have any rows
   int64_t spilled_in = 0, spilled_out = 0;  // experts whose weights it borrows, lends
   bool operator==(const ExpertLoad&) const = default;
 };
@@ -39,7 +39,8 @@ struct LoweringInput {
 int64_t tokens_per_rank(const plan::Layout& layout, const plan::Workload& workload);
 
 StepProgram lower(const LoweringInput& input);
-StepProgram lower_pytorch(const LoweringInput& input);  // fsdp2 as PyTorch runs it: a description, not runnable
-StepProgram lower_native(const LoweringInput& input);   // what our executor runs
+StepProgram lower_pytorch(
+    const LoweringInput& input);  // fsdp2 as PyTorch runs it: a description, not runnable
+StepProgram lower_native(const LoweringInput& input);  // what our executor runs
 
 }  // namespace mop::program

@@ -363,7 +363,7 @@ void PytorchLowering::embed_backward() {
 // Forward or backward kernels of one rank's attention: one call, or the steps of the ring with K and V
 // travelling.
 void PytorchLowering::attend(OpKind kind, int layer, std::initializer_list<Operand> reads,
-                           std::initializer_list<Operand> writes, BufferId kv) {
+                             std::initializer_list<Operand> writes, BufferId kv) {
   const int64_t window = plan_.windows ? c_.window[static_cast<size_t>(layer)] : 0;
   AttentionShape shape{in_.workload.sequences,
                        in_.workload.context,
@@ -464,7 +464,7 @@ void PytorchLowering::attention_forward(int layer, Saved& s, const Group& g, Buf
 }
 
 void PytorchLowering::attention_backward(int layer, const Saved& s, const Group& g, BufferId d_mid,
-                                       BufferId d_normed) {
+                                         BufferId d_normed) {
   const Component part = Component::attention;
   const int64_t h = c_.hidden, o = heads() * c_.v_dim();
   const BufferId w = g.unsharded, dw = g.unsharded_gradient;
@@ -594,7 +594,8 @@ void PytorchLowering::moe_forward(int layer, Saved& s, const Group& g, BufferId 
   }
 }
 
-void PytorchLowering::moe_backward(int layer, const Saved& s, const Group& g, BufferId d_y, BufferId d_normed) {
+void PytorchLowering::moe_backward(int layer, const Saved& s, const Group& g, BufferId d_y,
+                                   BufferId d_normed) {
   const Component part = Component::experts;
   const auto [parallel, tokens, sent, rows, i, experts] = routed_work(layer);
   const int64_t h = c_.hidden;

@@ -10,7 +10,8 @@ std::vector<Meeting> meetings(const StepProgram& program, const std::function<bo
   for (const Op& op : program.ops) {
     if (!is_collective(op.kind) || copied(op)) continue;
     const plan::Span span = program.groups[op.group].span();
-    Meeting& meeting = found.try_emplace({op.stream, span.size, span.stride}, Meeting{op.stream, span}).first->second;
+    Meeting& meeting =
+        found.try_emplace({op.stream, span.size, span.stride}, Meeting{op.stream, span}).first->second;
     meeting.pairwise |= is_pairwise(op.kind);
   }
   std::vector<Meeting> all;

@@ -1,5 +1,5 @@
-// Which sets of ranks need an NCCL communicator, and on which stream: the executor makes these, the simulator counts
-// what they take.
+// Which sets of ranks need an NCCL communicator, and on which stream: the executor makes these, the simulator
+// counts what they take.
 #pragma once
 #include <functional>
 #include <vector>
@@ -8,7 +8,8 @@
 
 namespace mop::program {
 
-// Groups of the same ranks share a communicator, as their operations on one stream come in one order on every rank.
+// Groups of the same ranks share a communicator, as their operations on one stream come in one order on every
+// rank.
 struct Meeting {
   Stream stream;
   plan::Span span;

@@ -1,5 +1,6 @@
-// The instruction set: what each kind of operation computes, for the programs that run (StepProgram::runnable).
-// An executor needs this file, the model's constants (ModelConfig) and nothing of plans.
+// The instruction set: what each kind of operation computes, for the programs that run
+// (StepProgram::runnable). An executor needs this file, the model's constants (ModelConfig) and nothing of
+// plans.
 //
 //   kind: what is read -> what is written. (r, c): rows and columns of a view; [x]: may be missing; x*: x is
 //   updated in place (also among what is read, or written over its input). acc: Does::accumulate adds to the
@@ -12,7 +13,8 @@
 //     C = op(A) op(B) + bias; op is the transpose by Does::transpose_a / _b. count > 1: that many products.
 // column_sum: X(r, n) -> s(1, n)+                        gradient of a bias
 // rms_norm: x, w(1, d), [residual] -> y, [sum]
-//     sum = x + residual (y normalises the sum). Columns are normalised in groups of d: heads, or all of them.
+//     sum = x + residual (y normalises the sum). Columns are normalised in groups of d: heads, or all of
+//     them.
 // rms_norm_bwd: dy, x, w(1, d), [d_sum] -> dx, dw(1, d)+  x: what was normalised; dx = gradient + d_sum
 // rope: x(t, heads x a), positions(1, t), [w(1, d)] -> y
 //     elements [b, b + c) of each head of width a are rotated; with w first normalised, as rms_norm.
@@ -21,10 +23,12 @@
 // mla_keys: kv(t, heads x (nope + v)), k_rope(t, c) -> k(t, heads x (nope + c)), v(t, heads x v)
 //     a, b, c: nope, v, rotary widths; every head's key ends with the token's (rotated) k_rope.
 // mla_keys_bwd: dk, dv -> dkv, dk_rope(t, c)+              sum over heads
-// attention_fwd: q(t, heads x qk), k(t, kv x qk), v(t, kv x vd), starts(1, t), [sinks(1, n)] -> o, lse(t, heads)
+// attention_fwd: q(t, heads x qk), k(t, kv x qk), v(t, kv x vd), starts(1, t), [sinks(1, n)] -> o, lse(t,
+// heads)
 //     t = batch x context rows; query i sees the keys max(starts[i], i - window + 1) .. i. Query head h uses
-//     key head h / (heads / kv). b: window, 0 = none. Scale: model/rope.h. sinks: logits that take part in the softmax only;
-//     of them this rank's are [index x heads, + heads). lse: natural logarithm, sinks included.
+//     key head h / (heads / kv). b: window, 0 = none. Scale: model/rope.h. sinks: logits that take part in
+//     the softmax only; of them this rank's are [index x heads, + heads). lse: natural logarithm, sinks
+//     included.
 // attention_bwd: q, k, v, o, do, lse, starts, [sinks] -> dq, dk+, dv+, [d_sinks(1, n)]
 //     d_sinks: zero for the other ranks' heads. acc: dk and dv only; a = 1: d_sinks is added to.
 // swiglu, clamped_swiglu: gate_up(r, 2 i), [rounds] -> act(r, i)            gate left, up right
@@ -58,9 +62,9 @@
 // embedding: ids(1, t), table(V, c) -> x(t, c)
 // embedding_bwd: ids, dx(t, c) -> d_table(V, c)+        without acc cleared first
 // cross_entropy: logits(m, columns), targets(p, t) -> statistics(m, 3)+
-//     per row: maximum, sum of exp(logit - maximum), the target's logit if it is in this block (else 0), fp32;
-//     acc: merged with what is there. m = p t; target -100: no target. The block's columns are those from
-//     B x columns on, B = (index - a) mod size (a: Does::a); columns beyond the vocabulary are left out.
+//     per row: maximum, sum of exp(logit - maximum), the target's logit if it is in this block (else 0),
+//     fp32; acc: merged with what is there. m = p t; target -100: no target. The block's columns are those
+//     from B x columns on, B = (index - a) mod size (a: Does::a); columns beyond the vocabulary are left out.
 // cross_entropy_bwd: logits*, statistics(q, m, 3), targets, valid(1, 1) -> logits = gradient, [loss(1, 1)+]
 //     statistics of q blocks are merged; gradient (softmax - one-hot) / valid, zero rows without target and
 //     beyond the vocabulary. loss += the losses / valid of rows b x t .. (b + 1) x t only, b = index if c
@@ -83,13 +87,15 @@
 // send_recv: x -> y                                     y = x of rank index - 1 (a ring)
 // all_to_all, by Does::exchange. Several matrices travel together: x_1, ..., x_k -> y_1, ..., y_k.
 //   columns_to_rows: x(n, blocks x c) -> y(size x n, c)
-//     rank j gets a column block of everyone's rows: block j x blocks / size where the number of blocks divides the
-//     group's size (a block goes to several ranks), else block j; the last block may be narrower than c, and ranks
-//     beyond it get none: y's remaining columns are zero.
+//     rank j gets a column block of everyone's rows: block j x blocks / size where the number of blocks
+//     divides the group's size (a block goes to several ranks), else block j; the last block may be narrower
+//     than c, and ranks beyond it get none: y's remaining columns are zero.
 //   rows_to_columns: x(size x n, c) -> y(n, size x c)    the way back; y narrower than size x c: cut
-//   dispatch: rounds, x_1(R, .), ... -> y_1(R, .), ...   rows as permute left them -> by expert in order of work,
+//   dispatch: rounds, x_1(R, .), ... -> y_1(R, .), ...   rows as permute left them -> by expert in order of
+//   work,
 //     then by source
 //   combine: rounds, x_1, ... -> y_1, ...                 the way back
 //   spill_weights: rounds, W(e, ., .) -> slots(s, ., .)   what the pass borrows
-//   spill_gradients: rounds, slots(s, ., .) -> staging, dW(e, ., .)+      added in order of the lender's index
+//   spill_gradients: rounds, slots(s, ., .) -> staging, dW(e, ., .)+      added in order of the lender's
+//   index
 #pragma once

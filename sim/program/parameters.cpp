@@ -11,8 +11,8 @@ using model::Role;
 
 namespace {
 
-// Heads in the order of chunks and, in a chunk, of ranks: rank r owns heads [r x heads / ranks, ...), and works
-// on its c-th part of them in chunk c.
+// Heads in the order of chunks and, in a chunk, of ranks: rank r owns heads [r x heads / ranks, ...), and
+// works on its c-th part of them in chunk c.
 std::vector<int64_t> chunked_order(int64_t heads, int64_t ranks, int64_t chunks) {
   const int64_t own = heads / ranks, part = own / chunks;
   std::vector<int64_t> order;
@@ -30,7 +30,8 @@ HeadChunks head_chunks(const model::ModelConfig& model, int64_t ranks, int64_t c
   h.heads = model.heads / ranks / chunks;
   const bool mla = model.attention == model::Attention::mla;
   const int64_t kv_heads = mla ? model.heads : model.kv_heads;
-  const int64_t own = std::max<int64_t>(1, kv_heads / ranks);  // each goes to several ranks when there are few
+  const int64_t own =
+      std::max<int64_t>(1, kv_heads / ranks);  // each goes to several ranks when there are few
   h.kv_chunks = own % chunks == 0 ? chunks : 1;
   h.kv_heads = own / h.kv_chunks;
   h.kv_replicas = std::max<int64_t>(1, ranks / kv_heads);
@@ -79,7 +80,8 @@ std::vector<ParameterLayout::Entry> ParameterLayout::dense_entries(int layer) co
     all.push_back({role, at, rows, cols});
     at += rows * cols;
   };
-  const int64_t h = c.hidden, q = c.heads * c.qk_dim(), k = c.kv_heads * c.qk_dim(), v = c.kv_heads * c.v_dim();
+  const int64_t h = c.hidden, q = c.heads * c.qk_dim(), k = c.kv_heads * c.qk_dim(),
+                v = c.kv_heads * c.v_dim();
   if (mla) {
     if (c.q_lora_rank > 0) add(Role::q_a, c.q_lora_rank, h);
     add(Role::kv_a, c.kv_lora_rank + c.qk_rope_dim, h);
@@ -135,9 +137,8 @@ std::vector<ParameterLayout::Entry> ParameterLayout::dense_entries(int layer) co
 std::vector<ParameterLayout::Entry> ParameterLayout::expert_entries() const {
   const model::ModelConfig& c = model_;
   const int64_t h = c.hidden, i = c.expert_intermediate;
-  std::vector<Entry> all{{Role::expert_gate, 0, i, h},
-                         {Role::expert_up, i * h, i, h},
-                         {Role::expert_down, 2 * i * h, h, i}};
+  std::vector<Entry> all{
+      {Role::expert_gate, 0, i, h}, {Role::expert_up, i * h, i, h}, {Role::expert_down, 2 * i * h, h, i}};
   if (c.expert_bias) {
     all.push_back({Role::expert_gate_bias, 3 * i * h, 1, i});
     all.push_back({Role::expert_up_bias, 3 * i * h + i, 1, i});
@@ -200,21 +201,31 @@ std::vector<Piece> ParameterLayout::pieces(FlatGroup group) const {
   const auto by_rows = [&](Role role, const std::vector<int64_t>& order, int64_t width, int64_t cols,
                            int64_t at) {
     for (size_t i = 0; i < order.size(); ++i)
-      all.push_back({{role, group.layer}, order[i] * width, 0, width, cols,
-                     at + static_cast<int64_t>(i) * width * cols, cols});
+      all.push_back({{role, group.layer},
+                     order[i] * width,
+                     0,
+                     width,
+                     cols,
+                     at + static_cast<int64_t>(i) * width * cols,
+                     cols});
   };
   const auto by_columns = [&](Role role, const std::vector<int64_t>& order, int64_t width, int64_t rows,
                               int64_t at) {
     const int64_t ld = static_cast<int64_t>(order.size()) * width;
     for (size_t i = 0; i < order.size(); ++i)
-      all.push_back({{role, group.layer}, 0, order[i] * width, rows, width,
-                     at + static_cast<int64_t>(i) * width, ld});
+      all.push_back(
+          {{role, group.layer}, 0, order[i] * width, rows, width, at + static_cast<int64_t>(i) * width, ld});
   };
   switch (group.part) {
     case FlatPart::embedding:
       for (int64_t j = 0; j * columns_ < h; ++j)
-        all.push_back({{Role::embedding}, 0, j * columns_, c.vocab, std::min(columns_, h - j * columns_),
-                       j * c.vocab * columns_, columns_});
+        all.push_back({{Role::embedding},
+                       0,
+                       j * columns_,
+                       c.vocab,
+                       std::min(columns_, h - j * columns_),
+                       j * c.vocab * columns_,
+                       columns_});
       return all;
     case FlatPart::head:
       return {{{Role::head}, 0, 0, c.vocab, h, 0, h}};
@@ -228,8 +239,13 @@ std::vector<Piece> ParameterLayout::pieces(FlatGroup group) const {
     case FlatPart::experts:
       for (int32_t e = 0; e < c.experts; ++e)
         for (const Entry& entry : experts_)
-          all.push_back({{entry.role, group.layer, e}, 0, 0, entry.rows, entry.cols,
-                         e * expert_elements() + entry.offset, entry.cols});
+          all.push_back({{entry.role, group.layer, e},
+                         0,
+                         0,
+                         entry.rows,
+                         entry.cols,
+                         e * expert_elements() + entry.offset,
+                         entry.cols});
       return all;
     case FlatPart::dense:
       break;

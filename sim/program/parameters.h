@@ -1,6 +1,6 @@
-// Flat parameter groups: the vectors that a plan shards. A layer's dense weights are one, its experts another;
-// a shard is a range of one. The order inside a group is the plan's (heads in the order of their chunks and
-// ranks, the embedding by columns), so that every operation reads one block.
+// Flat parameter groups: the vectors that a plan shards. A layer's dense weights are one, its experts
+// another; a shard is a range of one. The order inside a group is the plan's (heads in the order of their
+// chunks and ranks, the embedding by columns), so that every operation reads one block.
 #pragma once
 #include <cstdint>
 #include <vector>
@@ -12,8 +12,8 @@ namespace mop::program {
 
 enum class FlatPart : uint8_t {
   embedding,
-  dense,        // a layer's attention, norms, router, shared experts or dense feed-forward
-  experts,      // its routed experts, one after the other
+  dense,    // a layer's attention, norms, router, shared experts or dense feed-forward
+  experts,  // its routed experts, one after the other
   head,
   root,         // fsdp2: embedding, final norm and head
   router_bias,  // a layer's correction bias: on every rank, never updated
@@ -52,10 +52,10 @@ class ParameterLayout {
   std::vector<Piece> pieces(FlatGroup group) const;
   int64_t elements(FlatGroup group) const;  // to the end of the last piece
 
-  // First element of a parameter in its group; of expert 0 for an expert's. Keys and values: of chunk 0's keys.
-  // Errors: InternalError when the group has none.
+  // First element of a parameter in its group; of expert 0 for an expert's. Keys and values: of chunk 0's
+  // keys. Errors: InternalError when the group has none.
   int64_t offset(FlatGroup group, model::Role role) const;
-  int64_t expert_elements() const;  // from one expert to the next
+  int64_t expert_elements() const;                        // from one expert to the next
   int64_t embedding_columns() const { return columns_; }  // that a rank's shard holds
   const HeadChunks& chunks() const { return chunks_; }
 
@@ -71,8 +71,8 @@ class ParameterLayout {
   plan::Family family_;
   int64_t shards_ = 1, columns_ = 0;  // of the embedding
   HeadChunks chunks_;
-  std::vector<int64_t> heads_, kv_heads_;   // in their order
-  std::vector<std::vector<Entry>> dense_;   // by layer
+  std::vector<int64_t> heads_, kv_heads_;  // in their order
+  std::vector<std::vector<Entry>> dense_;  // by layer
   std::vector<Entry> experts_;
 };
 

@@ -53,7 +53,32 @@ int64_t size_of(Type type) {
 }
 
 const char* name(OpKind kind) {
-  static constexpr const char* kNames[] = {"gemm", "grouped_gemm", "attention_fwd", "attention_bwd", "rms_norm", "rms_norm_bwd", "rope", "rope_bwd", "mla_keys", "mla_keys_bwd", "swiglu", "swiglu_bwd", "clamped_swiglu", "clamped_swiglu_bwd", "expert_bias", "expert_bias_bwd", "column_sum", "add", "sum_replicas", "cast", "copy", "concatenate", "clear", "topk", "topk_bwd", "balance_loss", "sort", "permute", "unpermute", "unpermute_bwd", "embedding", "embedding_bwd", "cross_entropy", "cross_entropy_bwd", "scale_bwd", "square_sum", "clip_factor", "adam", "scale", "all_gather", "reduce_scatter", "all_reduce", "all_to_all", "send_recv", "copy_h2d", "copy_d2h", "adam_host", "norm_host", "scale_host", "plan_routing", "next_batch"};
+  static constexpr const char* kNames[] = {"gemm",           "grouped_gemm",
+                                           "attention_fwd",  "attention_bwd",
+                                           "rms_norm",       "rms_norm_bwd",
+                                           "rope",           "rope_bwd",
+                                           "mla_keys",       "mla_keys_bwd",
+                                           "swiglu",         "swiglu_bwd",
+                                           "clamped_swiglu", "clamped_swiglu_bwd",
+                                           "expert_bias",    "expert_bias_bwd",
+                                           "column_sum",     "add",
+                                           "sum_replicas",   "cast",
+                                           "copy",           "concatenate",
+                                           "clear",          "topk",
+                                           "topk_bwd",       "balance_loss",
+                                           "sort",           "permute",
+                                           "unpermute",      "unpermute_bwd",
+                                           "embedding",      "embedding_bwd",
+                                           "cross_entropy",  "cross_entropy_bwd",
+                                           "scale_bwd",      "square_sum",
+                                           "clip_factor",    "adam",
+                                           "scale",          "all_gather",
+                                           "reduce_scatter", "all_reduce",
+                                           "all_to_all",     "send_recv",
+                                           "copy_h2d",       "copy_d2h",
+                                           "adam_host",      "norm_host",
+                                           "scale_host",     "plan_routing",
+                                           "next_batch"};
   static_assert(std::size(kNames) == static_cast<size_t>(OpKind::next_batch) + 1);
   return kNames[static_cast<size_t>(kind)];
 }

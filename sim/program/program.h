@@ -51,8 +51,8 @@ const char* name(Component component);
 // What each computes, and its operands: ops.h. Here: what its Shape says, for whoever prices it.
 enum class OpKind : uint8_t {
   gemm,           // (m, n, k)
-  grouped_gemm,   // (rows, n, k, experts, touched): rows spread over experts, one weight each; touched: experts with any
-                  // rows, where most have few; else 0
+  grouped_gemm,   // (rows, n, k, experts, touched): rows spread over experts, one weight each; touched:
+                  // experts with any rows, where most have few; else 0
   attention_fwd,  // see AttentionShape
   attention_bwd,
   // Memory-bound kernels: (elements, bytes read, bytes written)
@@ -125,18 +125,18 @@ enum class Routed : uint8_t {
 // What an all_to_all moves where.
 enum class Exchange : uint8_t {
   none,
-  rows_to_columns,    // rows of everyone, a part of the columns -> own rows, all columns
-  columns_to_rows,    // own rows, all columns -> rows of everyone, a part of the columns
-  dispatch,           // routed rows to those who compute them
-  combine,            // and back
-  spill_weights,      // weights of spilled experts to those who borrow them
-  spill_gradients,    // their gradients back, added to the owner's
+  rows_to_columns,  // rows of everyone, a part of the columns -> own rows, all columns
+  columns_to_rows,  // own rows, all columns -> rows of everyone, a part of the columns
+  dispatch,         // routed rows to those who compute them
+  combine,          // and back
+  spill_weights,    // weights of spilled experts to those who borrow them
+  spill_gradients,  // their gradients back, added to the owner's
 };
 
 // Whether the executor packs or unpacks what travels, on the exchange's stream.
 constexpr bool packs(Exchange exchange) {
-  return exchange == Exchange::rows_to_columns || exchange == Exchange::columns_to_rows || exchange == Exchange::dispatch ||
-         exchange == Exchange::combine;
+  return exchange == Exchange::rows_to_columns || exchange == Exchange::columns_to_rows ||
+         exchange == Exchange::dispatch || exchange == Exchange::combine;
 }
 
 // Details of what an operation computes, where its kind leaves them open (ops.h).
@@ -200,7 +200,6 @@ enum class Type : uint8_t { bf16, f32, f64, i32 };
 const char* name(Type type);
 int64_t size_of(Type type);  // bytes
 
-
 struct Buffer {
   const char* label;  // "dense_weights"; together with the layer it is the buffer's name
   int32_t layer;      // -1: none
@@ -230,8 +229,8 @@ struct Op {
 };
 
 // What an operand is inside of its buffer: `count` row-major matrices of (rows, cols), `ld` elements between
-// rows, `stride` elements between matrices, from `offset` bytes on; plus `rank_stride` bytes for each position
-// of this rank in the operation's group. In a repeat region offset counts from the round's slot.
+// rows, `stride` elements between matrices, from `offset` bytes on; plus `rank_stride` bytes for each
+// position of this rank in the operation's group. In a repeat region offset counts from the round's slot.
 struct View {
   int64_t offset = 0, rank_stride = 0;
   int64_t rows = 0, cols = 0, ld = 0;
@@ -291,8 +290,8 @@ struct Shard {
   int64_t weights_offset = 0;  // bytes; likewise below
   int64_t gradient_offset = 0;
   Type weights_type = Type::bf16, gradient_type = Type::bf16;
-  // Optimizer states: blocks of `bucket` elements, each [master |] m | v in fp32 [| low bits of the master], the shard's
-  // first element being element `states_first` of the buffer's sequence.
+  // Optimizer states: blocks of `bucket` elements, each [master |] m | v in fp32 [| low bits of the master],
+  // the shard's first element being element `states_first` of the buffer's sequence.
   int64_t states_first = 0, states_bucket = 0;
   Master master = Master::states;
   // Elements [first, last) of the group; past its end: padding.
@@ -310,9 +309,9 @@ struct StepProgram {
   std::vector<Dependency> dependencies;
   std::vector<Region> regions{1};  // [0] is the step itself
   std::vector<Group> groups;
-  int64_t round_rows = 0;   // capacity of a streaming round, to which shapes of routed operations refer
-  int64_t spill_slots = 0;  // spilled experts to which shapes of spill operations refer
-  bool runnable = false;    // every operand has a view: an executor can run it
+  int64_t round_rows = 0;     // capacity of a streaming round, to which shapes of routed operations refer
+  int64_t spill_slots = 0;    // spilled experts to which shapes of spill operations refer
+  bool runnable = false;      // every operand has a view: an executor can run it
   std::vector<Shard> shards;  // where the parameters live (runnable programs)
 
   const Shape& shape(const Op& op) const { return shapes[op.shape]; }

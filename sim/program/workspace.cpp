@@ -19,7 +19,8 @@ int64_t bytes_of(const StepProgram& program, const Op& op, bool written, size_t 
 int64_t attention_workspace(const StepProgram& program, const Op& op) {
   const auto a = AttentionShape::of(program.shape(op));
   const int64_t rows = a.batch * a.q_len;
-  // Gradients of keys and values, where queries share them: a head of each for every head of queries, before they are summed.
+  // Gradients of keys and values, where queries share them: a head of each for every head of queries, before
+  // they are summed.
   const int64_t shared = a.heads != a.kv_heads ? 2 * rows * a.heads * (a.qk_dim + a.v_dim) : 0;
   const int64_t added = op.does.accumulate ? 2 * rows * a.kv_heads * (a.qk_dim + a.v_dim) : 0;
   return 4 * rows * a.heads * (a.qk_dim + 1) + shared + added;

@@ -109,7 +109,8 @@ std::vector<Choice> open_choices(const Scenario& s, const Plan& p) {
   add("vp", p.vocabulary == 0, texts(columns));
   add("checkpoints", p.checkpoints == plan::Place::automatic, {"hbm", "host"});
   add("optimizer", p.optimizer == plan::Optimizer::automatic, {"hbm", "host", "stream", "split"});
-  // Few large rounds let the products run at their best; many small ones hide the exchanges and take less memory.
+  // Few large rounds let the products run at their best; many small ones hide the exchanges and take less
+  // memory.
   std::vector<int64_t> rounds{32768};
   const int64_t rows = s.workload.sequences * s.workload.context * s.model.top_k;
   while (rounds.back() < rows && rounds.size() < 5) rounds.push_back(2 * rounds.back());
@@ -162,8 +163,8 @@ class Planner {
   // A parameter, in HBM.
   static constexpr auto kStates = static_cast<double>(program::state_bytes(program::Master::low));
 
-  // Fits before not, then less time a token, then less memory missing; of plans that are as good as the fastest so far
-  // (predictions are no better than that), the one with less on the host.
+  // Fits before not, then less time a token, then less memory missing; of plans that are as good as the
+  // fastest so far (predictions are no better than that), the one with less on the host.
   bool better(const Score& a, const Score& b) const {
     constexpr double kSame = 1.005;
     if (a.fits != b.fits) return a.fits;

@@ -101,7 +101,8 @@ void check_schema(SQLite::Database& db, const std::filesystem::path& path) {
   const int version = snapshot_version(db, path);
   if (version == 0)
     throw UserError(
-        fmt::format("results database '{}': is empty; record a prediction in it first or name another file", path.string()));
+        fmt::format("results database '{}': is empty; record a prediction in it first or name another file",
+                    path.string()));
   if (version < kSchemaVersion) prepare_schema(db, path);
 }
 

@@ -33,8 +33,9 @@ bool timed(const Comparison& c) {
 }
 
 std::string title(const Comparison& c) {
-  return fmt::format("#{} {}", c.measured.id.value_or(0),
-                     c.measured.label.empty() ? c.measured.model + " " + c.measured.plan_family : c.measured.label);
+  return fmt::format(
+      "#{} {}", c.measured.id.value_or(0),
+      c.measured.label.empty() ? c.measured.model + " " + c.measured.plan_family : c.measured.label);
 }
 
 // The largest value, and whose it is.
@@ -46,9 +47,9 @@ class Worst {
   Verdict verdict(const char* name, double bound, const char* one, const char* many) {
     verdict_.name = name;
     verdict_.bound = bound;
-    verdict_.of = verdict_.count == 0
-                      ? fmt::format("no {}", one)
-                      : fmt::format("worst of {} {}: {}", verdict_.count, verdict_.count == 1 ? one : many, whose_);
+    verdict_.of = verdict_.count == 0 ? fmt::format("no {}", one)
+                                      : fmt::format("worst of {} {}: {}", verdict_.count,
+                                                    verdict_.count == 1 ? one : many, whose_);
     return verdict_;
   }
 
@@ -58,7 +59,8 @@ class Worst {
 };
 
 const Comparison* best_of(const PlanSet& set, const char* family) {
-  const auto found = std::ranges::find_if(set.plans, [&](const Comparison* c) { return c->measured.plan_family == family; });
+  const auto found =
+      std::ranges::find_if(set.plans, [&](const Comparison* c) { return c->measured.plan_family == family; });
   return found == set.plans.end() ? nullptr : *found;
 }
 
@@ -82,7 +84,8 @@ Bounds parse_bounds(const std::string& text) {
     if (number.ends_with('%')) number.pop_back();
     double percent = 0;
     const auto [end, status] = std::from_chars(number.data(), number.data() + number.size(), percent);
-    if (status != std::errc() || end != number.data() + number.size() || !std::isfinite(percent) || percent < 0)
+    if (status != std::errc() || end != number.data() + number.size() || !std::isfinite(percent) ||
+        percent < 0)
       throw UserError(fmt::format("bound '{}' is no percentage; write it like {}=5%", part, name));
     bounds.*found->member = percent / 100;
   }
@@ -91,7 +94,8 @@ Bounds parse_bounds(const std::string& text) {
 
 std::string describe(const Bounds& bounds) {
   std::vector<std::string> parts;
-  for (const Name& one : kNames) parts.push_back(fmt::format("{}={:.10g}%", one.name, 100 * bounds.*one.member));
+  for (const Name& one : kNames)
+    parts.push_back(fmt::format("{}={:.10g}%", one.name, 100 * bounds.*one.member));
   return fmt::format("{}", fmt::join(parts, ","));
 }
 
@@ -113,17 +117,18 @@ std::vector<PlanSet> plan_sets(std::span<const Comparison> comparisons) {
   for (const Comparison& c : comparisons) {
     if (!timed(c)) continue;
     const plan::Workload& w = c.scenario.workload;
-    by_question[fmt::format("{} on {} x {} GPUs of {}, context {}, {} tokens a step, {} routing, {}{}", c.measured.model,
-                            c.measured.nodes, c.scenario.used_per_node(), c.scenario.cluster.name, format_count(w.context),
-                            format_count(c.measured.tokens_per_step), c.stated_routing, plan::name(w.precision),
-                            w.balance_loss ? ", balance loss" : "")]
+    by_question[fmt::format("{} on {} x {} GPUs of {}, context {}, {} tokens a step, {} routing, {}{}",
+                            c.measured.model, c.measured.nodes, c.scenario.used_per_node(),
+                            c.scenario.cluster.name, format_count(w.context),
+                            format_count(c.measured.tokens_per_step), c.stated_routing,
+                            plan::name(w.precision), w.balance_loss ? ", balance loss" : "")]
         .push_back(&c);
   }
   std::vector<PlanSet> sets;
   for (auto& [question, plans] : by_question) {
     std::ranges::stable_sort(plans, {}, [](const Comparison* c) { return *c->measured.step_time_s; });
-    const bool several =
-        std::ranges::any_of(plans, [&](const Comparison* c) { return c->measured.plan != plans[0]->measured.plan; });
+    const bool several = std::ranges::any_of(
+        plans, [&](const Comparison* c) { return c->measured.plan != plans[0]->measured.plan; });
     if (several) sets.push_back({question, std::move(plans)});
   }
   return sets;
@@ -161,20 +166,24 @@ std::vector<Verdict> judge(std::span<const Comparison> comparisons, const Bounds
   std::vector<Verdict> verdicts;
   Verdict predicted{"predicted", "", 0, 0, comparisons.size()};
   Worst hbm, host, step, ratio, ranking, operation;
-  const bool any_held_out = std::ranges::any_of(comparisons, [](const Comparison& c) { return timed(c) && c.held_out; });
+  const bool any_held_out =
+      std::ranges::any_of(comparisons, [](const Comparison& c) { return timed(c) && c.held_out; });
   for (const Comparison& c : comparisons) {
     if (!c.predicted()) ++predicted.value;
     if (c.hbm_bytes > 0 && c.measured.hbm_peak_bytes) hbm.add(std::abs(c.hbm_error()), title(c));
     if (c.hbm_bytes > 0 && c.measured.host_peak_bytes) host.add(std::abs(c.host_error()), title(c));
     if (timed(c) && (c.held_out || !any_held_out)) step.add(std::abs(c.step_error()), title(c));
   }
-  predicted.of = fmt::format("runs of {} that could not be predicted, or were predicted not to fit", comparisons.size());
+  predicted.of =
+      fmt::format("runs of {} that could not be predicted, or were predicted not to fit", comparisons.size());
   for (const PlanSet& set : plan_sets(comparisons)) {
-    if (const Comparison* mop = best_of(set, "mop"), *fsdp2 = best_of(set, "fsdp2"); mop != nullptr && fsdp2 != nullptr)
-      ratio.add(
-          std::abs(relative_error(*mop->step_s / *fsdp2->step_s, *mop->measured.step_time_s / *fsdp2->measured.step_time_s)),
-          set.question);
-    const Comparison* chosen = *std::ranges::min_element(set.plans, {}, [](const Comparison* c) { return *c->step_s; });
+    if (const Comparison* mop = best_of(set, "mop"), *fsdp2 = best_of(set, "fsdp2");
+        mop != nullptr && fsdp2 != nullptr)
+      ratio.add(std::abs(relative_error(*mop->step_s / *fsdp2->step_s,
+                                        *mop->measured.step_time_s / *fsdp2->measured.step_time_s)),
+                set.question);
+    const Comparison* chosen =
+        *std::ranges::min_element(set.plans, {}, [](const Comparison* c) { return *c->step_s; });
     ranking.add(*chosen->measured.step_time_s / *set.plans[0]->measured.step_time_s - 1, set.question);
   }
   for (const KindErrors& kind : kind_errors(comparisons))
@@ -185,12 +194,14 @@ std::vector<Verdict> judge(std::span<const Comparison> comparisons, const Bounds
   verdicts.push_back(hbm.verdict("hbm", bounds.hbm, "run", "runs"));
   verdicts.push_back(host.verdict("host", bounds.host, "run", "runs"));
   verdicts.push_back({"step-mean",
-                      steps.count == 0
-                          ? fmt::format("no {}", of_runs)
-                          : fmt::format("mean of {} {}{}", steps.count, of_runs, any_held_out ? "" : ", none held out"),
+                      steps.count == 0 ? fmt::format("no {}", of_runs)
+                                       : fmt::format("mean of {} {}{}", steps.count, of_runs,
+                                                     any_held_out ? "" : ", none held out"),
                       bounds.step_mean, steps.mean, steps.count});
-  verdicts.push_back(step.verdict("step-worst", bounds.step_worst, any_held_out ? "held-out run" : "run on GPUs", of_runs));
-  verdicts.push_back(ratio.verdict("ratio", bounds.ratio, "set of mop and fsdp2 plans", "sets of mop and fsdp2 plans"));
+  verdicts.push_back(
+      step.verdict("step-worst", bounds.step_worst, any_held_out ? "held-out run" : "run on GPUs", of_runs));
+  verdicts.push_back(
+      ratio.verdict("ratio", bounds.ratio, "set of mop and fsdp2 plans", "sets of mop and fsdp2 plans"));
   verdicts.push_back(ranking.verdict("ranking", bounds.ranking, "set of plans", "sets of plans"));
   verdicts.push_back(operation.verdict("op", bounds.operation, "kind of operation", "kinds of operations"));
   return verdicts;

@@ -46,7 +46,8 @@ struct PlanSet {
 };
 std::vector<PlanSet> plan_sets(std::span<const Comparison> comparisons);
 
-// Errors of one kind of operation ("grouped_gemm", over all components) in the runs where it holds kShare of the step.
+// Errors of one kind of operation ("grouped_gemm", over all components) in the runs where it holds kShare of
+// the step.
 struct KindErrors {
   std::string kind;
   std::vector<double> errors;  // absolute, sorted

@@ -49,7 +49,8 @@ std::vector<OpDifference> differences(const OpSums& measured, const OpSums& pred
   }
   std::vector<OpDifference> result{idle};
   for (auto& [key, difference] : all) result.push_back(std::move(difference));
-  std::ranges::stable_sort(result, std::ranges::greater(), [](const OpDifference& d) { return std::abs(d.difference()); });
+  std::ranges::stable_sort(result, std::ranges::greater(),
+                           [](const OpDifference& d) { return std::abs(d.difference()); });
   return result;
 }
 
@@ -72,14 +73,17 @@ double relative_error(double predicted, double measured) {
 }
 
 double Comparison::hbm_error() const {
-  return relative_error(static_cast<double>(hbm_bytes), static_cast<double>(measured.hbm_peak_bytes.value_or(0)));
+  return relative_error(static_cast<double>(hbm_bytes),
+                        static_cast<double>(measured.hbm_peak_bytes.value_or(0)));
 }
 
 double Comparison::host_error() const {
-  return relative_error(static_cast<double>(host_bytes), static_cast<double>(measured.host_peak_bytes.value_or(0)));
+  return relative_error(static_cast<double>(host_bytes),
+                        static_cast<double>(measured.host_peak_bytes.value_or(0)));
 }
 
-Comparison compare(const store::RunRecord& measurement, const store::RunRecord* prediction, predict::Details* details) {
+Comparison compare(const store::RunRecord& measurement, const store::RunRecord* prediction,
+                   predict::Details* details) {
   Comparison c;
   c.measured = measurement;
   const Json detail = Json::parse(measurement.detail);
@@ -93,8 +97,9 @@ Comparison compare(const store::RunRecord& measurement, const store::RunRecord* 
     if (const Json rows = detail.value(kExpertRows, Json::array()); !rows.empty()) {
       const predict::Prediction stated = predict::predict(c.scenario);
       if (stated.step_time)
-        c.notes.push_back(fmt::format("{} are predicted for {} routing; above, for the rows that its experts had",
-                                      format_seconds(*stated.step_time), c.stated_routing));
+        c.notes.push_back(
+            fmt::format("{} are predicted for {} routing; above, for the rows that its experts had",
+                        format_seconds(*stated.step_time), c.stated_routing));
       c.scenario.workload.routing = {};
       c.scenario.workload.routing.kind = plan::Routing::Kind::histogram;
       c.scenario.workload.routing.file = "recorded";
@@ -110,19 +115,20 @@ Comparison compare(const store::RunRecord& measurement, const store::RunRecord* 
   c.step_s = p.step_time;
   if (!p.fits) c.why_not = "predicted not to fit: " + p.why_not;
   if (detail.contains(kOpSums) && p.step_time) {
-    const OpSums measured = op_sums_of(detail[kOpSums].dump()), predicted = sums_of(c.scenario, d, *p.step_time);
+    const OpSums measured = op_sums_of(detail[kOpSums].dump()),
+                 predicted = sums_of(c.scenario, d, *p.step_time);
     c.measured_step_s = measured.step;
     c.operations = differences(measured, predicted);
     if (measured.wait > 0.01 * measured.step)
-      c.notes.push_back(fmt::format("collectives waited {} for the last rank (predicted: {})", format_seconds(measured.wait),
-                                    format_seconds(predicted.wait)));
+      c.notes.push_back(fmt::format("collectives waited {} for the last rank (predicted: {})",
+                                    format_seconds(measured.wait), format_seconds(predicted.wait)));
   }
   // A ratio of experts here, of ranks there: told apart in words, and never compared.
   if (const std::optional<double> imbalance = measured_imbalance(detail); imbalance && *imbalance > 1.05)
-    c.notes.push_back(
-        fmt::format("the fullest expert had {:.2f} times the mean rows; predicted for {} routing, the fullest rank with "
-                    "{:.2f} times the mean",
-                    *imbalance, plan::describe(c.scenario.workload.routing), p.imbalance));
+    c.notes.push_back(fmt::format(
+        "the fullest expert had {:.2f} times the mean rows; predicted for {} routing, the fullest rank with "
+        "{:.2f} times the mean",
+        *imbalance, plan::describe(c.scenario.workload.routing), p.imbalance));
   return c;
 }
 

@@ -11,7 +11,8 @@
 
 namespace mop::validate {
 
-// Seconds of one kind of operation. Those of the compute stream and kIdle add up to the step; others run beside them.
+// Seconds of one kind of operation. Those of the compute stream and kIdle add up to the step; others run
+// beside them.
 struct OpDifference {
   std::string name, stream;
   double measured = 0, predicted = 0;
@@ -25,9 +26,9 @@ double relative_error(double predicted, double measured);
 
 struct Comparison {
   store::RunRecord measured;
-  std::string why_not;  // it could not be predicted again, or is predicted not to fit; empty: it was
-  predict::Scenario scenario;  // with the routing that the run recorded, where it did
-  std::string stated_routing;  // before anybody could know that
+  std::string why_not;           // it could not be predicted again, or is predicted not to fit; empty: it was
+  predict::Scenario scenario;    // with the routing that the run recorded, where it did
+  std::string stated_routing;    // before anybody could know that
   std::optional<double> step_s;  // predicted; likewise the rest
   int64_t hbm_bytes = 0, host_bytes = 0;
   bool on_gpus = true;  // of the CPU backend, memory is the arenas and times say nothing of the cluster
@@ -42,8 +43,8 @@ struct Comparison {
   double host_error() const;
 };
 
-// prediction: that was stored beside it; nullptr: none. details: receives what is behind the prediction; nullptr: nothing.
-// Never throws UserError for a record that cannot be predicted: why_not says it.
+// prediction: that was stored beside it; nullptr: none. details: receives what is behind the prediction;
+// nullptr: nothing. Never throws UserError for a record that cannot be predicted: why_not says it.
 Comparison compare(const store::RunRecord& measurement, const store::RunRecord* prediction,
                    predict::Details* details = nullptr);
 

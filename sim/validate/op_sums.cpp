@@ -74,7 +74,8 @@ OpSums sum_operations(std::span<const program::RankTimeline> ranks, std::span<co
       seconds.emplace_back(found == by_rank[r].end() ? 0 : found->second.seconds, alike);
       counts.emplace_back(found == by_rank[r].end() ? 0 : found->second.count, alike);
     }
-    OpSum sum{name_of(kind), program::name(std::get<2>(kind)), median(std::move(seconds)), median(std::move(counts))};
+    OpSum sum{name_of(kind), program::name(std::get<2>(kind)), median(std::move(seconds)),
+              median(std::move(counts))};
     if (const auto found = together.find(kind); found != together.end()) {
       result.wait += std::max(0.0, sum.seconds - found->second.seconds);
       sum.seconds = found->second.seconds;
@@ -89,7 +90,8 @@ OpSums sum_operations(std::span<const program::RankTimeline> ranks, std::span<co
 std::string to_json(const OpSums& sums) {
   Json operations = Json::array(), streams = Json::object();
   for (const OpSum& sum : sums.operations) {
-    operations.push_back({{"name", sum.name}, {"stream", sum.stream}, {"seconds", sum.seconds}, {"count", sum.count}});
+    operations.push_back(
+        {{"name", sum.name}, {"stream", sum.stream}, {"seconds", sum.seconds}, {"count", sum.count}});
     streams[sum.stream] = streams.value(sum.stream, 0.0) + sum.seconds;
   }
   return Json{{"of", "busy seconds of one step: the median over ranks; collectives: the shortest over ranks"},
@@ -109,7 +111,8 @@ OpSums op_sums_of(const std::string& text) {
     for (const Json& one : json.at("by_kind"))
       sums.operations.push_back({one.at("name"), one.at("stream"), one.at("seconds"), one.at("count")});
   } catch (const Json::exception& error) {
-    throw UserError(fmt::format("a record's operation sums cannot be read ({}); measure again", error.what()));
+    throw UserError(
+        fmt::format("a record's operation sums cannot be read ({}); measure again", error.what()));
   }
   return sums;
 }

@@ -1,4 +1,5 @@
-// What one step's timelines say operation kind by operation kind: the same sums of a measured step and of a simulated one.
+// What one step's timelines say operation kind by operation kind: the same sums of a measured step and of a
+// simulated one.
 #pragma once
 #include <cstdint>
 #include <span>
@@ -18,12 +19,14 @@ struct OpSum {
 
 struct OpSums {
   std::vector<OpSum> operations;  // the longest first
-  double wait = 0;                // that collectives lasted longer on the median rank than on the one that came last to each
-  double step = 0;                // seconds of the step that they are of
+  double wait =
+      0;  // that collectives lasted longer on the median rank than on the one that came last to each
+  double step = 0;  // seconds of the step that they are of
 };
 
-// Median over ranks; of a collective, which lasts until the last rank has come, the shortest of all ranks, execution by
-// execution. members: how many ranks each timeline stands for; empty: one each. `step` is left to the caller.
+// Median over ranks; of a collective, which lasts until the last rank has come, the shortest of all ranks,
+// execution by execution. members: how many ranks each timeline stands for; empty: one each. `step` is left
+// to the caller.
 OpSums sum_operations(std::span<const program::RankTimeline> ranks, std::span<const int64_t> members = {});
 
 // As a record's detail keeps them, under kOpSums. Errors: UserError for what to_json did not write.

@@ -18,7 +18,8 @@ using Json = nlohmann::ordered_json;
 
 Json events_of(const std::string& path) {
   std::ifstream file(path);
-  if (!file) throw UserError(fmt::format("measured timeline '{}' cannot be read: {}", path, std::strerror(errno)));
+  if (!file)
+    throw UserError(fmt::format("measured timeline '{}' cannot be read: {}", path, std::strerror(errno)));
   try {
     return Json::parse(file).at("traceEvents");
   } catch (const Json::exception&) {
@@ -47,7 +48,8 @@ void write_overlay(const std::string& path, const std::string& measured, const p
   for (Json& event : events_of(path)) {
     const size_t of = event.at("pid");
     event["pid"] = processes + static_cast<int64_t>(of);
-    if (event.at("name") == "process_sort_index") event["args"]["sort_index"] = 2 * details.fold.classes.at(of).rank + 1;
+    if (event.at("name") == "process_sort_index")
+      event["args"]["sort_index"] = 2 * details.fold.classes.at(of).rank + 1;
     events.push_back(std::move(event));
   }
   std::ofstream file(path);

@@ -42,7 +42,8 @@ predict::Scenario scenario_of(const store::RunRecord& measurement, const store::
     question = Json::parse(prediction->detail);
   else
     throw UserError(
-        "the record does not say what cluster and routing it was of, and no prediction is stored beside it; measure again");
+        "the record does not say what cluster and routing it was of, and no prediction is stored beside it; "
+        "measure again");
   predict::Scenario s;
   try {
     search::set(s, "model", locate(question.at("model")));
@@ -63,9 +64,9 @@ predict::Scenario scenario_of(const store::RunRecord& measurement, const store::
   predict::validate(s);
   const double flops = predict::model_flops(s).total();
   if (measurement.model_flops_per_token && std::abs(*measurement.model_flops_per_token / flops - 1) > 1e-9)
-    throw UserError(
-        fmt::format("model {} has {:.6g} FLOPs a token now, and had {:.6g} when it was measured: its file has changed",
-                    s.model.name, flops, *measurement.model_flops_per_token));
+    throw UserError(fmt::format(
+        "model {} has {:.6g} FLOPs a token now, and had {:.6g} when it was measured: its file has changed",
+        s.model.name, flops, *measurement.model_flops_per_token));
   return s;
 }
 

@@ -1,4 +1,5 @@
-// The question that a measurement answers, as its record keeps it: enough to predict it again with today's cost model.
+// The question that a measurement answers, as its record keeps it: enough to predict it again with today's
+// cost model.
 #pragma once
 #include <string>
 
@@ -7,7 +8,8 @@
 
 namespace mop::validate {
 
-// A JSON object for the record's detail, under kQuestion. model, cluster: as they were given, a name or a path.
+// A JSON object for the record's detail, under kQuestion. model, cluster: as they were given, a name or a
+// path.
 inline constexpr const char* kQuestion = "question";
 std::string to_json(const predict::Scenario& scenario, const std::string& model, const std::string& cluster);
 
@@ -17,9 +19,9 @@ inline constexpr const char* kExpertRows = "expert_rows";
 // A path that is not there is looked for under the data folder, too; names stay.
 std::string locate(const std::string& name_or_path);
 
-// From the record's own question or, of an older measurement, from the prediction that was stored beside it (nullptr: there
-// is none). Errors: UserError when it cannot be known, the model or cluster is gone, or the model of that name is another
-// one now.
+// From the record's own question or, of an older measurement, from the prediction that was stored beside it
+// (nullptr: there is none). Errors: UserError when it cannot be known, the model or cluster is gone, or the
+// model of that name is another one now.
 predict::Scenario scenario_of(const store::RunRecord& measurement, const store::RunRecord* prediction);
 
 }  // namespace mop::validate

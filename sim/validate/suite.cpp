@@ -24,7 +24,8 @@ bool is_knob(const std::string& key) {
 
 bool is_setting(const std::string& key) {
   return key != "nodes" && key != "gpus-per-node" &&  // mop run takes the number of GPUs
-         std::ranges::any_of(search::settings(), [&](const search::Setting& setting) { return key == setting.name; });
+         std::ranges::any_of(search::settings(),
+                             [&](const search::Setting& setting) { return key == setting.name; });
 }
 
 const std::vector<std::string> kOwn{"gpus", "data", "steps", "seed", "held-out"};
@@ -55,7 +56,8 @@ SuiteRun make_run(const std::string& name, const Values& values) {
   Values knobs;
   for (const auto& [key, value] : values) {
     if (key == "held-out") {
-      if (value != "true" && value != "false") throw UserError(fmt::format("held-out is '{}'; write true or false", value));
+      if (value != "true" && value != "false")
+        throw UserError(fmt::format("held-out is '{}'; write true or false", value));
       run.held_out = value == "true";
       continue;
     }
@@ -74,8 +76,8 @@ SuiteRun make_run(const std::string& name, const Values& values) {
   if (s.plan.family == plan::Family::fsdp2) s.plan.runtime = plan::Runtime::native;  // as mop run does
   const int64_t node = s.cluster.gpus_per_node();
   if (run.gpus > node && run.gpus % node != 0)
-    throw UserError(fmt::format("gpus is {}: neither a part nor a multiple of a node of {}, which has {}", run.gpus,
-                                s.cluster.name, node));
+    throw UserError(fmt::format("gpus is {}: neither a part nor a multiple of a node of {}, which has {}",
+                                run.gpus, s.cluster.name, node));
   s.nodes = std::max<int64_t>(1, run.gpus / node);
   s.gpus_per_node = std::min(run.gpus, node);
   predict::validate(s);
@@ -86,7 +88,8 @@ SuiteRun make_run(const std::string& name, const Values& values) {
 
 std::vector<SuiteRun> read_suite(const std::string& path) {
   std::error_code ignored;
-  if (!std::filesystem::is_regular_file(path, ignored)) throw UserError(fmt::format("suite '{}': no such file", path));
+  if (!std::filesystem::is_regular_file(path, ignored))
+    throw UserError(fmt::format("suite '{}': no such file", path));
   std::vector<CLI::ConfigItem> items;
   try {
     items = CLI::ConfigTOML().from_file(path);
@@ -112,7 +115,8 @@ std::vector<SuiteRun> read_suite(const std::string& path) {
       else
         set(sections.back().second, item.name, value);
     } catch (const UserError& error) {
-      throw UserError(fmt::format("suite '{}'{}{}: {}", path, section.empty() ? "" : ", run ", section, error.what()));
+      throw UserError(
+          fmt::format("suite '{}'{}{}: {}", path, section.empty() ? "" : ", run ", section, error.what()));
     }
   }
   std::vector<SuiteRun> runs;
@@ -123,7 +127,8 @@ std::vector<SuiteRun> read_suite(const std::string& path) {
       throw UserError(fmt::format("suite '{}', run {}: {}", path, name, error.what()));
     }
   }
-  if (runs.empty()) throw UserError(fmt::format("suite '{}' declares no run; write a section [name] for each", path));
+  if (runs.empty())
+    throw UserError(fmt::format("suite '{}' declares no run; write a section [name] for each", path));
   return runs;
 }
 
@@ -132,11 +137,13 @@ std::pair<std::string, bool> parse_label(const std::string& label) {
   return {held_out ? label.substr(kHeldOut.size()) : label, held_out};
 }
 
-std::string commands(const std::vector<SuiteRun>& runs, const std::string& database, const std::string& traces) {
+std::string commands(const std::vector<SuiteRun>& runs, const std::string& database,
+                     const std::string& traces) {
   std::string text = fmt::format("#!/usr/bin/env bash\nmkdir -p {}\n", traces);
   if (std::ranges::any_of(runs, [](const SuiteRun& run) { return run.scenario.nodes > 1; }))
     text +=
-        "# on_nodes NODES GPUS COMMAND...: nodes emulated on one host, whose ranks reach other nodes through NCCL's network "
+        "# on_nodes NODES GPUS COMMAND...: nodes emulated on one host, whose ranks reach other nodes through "
+        "NCCL's network "
         "only\n"
         "on_nodes() (\n"
         "  nodes=$1 each=$2; shift 2\n"
@@ -154,11 +161,13 @@ std::string commands(const std::vector<SuiteRun>& runs, const std::string& datab
         "  exit $status\n"
         ")\n";
   for (const SuiteRun& run : runs) {
-    if (run.scenario.nodes > 1) text += fmt::format("on_nodes {} {} ", run.scenario.nodes, run.scenario.used_per_node());
+    if (run.scenario.nodes > 1)
+      text += fmt::format("on_nodes {} {} ", run.scenario.nodes, run.scenario.used_per_node());
     text += "mop run";
     for (const auto& [flag, value] : run.flags)
       if (flag != "gpus" || run.scenario.nodes == 1) text += fmt::format(" --{} {}", flag, value);
-    text += fmt::format(" --db {} --label {} --trace {}/{}.trace.json\n", database, run.label(), traces, run.name);
+    text += fmt::format(" --db {} --label {} --trace {}/{}.trace.json\n", database, run.label(), traces,
+                        run.name);
   }
   return text;
 }

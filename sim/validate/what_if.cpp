@@ -19,7 +19,9 @@ ErrorBar error_bar(const Comparison& base, plan::Family family, std::span<const 
   const std::string& cluster = base.scenario.cluster.name;
   const Choice choices[] = {
       {fmt::format("plan family {} on cluster {}", plan::family_name(family), cluster),
-       [&](const Comparison& c) { return c.scenario.cluster.name == cluster && c.scenario.plan.family == family; }},
+       [&](const Comparison& c) {
+         return c.scenario.cluster.name == cluster && c.scenario.plan.family == family;
+       }},
       {fmt::format("any plan on cluster {}", cluster),
        [&](const Comparison& c) { return c.scenario.cluster.name == cluster; }},
       {"any plan on any cluster", [](const Comparison&) { return true; }},
@@ -28,8 +30,8 @@ ErrorBar error_bar(const Comparison& base, plan::Family family, std::span<const 
   for (const Choice& choice : choices) {
     std::vector<double> ratios;
     for (const Comparison& c : others)
-      if (c.step_s && c.measured.step_time_s && c.on_gpus == base.on_gpus && c.measured.id != base.measured.id &&
-          choice.similar(c))
+      if (c.step_s && c.measured.step_time_s && c.on_gpus == base.on_gpus &&
+          c.measured.id != base.measured.id && choice.similar(c))
         ratios.push_back(*c.measured.step_time_s / *c.step_s);
     result = {ratios.size(), choice.how, std::nullopt, 1};
     if (ratios.size() < kFewest) continue;
@@ -54,8 +56,10 @@ void set_link_speed(cluster::ClusterModel& cluster, const std::string& text) {
     factor = static_cast<double>(parse_bytes(text.substr(0, text.size() - 2), "link-speed")) / speed.value;
   }
   if (!(factor > 0) || !std::isfinite(factor))
-    throw UserError(fmt::format("link-speed is '{}'; write a factor like x2, or the rate of each GPU like 100GB/s", text));
-  for (const char* name : {"nic_bw", "nic_peak_bw", "native_nic_bw"}) {  // the last one where it was calibrated
+    throw UserError(fmt::format(
+        "link-speed is '{}'; write a factor like x2, or the rate of each GPU like 100GB/s", text));
+  for (const char* name :
+       {"nic_bw", "nic_peak_bw", "native_nic_bw"}) {  // the last one where it was calibrated
     const auto found = cluster.figures.find(name);
     if (found == cluster.figures.end()) continue;
     found->second.value *= factor;

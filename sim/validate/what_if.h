@@ -12,14 +12,15 @@ namespace mop::validate {
 // How far predictions of similar runs were off.
 struct ErrorBar {
   size_t runs = 0;
-  std::string chosen;         // how: "plan family mop on cluster h200x4"
-  std::optional<double> bar;  // standard deviation of measured / predicted over its mean; none of fewer than kFewest
-  double bias = 1;            // its mean
+  std::string chosen;  // how: "plan family mop on cluster h200x4"
+  std::optional<double>
+      bar;          // standard deviation of measured / predicted over its mean; none of fewer than kFewest
+  double bias = 1;  // its mean
 };
 inline constexpr size_t kFewest = 3;
 
-// Of `others` those of the changed plan's family on the base's cluster; where these are too few, of the cluster; then all on
-// the same backend. The base itself does not count.
+// Of `others` those of the changed plan's family on the base's cluster; where these are too few, of the
+// cluster; then all on the same backend. The base itself does not count.
 ErrorBar error_bar(const Comparison& base, plan::Family family, std::span<const Comparison> others);
 
 // Scales the network between nodes: "x2", "x0.5", or the rate of each GPU in "100GB/s". Errors: UserError.

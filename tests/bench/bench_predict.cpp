@@ -22,10 +22,10 @@ using predict::Scenario;
 constexpr int64_t kMillion = 1048576;
 
 // Every setting is given, so that no planner runs.
-Scenario kimi(
-    int64_t nodes, const std::string& routing = "balanced",
-    const std::string& plan =
-        "mop:ulysses=32,ep=8,vp=16,vp-scheme=tokens,mla-exchange=expanded,checkpoints=host,optimizer=host,round-rows=32K") {
+Scenario kimi(int64_t nodes, const std::string& routing = "balanced",
+              const std::string& plan =
+                  "mop:ulysses=32,ep=8,vp=16,vp-scheme=tokens,mla-exchange=expanded,checkpoints=host,"
+                  "optimizer=host,round-rows=32K") {
   static const model::ModelConfig config = model::read_config("kimi-k2");
   static const cluster::ClusterModel cluster = cluster::read_cluster("h200");
   Scenario s;

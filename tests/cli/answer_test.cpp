@@ -132,8 +132,9 @@ TEST(Answer, SameBytesTwice) {
 // More micro-batches hold gradients between them: a plan chosen for one of them would not fit.
 TEST(Compare, PlansAreChosenForTheMicroBatchesThatTheyTrainOn) {
   const Folder folder;
-  const Json rows = json_of(folder.mop({"compare", "--model", "gpt-oss-120b", "--nodes", "2", "--context", "512K", "--windows",
-                                        "off", "--plan", "mop", "--plan", "fsdp2-best", "--no-store", "--format", "json"}));
+  const Json rows = json_of(
+      folder.mop({"compare", "--model", "gpt-oss-120b", "--nodes", "2", "--context", "512K", "--windows",
+                  "off", "--plan", "mop", "--plan", "fsdp2-best", "--no-store", "--format", "json"}));
   int64_t most = 0;
   for (const Json& row : rows) {
     EXPECT_TRUE(row.at("fits")) << row.dump();

@@ -13,8 +13,19 @@ using ::testing::Not;
 TEST(Help, EveryCommandHasAnExample) {
   const Folder folder;
   const std::vector<std::vector<std::string>> commands{
-      {},          {"simulate"},      {"compare"},         {"sweep"},        {"show"},
-      {"results"}, {"validate"},      {"what-if"},         {"run"},          {"show", "model"}, {"show", "cluster"}, {"show", "plan"}, {"show", "program"},
+      {},
+      {"simulate"},
+      {"compare"},
+      {"sweep"},
+      {"show"},
+      {"results"},
+      {"validate"},
+      {"what-if"},
+      {"run"},
+      {"show", "model"},
+      {"show", "cluster"},
+      {"show", "plan"},
+      {"show", "program"},
   };
   for (std::vector<std::string> command : commands) {
     SCOPED_TRACE(testing::PrintToString(command));

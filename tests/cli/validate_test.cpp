@@ -1,5 +1,5 @@
-// mop validate, mop what-if and mop results --compare: on a run of the CPU backend, and on records of GPUs made from it,
-// whose errors are known.
+// mop validate, mop what-if and mop results --compare: on a run of the CPU backend, and on records of GPUs
+// made from it, whose errors are known.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -25,11 +25,13 @@ class Validate : public ::testing::Test {
  protected:
   Validate() {
     std::string text;
-    for (int i = 0; i < 300; ++i) text += "the quick brown fox jumps over the lazy dog " + std::to_string(i) + ".\n";
+    for (int i = 0; i < 300; ++i)
+      text += "the quick brown fox jumps over the lazy dog " + std::to_string(i) + ".\n";
     folder.write("text.txt", text);
   }
   // Returns its id.
-  int64_t run(const std::string& label, const std::string& plan = "mop", std::vector<std::string> more = {}) const {
+  int64_t run(const std::string& label, const std::string& plan = "mop",
+              std::vector<std::string> more = {}) const {
     std::vector<std::string> args{
         "run",       "--model", "tiny-qwen3-moe", "--data", "text.txt", "--ranks", "2",       "--steps", "2",
         "--context", "64",      "--cluster",      "h200x4", "--plan",   plan,      "--label", label};
@@ -39,7 +41,8 @@ class Validate : public ::testing::Test {
     return *records({"kind=measurement"}).back().id;
   }
   std::vector<RunRecord> records(std::vector<std::string> where) const {
-    return store::Store(folder.path() / "results.db", store::Access::kRead).query({.where = std::move(where)});
+    return store::Store(folder.path() / "results.db", store::Access::kRead)
+        .query({.where = std::move(where)});
   }
   Ended validate(std::vector<std::string> more) const {
     more.insert(more.begin(), "validate");
@@ -62,14 +65,15 @@ class Validate : public ::testing::Test {
     record.detail = detail.dump();
     store::Store store(folder.path() / "results.db", store::Access::kWrite);
     store.insert(record);
-    const json predicted =
-        answer({"--where", "label=probe", "--bounds", "hbm=1e9,step-mean=1e9,step-worst=1e9,op=1e9,ratio=1e9,ranking=1e9"},
-               0)["runs"]
-            .back();
+    const json predicted = answer({"--where", "label=probe", "--bounds",
+                                   "hbm=1e9,step-mean=1e9,step-worst=1e9,op=1e9,ratio=1e9,ranking=1e9"},
+                                  0)["runs"]
+                               .back();
     record.label = label;
     detail["data"] = label;
     record.step_time_s = predicted["predicted_step_time_s"].get<double>() / (1 + errors.step);
-    record.hbm_peak_bytes = static_cast<int64_t>(predicted["predicted_hbm_peak_bytes"].get<double>() / (1 + errors.hbm));
+    record.hbm_peak_bytes =
+        static_cast<int64_t>(predicted["predicted_hbm_peak_bytes"].get<double>() / (1 + errors.hbm));
     detail.erase("operations");  // the CPU's times
     record.detail = detail.dump();
     store.insert(record);
@@ -94,7 +98,8 @@ TEST_F(Validate, ARunOfTheCpuBackendHoldsMemoryAndExplainsItsTime) {
   EXPECT_EQ(one["hbm_error"], 0);
   EXPECT_EQ(bound(all, "hbm")["holds"], true);
   EXPECT_TRUE(bound(all, "step-mean")["holds"].is_null());  // not tested
-  // The run did what the program says: every kind of operation as often as predicted, times that add up to the step.
+  // The run did what the program says: every kind of operation as often as predicted, times that add up to
+  // the step.
   double compute = 0;
   std::set<std::string> names;
   for (const json& op : one["operations"]) {
@@ -137,8 +142,8 @@ TEST_F(Validate, HeldOutIsWhatTheLabelSaidAndTheFileDeclares) {
   on_gpus(id, "b", {0.3, 0});   // not held out: step times are not judged
   on_gpus(id, "c", {0.01, 0});  // declared only later
   const std::string keys = "model = \"tiny-qwen3-moe\"\n";
-  folder.write("suite.toml",
-               "[a]\nheld-out = true\n" + keys + "[b]\n" + keys + "[c]\nheld-out = true\n" + keys + "[d]\n" + keys);
+  folder.write("suite.toml", "[a]\nheld-out = true\n" + keys + "[b]\n" + keys + "[c]\nheld-out = true\n" +
+                                 keys + "[d]\n" + keys);
   const json all = answer({"--suite", "suite.toml"}, 0);
   EXPECT_EQ(all["runs"].size(), 3U);  // neither the probe nor the run on the CPU
   EXPECT_EQ(all["not_measured"], json({"d"}));
@@ -150,7 +155,8 @@ TEST_F(Validate, HeldOutIsWhatTheLabelSaidAndTheFileDeclares) {
   // Without a file the labels say it; with one that takes it back, none is held out.
   EXPECT_EQ(answer({"--where", "label=held-out/a"}, 0)["runs"][0]["held_out"], true);
   folder.write("none.toml", "[a]\n" + keys);
-  EXPECT_EQ(answer({"--where", "label=held-out/a", "--held-out", "none.toml"}, 0)["runs"][0]["held_out"], false);
+  EXPECT_EQ(answer({"--where", "label=held-out/a", "--held-out", "none.toml"}, 0)["runs"][0]["held_out"],
+            false);
 }
 
 TEST_F(Validate, TheNewestOfASuitesRunCounts) {
@@ -188,7 +194,8 @@ TEST_F(Validate, BothTimelinesInOneFile) {
     if (event["name"] == "process_name") titles.insert(event["args"]["name"]);
     if (event["ph"] == "X") operations[event["pid"]].insert(event["name"]);
   }
-  EXPECT_EQ(titles, (std::set<std::string>{"rank 0, tiny-qwen3-moe mop, measured", "rank 1, tiny-qwen3-moe mop, measured",
+  EXPECT_EQ(titles, (std::set<std::string>{"rank 0, tiny-qwen3-moe mop, measured",
+                                           "rank 1, tiny-qwen3-moe mop, measured",
                                            "rank 0 and 1 alike, tiny-qwen3-moe mop, predicted"}));
   ASSERT_EQ(operations.size(), 3U);
   EXPECT_EQ(operations[0], operations[2]);  // the same program
@@ -232,9 +239,8 @@ TEST_F(Validate, PrintsTheCommandsOfASuite) {
   folder.write("suite.toml", "steps = 6\n[a]\nheld-out = true\nmodel = \"tiny-qwen3-moe\"\n");
   const Ended ended = validate({"--suite", "suite.toml", "--commands", "--db", "v.db"});
   EXPECT_EQ(ended.status, 0);
-  EXPECT_THAT(
-      ended.out,
-      HasSubstr("mop run --steps 6 --model tiny-qwen3-moe --db v.db --label held-out/a --trace traces/a.trace.json\n"));
+  EXPECT_THAT(ended.out, HasSubstr("mop run --steps 6 --model tiny-qwen3-moe --db v.db --label held-out/a "
+                                   "--trace traces/a.trace.json\n"));
   EXPECT_THAT(validate({"--suite", "suite.toml", "--check"}).out, HasSubstr("1 runs, 1 of them held out"));
 }
 
@@ -296,7 +302,8 @@ TEST_F(WhatIf, ScalesTheMeasuredStepAndSaysHowSure) {
   EXPECT_NEAR(alone["changed_from_measured_s"].get<double>(), measured * then / predicted, 1e-9);
   EXPECT_EQ(alone["changed"]["context"], 32768);
   EXPECT_TRUE(alone["error_bar"]["relative"].is_null());
-  EXPECT_THAT(alone["error_bar"]["why_none"].get<std::string>(), HasSubstr("1 other measured run"));  // the probe
+  EXPECT_THAT(alone["error_bar"]["why_none"].get<std::string>(),
+              HasSubstr("1 other measured run"));  // the probe
 
   on_gpus(cpu, "x", {0, 0});
   on_gpus(cpu, "y", {0, 0});
@@ -322,7 +329,8 @@ TEST_F(WhatIf, ChangesNodesLinksAndPlan) {
 
 TEST_F(WhatIf, SaysByHowMuchAPlanDoesNotFit) {
   const int64_t id = run("cpu", "fsdp2");
-  const Ended ended = folder.mop({"what-if", "--from", std::to_string(id), "--context", "1M", "--sequences", "64"});
+  const Ended ended =
+      folder.mop({"what-if", "--from", std::to_string(id), "--context", "1M", "--sequences", "64"});
   EXPECT_EQ(ended.status, 0);
   EXPECT_THAT(ended.out, HasSubstr("the changed run does not fit: HBM needs"));
   EXPECT_THAT(ended.out, HasSubstr("too much"));

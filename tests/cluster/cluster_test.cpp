@@ -176,7 +176,8 @@ TEST(Clusters, UnknownNameSuggests) {
     FAIL();
   } catch (const UserError& error) {
     const std::string message = error.what();
-    EXPECT_NE(message.find("unknown cluster 'h200x44'; did you mean 'h200x4'?"), std::string::npos) << message;
+    EXPECT_NE(message.find("unknown cluster 'h200x44'; did you mean 'h200x4'?"), std::string::npos)
+        << message;
     EXPECT_NE(message.find("h200-efa"), std::string::npos) << message;
   }
 }
@@ -253,7 +254,8 @@ TEST_F(ClusterFile, UnknownFigureAndTableSuggest) {
 
 Json with_native() {
   Json json = shipped("h200x4");
-  json["figures"]["native_context_bytes"] = {{"value", 6e8}, {"source", "measured"}, {"where", "here"}, {"spread", {0.9, 1.25}}};
+  json["figures"]["native_context_bytes"] = {
+      {"value", 6e8}, {"source", "measured"}, {"where", "here"}, {"spread", {0.9, 1.25}}};
   json["tables"]["native_rms_norm"] = {{"source", "measured"},
                                        {"where", "here"},
                                        {"points", {{1e6, 1e12}, {1e9, 3e12}}},
@@ -265,8 +267,9 @@ TEST_F(ClusterFile, MayHaveWhatOnlyCalibrationMeasures) {
   const ClusterModel with = read_cluster(write("a.json", with_native())), without = read_cluster("h200x4");
   EXPECT_EQ(with.native("context_bytes"), 6e8);
   EXPECT_EQ(with["context_bytes"], without["context_bytes"]);
-  EXPECT_EQ(with.native("library_bytes"), with.figures.contains("native_library_bytes") ? with["native_library_bytes"]
-                                                                                         : with["library_bytes"]);
+  EXPECT_EQ(with.native("library_bytes"), with.figures.contains("native_library_bytes")
+                                              ? with["native_library_bytes"]
+                                              : with["library_bytes"]);
   ASSERT_TRUE(with.figures.at("native_context_bytes").spread);
   EXPECT_EQ(with.figures.at("native_context_bytes").spread->high, 1.25);
   EXPECT_DOUBLE_EQ(with.table("native_rms_norm").at({1e9}).value, 3e12);
@@ -290,7 +293,8 @@ TEST_F(ClusterFile, AVariantsFigureStandsForTheBasesNativeOne) {
 TEST_F(ClusterFile, OptionalNamesAreCheckedToo) {
   Json json = with_native();
   json["figures"]["native_contex_bytes"] = json["figures"]["native_context_bytes"];
-  expect_error(write("a.json", json), "unknown figure 'native_contex_bytes'; did you mean 'native_context_bytes'?");
+  expect_error(write("a.json", json),
+               "unknown figure 'native_contex_bytes'; did you mean 'native_context_bytes'?");
   json = with_native();
   json["tables"]["native_rms_norms"] = json["tables"]["native_rms_norm"];
   expect_error(write("a.json", json), "unknown table 'native_rms_norms'; did you mean 'native_rms_norm'?");
@@ -298,7 +302,8 @@ TEST_F(ClusterFile, OptionalNamesAreCheckedToo) {
   json["tables"]["native_rms_norm"]["points"] = {{1e6, 1e6, 1e12}};
   expect_error(write("a.json", json), "table native_rms_norm: a point has 3 numbers, not 2");
   json = with_native();
-  json["figures"]["native_all_gather_matmul_slowdown"] = {{"value", 0}, {"source", "measured"}, {"where", "here"}};
+  json["figures"]["native_all_gather_matmul_slowdown"] = {
+      {"value", 0}, {"source", "measured"}, {"where", "here"}};
   expect_error(write("a.json", json), "figure native_all_gather_matmul_slowdown must be above zero");
   json["figures"]["native_all_gather_matmul_slowdown"]["value"] = 1.2;
   json["figures"]["native_peer_memory_bytes"] = {{"value", 0}, {"source", "measured"}, {"where", "here"}};
@@ -307,7 +312,8 @@ TEST_F(ClusterFile, OptionalNamesAreCheckedToo) {
 
 TEST_F(ClusterFile, UnusableSpreads) {
   const std::string form = "a spread is the smallest and the largest over the value";
-  for (const Json& spread : {Json(1), Json{1}, Json{1.1, 0.9}, Json{1.1, 1.2}, Json{-0.5, 1}, Json{"low", "high"}}) {
+  for (const Json& spread :
+       {Json(1), Json{1}, Json{1.1, 0.9}, Json{1.1, 1.2}, Json{-0.5, 1}, Json{"low", "high"}}) {
     Json json = with_native();
     json["figures"]["native_context_bytes"]["spread"] = spread;
     expect_error(write("a.json", json), "figure native_context_bytes: " + form);

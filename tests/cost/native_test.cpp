@@ -1,5 +1,5 @@
-// What mop calibrate measured of our own kernels and of copy engines prices native plans, where a cluster has it; PyTorch's
-// prices never change.
+// What mop calibrate measured of our own kernels and of copy engines prices native plans, where a cluster has
+// it; PyTorch's prices never change.
 #include <gtest/gtest.h>
 
 #include "sim/program/landing.h"
@@ -11,7 +11,8 @@ namespace {
 void add_figure(cluster::ClusterModel& c, const std::string& name, double value) {
   c.figures[name] = {value, cluster::Source::measured, "a test"};
 }
-void add_table(cluster::ClusterModel& c, const std::string& name, size_t kinds, std::vector<std::vector<double>> points) {
+void add_table(cluster::ClusterModel& c, const std::string& name, size_t kinds,
+               std::vector<std::vector<double>> points) {
   const size_t axes = points.front().size() - 1 - kinds;
   c.tables[name] = {cluster::Table(name, kinds, axes, points), cluster::Source::measured, "a test"};
 }
@@ -49,12 +50,12 @@ TEST(Native, KernelsTakeTheirOwnRates) {
   EXPECT_NEAR(seconds(m.price(op, {{65536, 1536, 2048, 32}})), experts / 2e14, 2e-9);
   const program::AttentionShape whole{1, 16384, 16384, 32, 4, 128, 128, 1, 0},
       window{1, 16384, 16384, 64, 8, 64, 64, 1, 128};
-  EXPECT_NEAR(m.seconds(OpKind::attention_fwd, whole.shape()), program::flops(OpKind::attention_fwd, whole.shape()) / 4.5e14,
-              2e-9);
-  EXPECT_NEAR(m.seconds(OpKind::attention_bwd, whole.shape()), program::flops(OpKind::attention_bwd, whole.shape()) / 3.5e14,
-              2e-9);
-  EXPECT_NEAR(m.seconds(OpKind::attention_fwd, window.shape()), program::flops(OpKind::attention_fwd, window.shape()) / 1e14,
-              2e-9);
+  EXPECT_NEAR(m.seconds(OpKind::attention_fwd, whole.shape()),
+              program::flops(OpKind::attention_fwd, whole.shape()) / 4.5e14, 2e-9);
+  EXPECT_NEAR(m.seconds(OpKind::attention_bwd, whole.shape()),
+              program::flops(OpKind::attention_bwd, whole.shape()) / 3.5e14, 2e-9);
+  EXPECT_NEAR(m.seconds(OpKind::attention_fwd, window.shape()),
+              program::flops(OpKind::attention_fwd, window.shape()) / 1e14, 2e-9);
   const int64_t n = 1 << 28;
   EXPECT_NEAR(m.seconds(OpKind::rms_norm, {{n, 2 * n, 2 * n}}), 4.0 * n / 2e12, 2e-9);
   op = make_op(OpKind::adam);
@@ -77,12 +78,16 @@ TEST(Native, PyTorchsPricesStay) {
     program::Op op = make_op(kind);
     for (const bool gradient : {false, true}) {
       op.does.transpose_a = gradient;
-      const Shape shape = kind < OpKind::attention_fwd ? Shape{{8192, 4096, 2048, 32}} : Shape{{n, 2 * n, 2 * n}};
-      EXPECT_EQ(with.price(op, shape).demand.duration, without.price(op, shape).demand.duration) << program::name(kind);
-      EXPECT_EQ(with.price(op, shape).demand.weight, without.price(op, shape).demand.weight) << program::name(kind);
+      const Shape shape =
+          kind < OpKind::attention_fwd ? Shape{{8192, 4096, 2048, 32}} : Shape{{n, 2 * n, 2 * n}};
+      EXPECT_EQ(with.price(op, shape).demand.duration, without.price(op, shape).demand.duration)
+          << program::name(kind);
+      EXPECT_EQ(with.price(op, shape).demand.weight, without.price(op, shape).demand.weight)
+          << program::name(kind);
     }
   }
-  for (const OpKind kind : {OpKind::all_gather, OpKind::reduce_scatter, OpKind::all_reduce, OpKind::all_to_all}) {
+  for (const OpKind kind :
+       {OpKind::all_gather, OpKind::reduce_scatter, OpKind::all_reduce, OpKind::all_to_all}) {
     const Price a = with.collective(kind, 1 << 28, {Axis::world, 4, 1}),
                 b = without.collective(kind, 1 << 28, {Axis::world, 4, 1});
     EXPECT_EQ(a.demand.duration, b.demand.duration) << program::name(kind);
@@ -125,7 +130,8 @@ TEST(Native, WhatLandsIsAddedUpPieceByPiece) {
   add_figure(c, "native_all_gather_matmul_slowdown", 1.2);
   const Machine m(c);
   const Group world{Axis::world, 4, 1};
-  const Price small = m.collective(OpKind::reduce_scatter, 1 << 24, world), large = m.collective(OpKind::reduce_scatter, int64_t{1} << 32, world);
+  const Price small = m.collective(OpKind::reduce_scatter, 1 << 24, world),
+              large = m.collective(OpKind::reduce_scatter, int64_t{1} << 32, world);
   EXPECT_EQ(small.turns, 1);
   EXPECT_EQ(large.turns, 7);  // a GiB of each of 3 others, 170 MiB at a time
   for (const Price* const p : {&small, &large}) {
@@ -134,9 +140,12 @@ TEST(Native, WhatLandsIsAddedUpPieceByPiece) {
     EXPECT_EQ(share(p->after, Resource::nvlink_out), 0);
   }
   // Four parts of a GiB read and one written, at the rate of copies.
-  EXPECT_NEAR(7e-9 * static_cast<double>(large.after.duration), 5.0 * (1 << 30) / m.cluster.table("memory_bound").at({1e9}).value, 1e-4);
+  EXPECT_NEAR(7e-9 * static_cast<double>(large.after.duration),
+              5.0 * (1 << 30) / m.cluster.table("memory_bound").at({1e9}).value, 1e-4);
   // What is not of a node lands nowhere.
-  EXPECT_EQ(Machine(c, "mop", 8).collective(OpKind::reduce_scatter, 1 << 24, {Axis::world, 8, 1}).after.duration, 0);
+  EXPECT_EQ(
+      Machine(c, "mop", 8).collective(OpKind::reduce_scatter, 1 << 24, {Axis::world, 8, 1}).after.duration,
+      0);
 }
 
 TEST(Native, ProductsLeaveNoRoomToWhatStartsLater) {
@@ -154,7 +163,9 @@ TEST(Native, ProductsLeaveNoRoomToWhatStartsLater) {
     EXPECT_EQ(m.price(OpKind::grouped_gemm, {{128 * 256, 1536, 2048, 128, 128}}).demand.takes_room, measured);
     EXPECT_FALSE(m.price(OpKind::grouped_gemm, {{128 * 256, 1536, 2048, 8, 8}}).demand.takes_room);
     EXPECT_EQ(m.price(OpKind::rms_norm, {{1 << 20, 1 << 21, 1 << 21}}).demand.needs_room, measured);
-    EXPECT_EQ(m.price(make_op(OpKind::all_to_all, Stream::dispatch), {{1 << 20, 1 << 20}}, &world).demand.needs_room, measured);
+    EXPECT_EQ(m.price(make_op(OpKind::all_to_all, Stream::dispatch), {{1 << 20, 1 << 20}}, &world)
+                  .demand.needs_room,
+              measured);
     EXPECT_FALSE(m.price(OpKind::copy_h2d, {{1 << 20}}).demand.needs_room);
   }
 }
@@ -172,8 +183,9 @@ TEST(Native, ExchangesArePacked) {
   };
   const double sent = of(m, program::Exchange::spill_weights),
                packing = 2.0 * bytes / m.cluster.table("memory_bound").at({2.0 * bytes}).value;
-  for (const program::Exchange exchange : {program::Exchange::dispatch, program::Exchange::combine,
-                                           program::Exchange::rows_to_columns, program::Exchange::columns_to_rows})
+  for (const program::Exchange exchange :
+       {program::Exchange::dispatch, program::Exchange::combine, program::Exchange::rows_to_columns,
+        program::Exchange::columns_to_rows})
     EXPECT_NEAR(of(m, exchange), sent + packing, 2e-9);
   EXPECT_EQ(of(m, program::Exchange::spill_gradients), sent);
   EXPECT_EQ(of(torch, program::Exchange::dispatch), of(torch, program::Exchange::none));
@@ -246,7 +258,8 @@ TEST(Native, CollectivesSlowDownAsMeasured) {
     const Price kernel = m.price(kind, shape), gather = m.collective(OpKind::all_gather, 1 << 30, world);
     return std::pair{slowdown(kernel, gather), slowdown(gather, kernel)};
   };
-  const Shape attention = program::AttentionShape{8, 16384, 16384, 32, 4, 128, 128, 1, 0}.shape(), matmul{{65536, 32768, 8192}};
+  const Shape attention = program::AttentionShape{8, 16384, 16384, 32, 4, 128, 128, 1, 0}.shape(),
+              matmul{{65536, 32768, 8192}};
   const auto [x, y] = of_gather(c, OpKind::gemm, matmul);
   EXPECT_NEAR(x, 1.2, 0.01);
   EXPECT_NEAR(y, 2.4, 0.05);

@@ -306,7 +306,8 @@ TEST(Engine, UseIsWorkTimesShareHoweverSlow) {
 
 TEST(Room, WhatStartsBesideAKernelThatTookItAllWaits) {
   Program p;
-  const uint32_t copy = p.task(1, 300), big = p.task(0, 1000), small = p.task(1, 50, {copy}), next = p.task(0, 1000, {big});
+  const uint32_t copy = p.task(1, 300), big = p.task(0, 1000), small = p.task(1, 50, {copy}),
+                 next = p.task(0, 1000, {big});
   for (const uint32_t t : {big, next}) p.graph.demands[p[t].demand].takes_room = true;
   p.graph.demands[p[small].demand].needs_room = true;
   p.task(2, 1);
@@ -314,9 +315,9 @@ TEST(Room, WhatStartsBesideAKernelThatTookItAllWaits) {
   const Report report = run_steps(machine_of({p}), 2);
   const std::vector<Span>& spans = report.ranks[0].spans;
   const Time begin = spans[big].start;
-  EXPECT_EQ(spans[small].start, begin + 300);         // it has begun, as far as its stream can tell
-  EXPECT_EQ(spans[small].end, begin + 1000 + 50);     // and runs before the next kernel fills the place
-  EXPECT_EQ(spans[next].end, begin + 2000);           // which it does not hold up
+  EXPECT_EQ(spans[small].start, begin + 300);      // it has begun, as far as its stream can tell
+  EXPECT_EQ(spans[small].end, begin + 1000 + 50);  // and runs before the next kernel fills the place
+  EXPECT_EQ(spans[next].end, begin + 2000);        // which it does not hold up
 }
 
 TEST(Room, ThereIsSomeForWhatStartsFirstOrAtTheSameTime) {

@@ -17,7 +17,8 @@ Demand draw_demand(bool contention, std::mt19937& random) {
   demand.duration = kind == 0 ? 0 : kind < 8 ? 200 + below(random, 5000) : 20000 + below(random, 50000);
   demand.weight = below(random, 2) ? 1 : 1 + below(random, 40);
   if (!contention) {
-    // Times are exact without contention. With it they are rounded, and what of two comes first decides who waits.
+    // Times are exact without contention. With it they are rounded, and what of two comes first decides who
+    // waits.
     const uint32_t room = below(random, 3);
     demand.takes_room = room == 0;
     demand.needs_room = room == 1;

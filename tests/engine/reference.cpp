@@ -84,7 +84,9 @@ struct Slow {
   }
 
   bool running(const Instance& i) const { return i.start < kInfinity && i.work_end == kInfinity; }
-  const Demand& demand(size_t r, const Instance& i) const { return graph(r).demands[graph(r).tasks[i.task].demand]; }
+  const Demand& demand(size_t r, const Instance& i) const {
+    return graph(r).demands[graph(r).tasks[i.task].demand];
+  }
   bool has_room(size_t r, const Instance& i) const {
     return std::all_of(i.room_of.begin(), i.room_of.end(),
                        [&](size_t other) { return ranks[r][other].work_end < kInfinity; });
@@ -94,7 +96,8 @@ struct Slow {
     if (!demand(r, i).needs_room || i.remaining == 0) return;
     for (size_t other = 0; other < ranks[r].size(); ++other) {
       const Instance& before = ranks[r][other];
-      if (running(before) && before.start < now - kEpsilon && demand(r, before).takes_room) i.room_of.push_back(other);
+      if (running(before) && before.start < now - kEpsilon && demand(r, before).takes_room)
+        i.room_of.push_back(other);
     }
   }
 

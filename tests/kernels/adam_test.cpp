@@ -89,7 +89,8 @@ TEST_F(Adam, LowBitsBesideTheWeightsAreAsGoodAsAWholeMaster) {
       };
       const auto halves_of = [&](int64_t i, int64_t part) {  // in 16 bits
         const int64_t element = s.first + i, inner = element % s.bucket;
-        return static_cast<size_t>(element / s.bucket * s.bucket * 5 + (part < 2 ? 2 * (part * s.bucket + inner) : 4 * s.bucket + inner));
+        return static_cast<size_t>(element / s.bucket * s.bucket * 5 +
+                                   (part < 2 ? 2 * (part * s.bucket + inner) : 4 * s.bucket + inner));
       };
       std::vector<float> states(static_cast<size_t>(s.blocks * s.bucket * 3));
       std::vector<uint16_t> halves(static_cast<size_t>(s.blocks * s.bucket * 5));
@@ -105,15 +106,19 @@ TEST_F(Adam, LowBitsBesideTheWeightsAreAsGoodAsAWholeMaster) {
       const DeviceVector<float> d_states(states);
       const DeviceVector<uint16_t> d_halves(halves);
       const Layout layout{0, s.shift};
-      const DeviceMatrix of_states = DeviceMatrix::poisoned(1, s.n, Type::bf16, layout), of_low(rounded, 1, s.n, Type::bf16, layout);
-      AdamArgs args{d_states.get(), s.bucket, s.first, s.n, Master::states, nullptr, nullptr, gradient_type, Type::bf16, nullptr};
+      const DeviceMatrix of_states = DeviceMatrix::poisoned(1, s.n, Type::bf16, layout),
+                         of_low(rounded, 1, s.n, Type::bf16, layout);
+      AdamArgs args{d_states.get(), s.bucket, s.first,       s.n,        Master::states,
+                    nullptr,        nullptr,  gradient_type, Type::bf16, nullptr};
       args.learning_rate = 0.02, args.weight_decay = 0.1;
       for (args.step = 1; args.step <= 5; ++args.step) {
-        const DeviceMatrix gradient(random_values(s.n, gradient_type, random, 0.1), 1, s.n, gradient_type, layout);
+        const DeviceMatrix gradient(random_values(s.n, gradient_type, random, 0.1), 1, s.n, gradient_type,
+                                    layout);
         args.gradient = gradient.view().data;
         args.states = d_states.get(), args.master = Master::states, args.weights = of_states.view().data;
         adam(args, nullptr);
-        args.states = reinterpret_cast<float*>(d_halves.get()), args.master = Master::low, args.weights = of_low.view().data;
+        args.states = reinterpret_cast<float*>(d_halves.get()), args.master = Master::low,
+        args.weights = of_low.view().data;
         adam(args, nullptr);
         check(cudaDeviceSynchronize(), "adam");
       }
@@ -121,13 +126,16 @@ TEST_F(Adam, LowBitsBesideTheWeightsAreAsGoodAsAWholeMaster) {
       EXPECT_EQ(weights, of_states.values());
       states = d_states.values();
       halves = d_halves.values();
-      const auto number = [&](size_t at) { return std::bit_cast<float>(halves[at] | uint32_t{halves[at + 1]} << 16); };
+      const auto number = [&](size_t at) {
+        return std::bit_cast<float>(halves[at] | uint32_t{halves[at + 1]} << 16);
+      };
       for (int64_t i = 0; i < s.n; ++i) {
         ASSERT_EQ(number(halves_of(i, 0)), states[states_of(i, 1)]);
         ASSERT_EQ(number(halves_of(i, 1)), states[states_of(i, 2)]);
         const auto high = std::bit_cast<uint32_t>(static_cast<float>(weights[static_cast<size_t>(i)]));
-        ASSERT_EQ(std::bit_cast<float>(high + static_cast<uint32_t>(static_cast<int16_t>(halves[halves_of(i, 2)]))),
-                  states[states_of(i, 0)]);
+        ASSERT_EQ(
+            std::bit_cast<float>(high + static_cast<uint32_t>(static_cast<int16_t>(halves[halves_of(i, 2)]))),
+            states[states_of(i, 0)]);
       }
     }
   }
@@ -154,8 +162,9 @@ TEST_F(Adam, LeavesEverythingIfTheNormIsNotFinite) {
              factor = device_floats({std::numeric_limits<double>::quiet_NaN()});
   const DeviceMatrix weights = DeviceMatrix::poisoned(1, n, Type::bf16),
                      gradient(Values(n, 1), 1, n, Type::bf16);
-  AdamArgs args{d_states.get(),      n,          0,          n,           Master::states, gradient.view().data,
-                weights.view().data, Type::bf16, Type::bf16, factor.get()};
+  AdamArgs args{
+      d_states.get(),      n,          0,          n,           Master::states, gradient.view().data,
+      weights.view().data, Type::bf16, Type::bf16, factor.get()};
   args.learning_rate = 1;
   adam(args, nullptr);
   EXPECT_EQ(as_values(d_states.values()), states);

@@ -272,7 +272,8 @@ void elementwise() {
   measure("sum_pieces of 4", 1.25 * all, [&] {
     const char* const from = a.get<char>();
     const int64_t quarter = kTokens * kHidden / 4;
-    SumPiecesArgs args{{from, from + quarter * 2, from + quarter * 4, from + quarter * 6}, 4, Type::bf16, {}, false};
+    SumPiecesArgs args{
+        {from, from + quarter * 2, from + quarter * 4, from + quarter * 6}, 4, Type::bf16, {}, false};
     args.y = {Matrix(c).data, Type::bf16, 1, quarter, quarter};
     sum_pieces(args, nullptr);
   });

@@ -108,7 +108,8 @@ TEST_F(Elementwise, SumPieces) {
       for (const auto& [count, n, shift] : std::vector<std::tuple<int, int64_t, int64_t>>{
                {1, 64, 0}, {2, 100003, 0}, {4, 4096, 0}, {3, 77, 1}, {8, 2056, 0}, {4, 5, 0}, {2, 0, 0}}) {
         for (const bool accumulate : {false, true}) {
-          SCOPED_TRACE(testing::Message() << count << " of " << n << " " << name(type) << " -> " << name(y_type));
+          SCOPED_TRACE(testing::Message()
+                       << count << " of " << n << " " << name(type) << " -> " << name(y_type));
           const Values before = random_values(n, y_type, random);
           Values y = accumulate ? before : Values(static_cast<size_t>(n));
           std::deque<DeviceMatrix> pieces;
@@ -119,7 +120,8 @@ TEST_F(Elementwise, SumPieces) {
           for (int i = 0; i < count; ++i) {
             const Values x = random_values(n, type, random);
             for (size_t e = 0; e < y.size(); ++e) y[e] += x[e];
-            args.pieces[static_cast<size_t>(i)] = pieces.emplace_back(x, 1, n, type, Layout{0, shift}).view().data;
+            args.pieces[static_cast<size_t>(i)] =
+                pieces.emplace_back(x, 1, n, type, Layout{0, shift}).view().data;
           }
           const DeviceMatrix d_y(before, 1, n, y_type);
           args.y = d_y;

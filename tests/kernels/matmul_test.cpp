@@ -35,7 +35,8 @@ class MatmulTest : public testing::Test {
       by_rows->run_rows(s, da.get(first), db.get(first), dc.get(first), workspace.get(), nullptr);
     } else {
       matmul.prepare(s);
-      matmul.run(s, da.get(first), db.get(first), s.bias ? dbias.get() : nullptr, dc.get(first), workspace.get(), nullptr);
+      matmul.run(s, da.get(first), db.get(first), s.bias ? dbias.get() : nullptr, dc.get(first),
+                 workspace.get(), nullptr);
     }
     const auto at = [&](const Values& v, int64_t i, int64_t stride, int64_t row, int64_t ld, int64_t col) {
       return v[static_cast<size_t>(first + i * stride + row * ld + col)];
@@ -143,11 +144,14 @@ TEST_F(MatmulTest, RowsThatVary) {
       std::vector<int64_t> rows{1, 8, 15, 16, 17, 127, 128, 129, 255, 1000, 1024, 1025};
       for (int i = 0; i < 6; ++i) rows.push_back(1 + static_cast<int64_t>(draw() % 1200));
       for (const int64_t n : rows) {
-        MatmulShape s = gradient ? plain(72, 136, n, true, false, in, out) : plain(n, 136, 72, false, true, in, out);
+        MatmulShape s =
+            gradient ? plain(72, 136, n, true, false, in, out) : plain(n, 136, 72, false, true, in, out);
         s.accumulate = gradient;
         expect_right(s, 0, &matmul);
       }
-      expect_right(gradient ? plain(33, 21, 301, true, false, in, out) : plain(301, 21, 33, false, false, in, out), 1, &matmul);
+      expect_right(
+          gradient ? plain(33, 21, 301, true, false, in, out) : plain(301, 21, 33, false, false, in, out), 1,
+          &matmul);
     }
   MatmulShape biased = plain(8, 8, 8, false, true, Type::bf16, Type::bf16);
   biased.bias = true;

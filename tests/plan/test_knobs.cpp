@@ -209,8 +209,9 @@ TEST(Knobs, BadValuesSayWhatIsTaken) {
                   }),
                   "")
             << k.name << "=" << bad;
-  for (const char* bad : {"mop:ep=-4", "mop:ep=1.5", "mop:vp-tile=0", "mop:head-chunks=0", "mop:round-rows=-1",
-                          "mop:spill-slots=0", "fsdp2:loss-chunk=-1", "mop:ep=99999999999999999999"})
+  for (const char* bad :
+       {"mop:ep=-4", "mop:ep=1.5", "mop:vp-tile=0", "mop:head-chunks=0", "mop:round-rows=-1",
+        "mop:spill-slots=0", "fsdp2:loss-chunk=-1", "mop:ep=99999999999999999999"})
     EXPECT_NE(parse_error(bad), "") << bad;
 }
 

@@ -239,7 +239,8 @@ TEST(Predict, RefusesWhatIsOutOfRange) {
 }
 
 // FSDP2's sharding by our executor: the same shards as PyTorch's (but the gradients' are never freed) and
-// faster kernels; skew never costs memory. Within a rank it makes fewer, larger products; between ranks it costs time.
+// faster kernels; skew never costs memory. Within a rank it makes fewer, larger products; between ranks it
+// costs time.
 TEST(Predict, NativeFsdp2) {
   for (const char* settings : {"", "ep=8,"}) {
     SCOPED_TRACE(settings);

@@ -16,7 +16,9 @@ namespace {
 auto on_a_node(const Lowered& l) {
   return [&](const Op& op) { return by_copy_engines(l.program, op); };
 }
-bool nowhere(const Op&) { return false; }
+bool nowhere(const Op&) {
+  return false;
+}
 
 TEST(Meetings, OneForEachStreamAndSetOfRanks) {
   const Lowered l = lower_model("olmoe-1b-7b", mop_plan(4, 8, 1, 8), 8, 4096);
@@ -25,7 +27,8 @@ TEST(Meetings, OneForEachStreamAndSetOfRanks) {
   for (const Meeting& m : all) {
     EXPECT_TRUE(seen.insert({m.stream, m.span.size, m.span.stride}).second);
     EXPECT_GT(m.span.size, 1);
-    const bool exchanges = m.stream == Stream::dispatch || m.stream == Stream::combine || m.stream == Stream::spill;
+    const bool exchanges =
+        m.stream == Stream::dispatch || m.stream == Stream::combine || m.stream == Stream::spill;
     EXPECT_TRUE(m.pairwise || !exchanges) << name(m.stream);
   }
   for (const Op& op : l.program.ops)
@@ -42,7 +45,8 @@ TEST(Meetings, NoneForWhatCopyEnginesDo) {
       bool needed = false;
       for (const Op& op : l.program.ops)
         needed |= is_collective(op.kind) && op.stream == m.stream && !by_copy_engines(l.program, op) &&
-                  l.program.groups[op.group].size == m.span.size && l.program.groups[op.group].stride == m.span.stride;
+                  l.program.groups[op.group].size == m.span.size &&
+                  l.program.groups[op.group].stride == m.span.stride;
       EXPECT_TRUE(needed) << plan << ": " << name(m.stream);
     }
     EXPECT_LE(meetings(l.program, on_a_node(l)).size(), meetings(l.program, nowhere).size());
@@ -59,7 +63,8 @@ TEST(Workspace, ExchangesPackOneSide) {
     const int64_t bytes = exchange_workspace(l.program, op);
     if (packs(op.does.exchange)) {
       // Each matrix once, and no more than is sent or received.
-      EXPECT_GE(bytes, std::min(shape.v[0], shape.v[1])) << l.program.op_name(static_cast<OpId>(&op - l.program.ops.data()));
+      EXPECT_GE(bytes, std::min(shape.v[0], shape.v[1]))
+          << l.program.op_name(static_cast<OpId>(&op - l.program.ops.data()));
       EXPECT_LE(bytes, std::max(shape.v[0], shape.v[1]) + 8 * 256);
       (op.does.exchange == Exchange::dispatch || op.does.exchange == Exchange::combine ? rows : columns) += 1;
     } else {
@@ -86,7 +91,8 @@ TEST(Workspace, OfAttentionsBackward) {
   // 8 x 4096 tokens of a rank, 16 heads of 128: their gradients and a sum a row in fp32.
   const Lowered l = lower_model("olmoe-1b-7b", mop_plan(1, 1, 1, 1), 1, 4096, 8);
   EXPECT_EQ(workspace_bytes(l.program, nowhere), int64_t{4} * 8 * 4096 * 16 * (128 + 1));
-  // 32 heads of queries share 4 of keys: these have gradients for each of the 32 first. An H200 took 1028 MiB in this run.
+  // 32 heads of queries share 4 of keys: these have gradients for each of the 32 first. An H200 took 1028 MiB
+  // in this run.
   const Lowered grouped = lower_model("qwen3-30b-a3b", "fsdp2:runtime=native", 4, 4096, 8);
   EXPECT_EQ(workspace_bytes(grouped.program, on_a_node(grouped)) >> 20, 1028);
 }

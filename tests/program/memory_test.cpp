@@ -34,8 +34,9 @@ TEST(Memory, MopWeightsGradientsAndStates) {
       EXPECT_NEAR(bytes_held(l, Holds::weights, Space::hbm) / (2 * shard), 1, rounding);
       EXPECT_NEAR(bytes_held(l, Holds::gradients, cpu ? Space::host : Space::hbm) / (unit * shard), 1,
                   rounding);
-      EXPECT_NEAR(bytes_held(l, Holds::optimizer_states, hbm ? Space::hbm : Space::host) / ((cpu ? 12 : 10) * shard), 1,
-                  rounding);
+      EXPECT_NEAR(
+          bytes_held(l, Holds::optimizer_states, hbm ? Space::hbm : Space::host) / ((cpu ? 12 : 10) * shard),
+          1, rounding);
       EXPECT_EQ(bytes_held(l, Holds::optimizer_states, hbm ? Space::host : Space::hbm), 0);
       EXPECT_EQ(bytes_held(l, Holds::weights, Space::host), 0);
     }
@@ -87,11 +88,11 @@ TEST(Memory, MopCheckpoints) {
       for (const Buffer& b : l.program.buffers)
         if (b.holds == Holds::checkpoints && b.space == Space::hbm) checkpoints += d(b.bytes);
       const double n = d(l.tokens()), layers = d(c.layers);
-      // 2NH a layer and the last output; the attention output and its log-sum-exp; 12 bytes a routed copy (expert, gate
-      // weight, place) and the plan of the rounds.
-      double expected =
-          2 * n * d(c.hidden) * (layers + 1) +
-          (12 * d(l.copies()) + d(plan::round_plan_bytes(8, static_cast<int>(c.experts), 2))) * d(c.moe_layers());
+      // 2NH a layer and the last output; the attention output and its log-sum-exp; 12 bytes a routed copy
+      // (expert, gate weight, place) and the plan of the rounds.
+      double expected = 2 * n * d(c.hidden) * (layers + 1) +
+                        (12 * d(l.copies()) + d(plan::round_plan_bytes(8, static_cast<int>(c.experts), 2))) *
+                            d(c.moe_layers());
       if (saved) expected += layers * n * d(c.heads) * (2 * d(c.v_dim()) + 4);
       EXPECT_DOUBLE_EQ(checkpoints, expected);
     }
@@ -121,7 +122,8 @@ TEST(Memory, MopGathersTwoLayersAtMost) {
                    2 * largest + 2 * 2 * d(l.parameters.layers.back().experts) / 4);
 }
 
-// Bytes of the experts do not depend on the context: rounds of a fixed capacity. But for the sum over a token's experts.
+// Bytes of the experts do not depend on the context: rounds of a fixed capacity. But for the sum over a
+// token's experts.
 TEST(Memory, MopExpertBuffersAreOfARound) {
   const std::string plan = mop_plan(8, 16, 2, 8, "round-rows=8192");
   const auto expert_bytes = [](const Lowered& l) {

@@ -469,8 +469,10 @@ class Checker {
       updated += out(i)->elements();
     }
     const auto master = static_cast<Master>(does.b);
-    require((master == Master::weights) == (l_.plan.family == plan::Family::fsdp2), "fsdp2's weights are the master");
-    require(master != Master::low || (!host && out(1)->type == Type::bf16), "low bits are of bf16 weights in HBM");
+    require((master == Master::weights) == (l_.plan.family == plan::Family::fsdp2),
+            "fsdp2's weights are the master");
+    require(master != Master::low || (!host && out(1)->type == Type::bf16),
+            "low bits are of bf16 weights in HBM");
     require(typed(in(1), Type::f32) && in(1)->elements() * size_of(Type::f32) == state_bytes(master) * does.a,
             "a block of states");
     require(v(0) == updated && updated <= does.a, "elements");

@@ -172,8 +172,11 @@ void expect_shards(const Lowered& l) {
     const int64_t blocks = ceil_div(s.states_first + s.elements, s.states_bucket);
     room(s.states, 0, blocks * state_bytes(s.master) * s.states_bucket);
     const bool fsdp2 = l.plan.family == plan::Family::fsdp2,
-               by_cpu = l.program.buffers[s.states].space == Space::host && l.plan.optimizer != plan::Optimizer::stream;
-    EXPECT_EQ(s.master, fsdp2 ? Master::weights : by_cpu || s.weights_type == Type::f32 ? Master::states : Master::low);
+               by_cpu = l.program.buffers[s.states].space == Space::host &&
+                        l.plan.optimizer != plan::Optimizer::stream;
+    EXPECT_EQ(s.master, fsdp2                                   ? Master::weights
+                        : by_cpu || s.weights_type == Type::f32 ? Master::states
+                                                                : Master::low);
   }
 }
 

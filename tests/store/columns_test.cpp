@@ -12,8 +12,7 @@ class Columns : public Folder {};
 TEST_F(Columns, AreThoseOfTheTable) {
   Store(path, Access::kWrite);
   SQLite::Database db(path.string());
-  SQLite::Statement statement(db,
-                              "SELECT name FROM pragma_table_info('runs') ORDER BY cid");
+  SQLite::Statement statement(db, "SELECT name FROM pragma_table_info('runs') ORDER BY cid");
   std::vector<std::string> in_table, listed;
   while (statement.executeStep()) in_table.push_back(statement.getColumn(0).getString());
   for (const Column& column : columns()) listed.push_back(column.name);

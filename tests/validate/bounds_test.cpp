@@ -106,14 +106,16 @@ TEST(Bounds, WhatWasNotPredictedBreaksOne) {
 
 TEST(Bounds, RatioIsOfTheFastestPlanOfEachFamily) {
   // Measured 8 : 10, predicted 9 : 10.
-  const std::vector<Comparison> runs{plan_of(1, "mop", 8, 9), plan_of(2, "mop", 12, 5), plan_of(3, "fsdp2", 10, 10)};
+  const std::vector<Comparison> runs{plan_of(1, "mop", 8, 9), plan_of(2, "mop", 12, 5),
+                                     plan_of(3, "fsdp2", 10, 10)};
   const Verdict& ratio = verdict(judge(runs, {}), "ratio");
   EXPECT_EQ(ratio.count, 1U);
   EXPECT_NEAR(ratio.value, 0.125, 1e-12);
 }
 
 TEST(Bounds, RankingIsTheTimeThatThePredictionsChoiceLoses) {
-  std::vector<Comparison> runs{plan_of(1, "mop", 10, 9), plan_of(2, "mop", 10.1, 8), plan_of(3, "mop", 20, 30)};
+  std::vector<Comparison> runs{plan_of(1, "mop", 10, 9), plan_of(2, "mop", 10.1, 8),
+                               plan_of(3, "mop", 20, 30)};
   EXPECT_NEAR(verdict(judge(runs, {}), "ranking").value, 0.01, 1e-12);
   EXPECT_TRUE(verdict(judge(runs, {}), "ranking").holds());
   runs[2].step_s = 7;
@@ -137,11 +139,12 @@ TEST(Bounds, OperationsAreJudgedByTheWorstKindsMedianOverRuns) {
   const double errors[] = {0.05, 0.30, 0.20};
   for (size_t i = 0; i < 3; ++i) {
     runs[i].measured_step_s = 10;
-    runs[i].operations = {{"attention gemm", "compute", 2, 2 * (1 + errors[i])},  // two components of one kind
-                          {"dense gemm", "compute", 2, 2 * (1 + errors[i])},
-                          {"router topk", "compute", 0.19, 5},  // below 2 % of the step
-                          {"dense all_gather", "gather", 1, 0.91},
-                          {kIdle, "", 5, 50}};
+    runs[i].operations = {
+        {"attention gemm", "compute", 2, 2 * (1 + errors[i])},  // two components of one kind
+        {"dense gemm", "compute", 2, 2 * (1 + errors[i])},
+        {"router topk", "compute", 0.19, 5},  // below 2 % of the step
+        {"dense all_gather", "gather", 1, 0.91},
+        {kIdle, "", 5, 50}};
   }
   const std::vector<KindErrors> kinds = kind_errors(runs);
   ASSERT_EQ(kinds.size(), 2U);

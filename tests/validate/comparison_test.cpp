@@ -31,7 +31,8 @@ TEST(Question, OfAnOlderRecordIsThePredictionsBesideIt) {
   old.detail = R"({"backend": "cuda"})";
   EXPECT_THAT(error_of([&] { scenario_of(old, nullptr); }), HasSubstr("no prediction is stored beside it"));
   store::RunRecord prediction;
-  prediction.detail = R"({"model": "tiny-qwen3-moe", "cluster": "h200x4", "gpus_per_node": 2, "precision": "fp32",
+  prediction.detail =
+      R"({"model": "tiny-qwen3-moe", "cluster": "h200x4", "gpus_per_node": 2, "precision": "fp32",
                           "balance_loss": true, "routing": "zipf:1.2", "calibration": "measured"})";
   EXPECT_EQ(plan::describe(scenario_of(old, &prediction).workload.routing), "zipf:1.2");
 }
@@ -95,10 +96,12 @@ TEST(Comparison, SaysThatRoutingWasSkewed) {
   record.detail = detail.dump();
   const Comparison c = compare(record, nullptr);
   ASSERT_EQ(c.notes.size(), 1U);
-  EXPECT_THAT(c.notes[0], HasSubstr("the fullest expert had 3.25 times the mean rows; predicted for balanced routing"));
+  EXPECT_THAT(c.notes[0],
+              HasSubstr("the fullest expert had 3.25 times the mean rows; predicted for balanced routing"));
 }
 
-// What the routers chose is known only afterwards: it is predicted for that, and says what it was for the stated routing.
+// What the routers chose is known only afterwards: it is predicted for that, and says what it was for the
+// stated routing.
 TEST(Comparison, TakesTheRoutingThatTheRunRecorded) {
   const predict::Scenario s = small_scenario();
   store::RunRecord record = measured(s);

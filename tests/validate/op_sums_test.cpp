@@ -42,7 +42,8 @@ TEST(OpSums, AreMediansOfRanksAndTheShortestOfCollectives) {
         "", &program, {{0, 0, first}, {1, 10, 10 + gather}, {1, 90, 90 + again}, {2, 200, 200 + second}}};
   };
   // Rank 0 waits in the first gather, ranks 1 and 2 in the second.
-  const std::vector<program::RankTimeline> ranks{rank(100, 50, 8, 10), rank(200, 30, 40, 10), rank(400, 30, 40, 10)};
+  const std::vector<program::RankTimeline> ranks{rank(100, 50, 8, 10), rank(200, 30, 40, 10),
+                                                 rank(400, 30, 40, 10)};
   const OpSums sums = sum_operations(ranks);
   ASSERT_EQ(sums.operations.size(), 2U);
   const OpSum &gemm = find(sums, "attention gemm"), &gather = find(sums, "dense all_gather");
@@ -60,14 +61,16 @@ TEST(OpSums, AreMediansOfRanksAndTheShortestOfCollectives) {
 
 TEST(OpSums, OfAnEvenNumberOfRanksTheMedianIsBetween) {
   const program::StepProgram program = three_operations();
-  const std::vector<program::RankTimeline> ranks{{"", &program, {{0, 0, 100}}}, {"", &program, {{0, 0, 300}}}};
+  const std::vector<program::RankTimeline> ranks{{"", &program, {{0, 0, 100}}},
+                                                 {"", &program, {{0, 0, 300}}}};
   EXPECT_DOUBLE_EQ(sum_operations(ranks).operations.at(0).seconds, 200e-9);
   const int64_t members[] = {3, 1};
   EXPECT_DOUBLE_EQ(sum_operations(ranks, members).operations.at(0).seconds, 100e-9);
 }
 
 TEST(OpSums, ReadBackFromJson) {
-  OpSums sums{{{"experts grouped_gemm", "compute", 0.25, 12}, {"dense all_gather", "gather", 0.125, 3}}, 0.5, 1.5};
+  OpSums sums{
+      {{"experts grouped_gemm", "compute", 0.25, 12}, {"dense all_gather", "gather", 0.125, 3}}, 0.5, 1.5};
   const OpSums back = op_sums_of(to_json(sums));
   EXPECT_EQ(back.step, 1.5);
   EXPECT_EQ(back.wait, 0.5);

@@ -56,19 +56,22 @@ TEST_F(Suite, RunsHaveTheCommonKeysAndTheirOwn) {
 
 TEST_F(Suite, CommandsAreALineARun) {
   const std::string script = commands(read(kTwo), "r.db", "t");
-  EXPECT_THAT(script,
-              HasSubstr("\nmop run --data t.bin --steps 6 --model olmoe-1b-7b --cluster h200x4 --gpus 2 --context 8K "
-                        "--plan fsdp2:cp=2 --db r.db --label first --trace t/first.trace.json\n"));
-  EXPECT_THAT(script,
-              HasSubstr("--steps 3 --model olmoe-1b-7b --cluster h200x4 --gpus 4 --plan mop:ulysses=1 --ep 2 --db r.db "
-                        "--label held-out/second --trace t/second.trace.json\n"));
+  EXPECT_THAT(
+      script,
+      HasSubstr("\nmop run --data t.bin --steps 6 --model olmoe-1b-7b --cluster h200x4 --gpus 2 --context 8K "
+                "--plan fsdp2:cp=2 --db r.db --label first --trace t/first.trace.json\n"));
+  EXPECT_THAT(
+      script,
+      HasSubstr(
+          "--steps 3 --model olmoe-1b-7b --cluster h200x4 --gpus 4 --plan mop:ulysses=1 --ep 2 --db r.db "
+          "--label held-out/second --trace t/second.trace.json\n"));
   EXPECT_THAT(script, Not(HasSubstr("on_nodes")));
 }
 
 TEST_F(Suite, EmulatedNodesStartTheirRanksThemselves) {
-  const std::string script =
-      commands(read("[n]\nmodel = \"olmoe-1b-7b\"\ncluster = \"scenarios/validation/clusters/h200-2x2.json\"\ngpus = 4\n"),
-               "r.db", "t");
+  const std::string script = commands(read("[n]\nmodel = \"olmoe-1b-7b\"\ncluster = "
+                                           "\"scenarios/validation/clusters/h200-2x2.json\"\ngpus = 4\n"),
+                                      "r.db", "t");
   EXPECT_THAT(script, HasSubstr("NCCL_HOSTID=node$node"));
   EXPECT_THAT(script, HasSubstr("\non_nodes 2 2 mop run --model olmoe-1b-7b --cluster"));
   EXPECT_THAT(script, Not(HasSubstr("--gpus")));
@@ -84,13 +87,17 @@ TEST_F(Suite, SaysWhatIsWrongAndWhere) {
               HasSubstr("write true or false"));
   EXPECT_THAT(error_of([&] { read("[a]\nmodel = \"olmoe-1b-7b\"\ngpus = 12\n"); }),
               HasSubstr("neither a part nor a multiple"));
-  EXPECT_THAT(error_of([&] { read("[a]\nmodel = \"olmoe-1b-7b\"\ngpus = 2\nep = 3\n"); }), HasSubstr("run a: "));
+  EXPECT_THAT(error_of([&] { read("[a]\nmodel = \"olmoe-1b-7b\"\ngpus = 2\nep = 3\n"); }),
+              HasSubstr("run a: "));
   EXPECT_THAT(
-      error_of([&] { read("[a]\nmodel = \"olmoe-1b-7b\"\n[b]\nmodel = \"olmoe-1b-7b\"\n[a]\nmodel = \"olmoe-1b-7b\"\n"); }),
+      error_of([&] {
+        read("[a]\nmodel = \"olmoe-1b-7b\"\n[b]\nmodel = \"olmoe-1b-7b\"\n[a]\nmodel = \"olmoe-1b-7b\"\n");
+      }),
       HasSubstr("stands twice"));
 }
 
-// What the validation suite promises: enough runs, of all sorts, a third of them held out, and all of them fit.
+// What the validation suite promises: enough runs, of all sorts, a third of them held out, and all of them
+// fit.
 TEST(ShippedSuite, CoversWhatItMust) {
   const std::vector<SuiteRun> runs = read_suite((data_home() / "scenarios/validation/suite.toml").string());
   EXPECT_GE(runs.size(), 40U);

@@ -12,7 +12,8 @@ namespace {
 using plan::Family;
 using ::testing::HasSubstr;
 
-Comparison other(int64_t id, double measured_over_predicted, const char* cluster = "h200x4", Family family = Family::mop) {
+Comparison other(int64_t id, double measured_over_predicted, const char* cluster = "h200x4",
+                 Family family = Family::mop) {
   Comparison c;
   c.measured.id = id;
   c.scenario.cluster.name = cluster;
@@ -48,8 +49,12 @@ TEST(WhatIf, WhatDoesNotFitHasNoTime) {
 
 TEST(ErrorBar, IsTheSpreadOfSimilarRuns) {
   const Comparison base = other(1, 9);
-  const std::vector<Comparison> others{
-      base, other(2, 1.0), other(3, 1.1), other(4, 1.2), other(5, 7, "h200x4", Family::fsdp2), other(6, 7, "h200")};
+  const std::vector<Comparison> others{base,
+                                       other(2, 1.0),
+                                       other(3, 1.1),
+                                       other(4, 1.2),
+                                       other(5, 7, "h200x4", Family::fsdp2),
+                                       other(6, 7, "h200")};
   const ErrorBar bar = error_bar(base, Family::mop, others);
   EXPECT_EQ(bar.runs, 3U);
   EXPECT_NEAR(bar.bias, 1.1, 1e-12);

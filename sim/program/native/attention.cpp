@@ -1,5 +1,5 @@
-// Attention under Ulysses (mop.md 2): own tokens and all heads outside, all tokens of the sequence and a part of the
-// heads inside, in chunks of heads that bound the working set.
+// Attention under Ulysses (mop.md 2): own tokens and all heads outside, all tokens of the sequence and a part
+// of the heads inside, in chunks of heads that bound the working set.
 #include <algorithm>
 
 #include "sim/base/error.h"
@@ -42,8 +42,8 @@ NativeLowering::Latents NativeLowering::attention_inputs(int layer, BufferId x, 
   norm(columns(raw, 0, rank), Role::kv_a_norm, columns(latent_rows, 0, rank));
   Does rotate;
   rotate.a = rotate.c = rope;
-  b_.op(local(OpKind::rope, part, traffic(n_ * rope, es, es), rotate), {columns(raw, rank, rope), positions(), {}},
-        {columns(latent_rows, rank, rope)});
+  b_.op(local(OpKind::rope, part, traffic(n_ * rope, es, es), rotate),
+        {columns(raw, rank, rope), positions(), {}}, {columns(latent_rows, rank, rope)});
   if (latent() && sequence_ != kNoGroup) {
     out.kv_all = own("kv_latent_gathered", t_, kv);
     b_.op(remote(OpKind::all_gather, Stream::sequence, part, sequence_, es_ * t_ * kv), {latent_rows},
@@ -54,9 +54,10 @@ NativeLowering::Latents NativeLowering::attention_inputs(int layer, BufferId x, 
   return out;
 }
 
-// Queries of one chunk of heads for the whole sequence, and its keys and values unless an earlier chunk brought them.
-NativeLowering::HeadChunk NativeLowering::project_chunk(int layer, int64_t chunk, const Latents& in, const Gathered& g,
-                                                        const HeadChunk& earlier) {
+// Queries of one chunk of heads for the whole sequence, and its keys and values unless an earlier chunk
+// brought them.
+NativeLowering::HeadChunk NativeLowering::project_chunk(int layer, int64_t chunk, const Latents& in,
+                                                        const Gathered& g, const HeadChunk& earlier) {
   const Component part = Component::attention;
   const int64_t qd = c_.qk_dim(), d = layout_.sequence.size, heads = chunks_.heads * d;
   const double es = static_cast<double>(es_);
@@ -78,13 +79,13 @@ NativeLowering::HeadChunk NativeLowering::project_chunk(int layer, int64_t chunk
   rotate.b = mla() ? c_.qk_nope_dim : 0;
   rotate.c = c_.rotary_dim();
   const auto norm = [&](Role role) {
-    return c_.qk_norm == model::QkNorm::none       ? Operand{}
-           : c_.qk_norm == model::QkNorm::per_head ? weight(g, role, 1, qd)
-                                                   : weight(g, role, 1, role == Role::q_norm ? c_.heads * qd
-                                                                                             : c_.kv_heads * qd);
+    return c_.qk_norm == model::QkNorm::none ? Operand{}
+           : c_.qk_norm == model::QkNorm::per_head
+               ? weight(g, role, 1, qd)
+               : weight(g, role, 1, role == Role::q_norm ? c_.heads * qd : c_.kv_heads * qd);
   };
-  b_.op(local(OpKind::rope, part, traffic(n_ * heads * qd, es, es), rotate), {out.q_raw, positions(), norm(Role::q_norm)},
-        {out.q});
+  b_.op(local(OpKind::rope, part, traffic(n_ * heads * qd, es, es), rotate),
+        {out.q_raw, positions(), norm(Role::q_norm)}, {out.q});
 
   Operand k, v;  // of own tokens
   const bool with_kv = chunk < chunks_.kv_chunks;
@@ -92,8 +93,8 @@ NativeLowering::HeadChunk NativeLowering::project_chunk(int layer, int64_t chunk
     project_keys_values(layer, chunk, in, g, out, k, v);
     if (!mla()) {
       const Operand rotated = keep ? own("keys_rotated", n_, k.view.cols) : k;
-      b_.op(local(OpKind::rope, part, traffic(k.view.elements(), es, es), rotate), {k, positions(), norm(Role::k_norm)},
-            {rotated});
+      b_.op(local(OpKind::rope, part, traffic(k.view.elements(), es, es), rotate),
+            {k, positions(), norm(Role::k_norm)}, {rotated});
       k = rotated;
     }
   }
@@ -124,10 +125,10 @@ NativeLowering::HeadChunk NativeLowering::project_chunk(int layer, int64_t chunk
   return out;
 }
 
-// gqa: k and v of own tokens side by side, not yet rotated. mla: from the latents, of own tokens and the chunk's heads,
-// or of all tokens and own heads where latents are exchanged.
-void NativeLowering::project_keys_values(int layer, int64_t chunk, const Latents& in, const Gathered& g, HeadChunk& out,
-                                         Operand& k, Operand& v) {
+// gqa: k and v of own tokens side by side, not yet rotated. mla: from the latents, of own tokens and the
+// chunk's heads, or of all tokens and own heads where latents are exchanged.
+void NativeLowering::project_keys_values(int layer, int64_t chunk, const Latents& in, const Gathered& g,
+                                         HeadChunk& out, Operand& k, Operand& v) {
   const Component part = Component::attention;
   const int64_t h = c_.hidden, qd = c_.qk_dim(), vd = c_.v_dim(), d = layout_.sequence.size;
   const double es = static_cast<double>(es_);
@@ -143,7 +144,8 @@ void NativeLowering::project_keys_values(int layer, int64_t chunk, const Latents
     v = columns(both, heads * qd, heads * vd);
     return;
   }
-  const int64_t rank = c_.kv_lora_rank, up = c_.qk_nope_dim + vd, rope = c_.qk_rope_dim, chunk_heads = chunks_.heads * d;
+  const int64_t rank = c_.kv_lora_rank, up = c_.qk_nope_dim + vd, rope = c_.qk_rope_dim,
+                chunk_heads = chunks_.heads * d;
   const int64_t tokens = latent() ? t_ : n_, heads = latent() ? chunks_.heads : chunk_heads;
   const Operand latents = matrix(latent() ? in.kv_all : in.kv, ct_, tokens, rank + rope);
   const Operand expanded = matrix(own("keys_values_up", tokens * heads * up), ct_, tokens, heads * up);
@@ -163,23 +165,32 @@ void NativeLowering::project_keys_values(int layer, int64_t chunk, const Latents
 
 AttentionShape NativeLowering::attention_shape(int layer) const {
   const int64_t window = plan_.windows ? c_.window[static_cast<size_t>(layer)] : 0;
-  const int64_t group = c_.heads / layout_.sequence.size / (chunks_.kv_heads * chunks_.kv_chunks);  // queries a key head
+  const int64_t group =
+      c_.heads / layout_.sequence.size / (chunks_.kv_heads * chunks_.kv_chunks);  // queries a key head
   const int64_t kv_heads =
       chunks_.kv_chunks == chunks_.chunks ? chunks_.kv_heads : std::max<int64_t>(1, chunks_.heads / group);
-  return {in_.workload.sequences, in_.workload.context, in_.workload.context, chunks_.heads,
-          kv_heads,               c_.qk_dim(),          c_.v_dim(),           1,
+  return {in_.workload.sequences,
+          in_.workload.context,
+          in_.workload.context,
+          chunks_.heads,
+          kv_heads,
+          c_.qk_dim(),
+          c_.v_dim(),
+          1,
           window};
 }
 
-// The key heads that a chunk of query heads looks at, `width` elements each, where one chunk brought all of them.
+// The key heads that a chunk of query heads looks at, `width` elements each, where one chunk brought all of
+// them.
 Operand NativeLowering::own_keys(Operand keys, int64_t chunk, int64_t width) const {
   if (chunks_.kv_chunks == chunks_.chunks) return keys;
   const int64_t group = c_.heads / layout_.sequence.size / chunks_.kv_heads;
-  return columns(keys, chunk * chunks_.heads / group * width, std::max<int64_t>(1, chunks_.heads / group) * width);
+  return columns(keys, chunk * chunks_.heads / group * width,
+                 std::max<int64_t>(1, chunks_.heads / group) * width);
 }
 
-// out: (N, heads x v), all heads; lse: (S, heads / D) fp32, a chunk after the other. Chunk c + 1 is projected and
-// exchanged while chunk c computes.
+// out: (N, heads x v), all heads; lse: (S, heads / D) fp32, a chunk after the other. Chunk c + 1 is projected
+// and exchanged while chunk c computes.
 NativeLowering::HeadChunk NativeLowering::attention_forward(int layer, const Latents& in, const Gathered& g,
                                                             BufferId out, BufferId lse) {
   const Component part = Component::attention;
@@ -190,10 +201,11 @@ NativeLowering::HeadChunk NativeLowering::attention_forward(int layer, const Lat
     const HeadChunk now = next;
     if (chunk + 1 < chunks_.chunks) next = project_chunk(layer, chunk + 1, in, g, now);
     const Operand home = columns(matrix(out, ct_, n_, c_.heads * vd), chunk * heads * vd, heads * vd);
-    const Operand own = sequence_ == kNoGroup
-                            ? home
-                            : matrix(transient("attention_output", o_bytes, Holds::attention_activations, layer), ct_,
-                                     t_, chunks_.heads * vd);
+    const Operand own =
+        sequence_ == kNoGroup
+            ? home
+            : matrix(transient("attention_output", o_bytes, Holds::attention_activations, layer), ct_, t_,
+                     chunks_.heads * vd);
     Does attend;
     attend.b = attention_shape(layer).window;
     b_.op(local(OpKind::attention_fwd, part, attention_shape(layer).shape(), attend, sequence_),
@@ -208,10 +220,11 @@ NativeLowering::HeadChunk NativeLowering::attention_forward(int layer, const Lat
   return next;
 }
 
-// d_out: (N, H) gradient of the block's attention output; writes d_normed (N, H) and the layer's gradients. The output
-// is exchanged once more beside its gradient: keeping both layouts of it would cost N x heads x v more a layer.
-void NativeLowering::attention_backward(int layer, const Checkpoint& saved, const Latents& in, const Gathered& g,
-                                        BufferId d_out, BufferId d_normed, BufferId dw) {
+// d_out: (N, H) gradient of the block's attention output; writes d_normed (N, H) and the layer's gradients.
+// The output is exchanged once more beside its gradient: keeping both layouts of it would cost N x heads x v
+// more a layer.
+void NativeLowering::attention_backward(int layer, const Checkpoint& saved, const Latents& in,
+                                        const Gathered& g, BufferId d_out, BufferId d_normed, BufferId dw) {
   const Component part = Component::attention;
   const BufferId out = saved.attention, lse = saved.lse;
   const int64_t h = c_.hidden, qd = c_.qk_dim(), vd = c_.v_dim(), d = layout_.sequence.size;
@@ -238,7 +251,8 @@ void NativeLowering::attention_backward(int layer, const Checkpoint& saved, cons
     if (!again(all)) clear(part, all);
   }
 
-  const Does home_to_rows = exchanging(Exchange::columns_to_rows), rows_to_home = exchanging(Exchange::rows_to_columns);
+  const Does home_to_rows = exchanging(Exchange::columns_to_rows),
+             rows_to_home = exchanging(Exchange::rows_to_columns);
   Does unrotate;
   unrotate.a = qd;
   unrotate.b = mla() ? c_.qk_nope_dim : 0;
@@ -261,13 +275,14 @@ void NativeLowering::attention_backward(int layer, const Checkpoint& saved, cons
   for (int64_t chunk = 0; chunk < chunks_.chunks; ++chunk) {
     const int64_t o_bytes = es_ * n_ * heads * vd, q_bytes = es_ * n_ * heads * qd;
     Operand d_o = own("attention_output_gradient", n_, heads * vd);
-    gemm(part, gradient_rows, false, columns(weight(g, Role::o, h, all_heads), chunk * heads * vd, heads * vd), false,
-         d_o);
+    gemm(part, gradient_rows, false,
+         columns(weight(g, Role::o, h, all_heads), chunk * heads * vd, heads * vd), false, d_o);
     Operand o = columns(matrix(out, ct_, n_, all_heads), chunk * heads * vd, heads * vd);
     if (sequence_ != kNoGroup) {
       const Operand o_rows = own("attention_output_exchanged", t_, chunks_.heads * vd),
                     d_o_rows = own("attention_output_gradient_exchanged", t_, chunks_.heads * vd);
-      b_.op(remote(OpKind::all_to_all, Stream::sequence, part, sequence_, 2 * o_bytes, 2 * o_bytes, home_to_rows),
+      b_.op(remote(OpKind::all_to_all, Stream::sequence, part, sequence_, 2 * o_bytes, 2 * o_bytes,
+                   home_to_rows),
             {o, d_o}, {o_rows, d_o_rows});
       o = o_rows;
       d_o = d_o_rows;
@@ -314,8 +329,8 @@ void NativeLowering::attention_backward(int layer, const Checkpoint& saved, cons
         const Operand both = own("keys_values_gradient_home", n_, returned * (qd + vd));
         d_k_home = columns(both, 0, returned * qd);
         d_v_home = columns(both, returned * qd, returned * vd);
-        b_.op(remote(OpKind::all_to_all, Stream::sequence, part, sequence_, q_bytes + kv_bytes, q_bytes + kv_bytes,
-                     rows_to_home),
+        b_.op(remote(OpKind::all_to_all, Stream::sequence, part, sequence_, q_bytes + kv_bytes,
+                     q_bytes + kv_bytes, rows_to_home),
               {d_q, d_k, d_v}, {d_q_home, d_k_home, d_v_home});
         if (chunks_.kv_replicas > 1) {
           const Operand summed = own("keys_values_gradient_summed", n_, key_heads * (qd + vd));
@@ -332,8 +347,8 @@ void NativeLowering::attention_backward(int layer, const Checkpoint& saved, cons
           d_v_home = fold(d_v_home, columns(summed, key_heads * qd, key_heads * vd), vd);
         }
       } else {
-        b_.op(remote(OpKind::all_to_all, Stream::sequence, part, sequence_, q_bytes, q_bytes, rows_to_home), {d_q},
-              {d_q_home});
+        b_.op(remote(OpKind::all_to_all, Stream::sequence, part, sequence_, q_bytes, q_bytes, rows_to_home),
+              {d_q}, {d_q_home});
       }
       d_q = d_q_home;
     }
@@ -343,11 +358,14 @@ void NativeLowering::attention_backward(int layer, const Checkpoint& saved, cons
     const Operand d_wq = gradient(dw, layer, q_role, heads * qd, q_width, q_first * q_width);
     const Operand d_from = q_lora ? d_q_latent : d_x;
     gemm(part, d_q, true, q_lora ? matrix(in.q, ct_, n_, q_width) : normed, false, d_wq, again(d_wq));
-    if (c_.qkv_bias && !mla()) column_sum(part, d_q, gradient(dw, layer, Role::q_bias, 1, heads * qd, q_first));
-    gemm(part, d_q, false, weight(g, q_role, heads * qd, q_width, q_first * q_width), false, d_from, again(d_from));
+    if (c_.qkv_bias && !mla())
+      column_sum(part, d_q, gradient(dw, layer, Role::q_bias, 1, heads * qd, q_first));
+    gemm(part, d_q, false, weight(g, q_role, heads * qd, q_width, q_first * q_width), false, d_from,
+         again(d_from));
     if (!give_back) continue;
     if (mla()) {
-      const int64_t up = c_.qk_nope_dim + vd, tokens = latent() ? t_ : n_, width = latent() ? chunks_.heads : heads;
+      const int64_t up = c_.qk_nope_dim + vd, tokens = latent() ? t_ : n_,
+                    width = latent() ? chunks_.heads : heads;
       const Operand d_up = own("keys_values_up_gradient", tokens, width * up);
       const Operand d_rope = columns(d_kv_latent, kv_rank, c_.qk_rope_dim);
       Does does;
@@ -355,14 +373,15 @@ void NativeLowering::attention_backward(int layer, const Checkpoint& saved, cons
       does.b = vd;
       does.c = c_.qk_rope_dim;
       does.accumulate = again(d_rope);
-      b_.op(local(OpKind::mla_keys_bwd, part, traffic(tokens * width * (qd + vd), es, es), does), {d_k_home, d_v_home},
-            {d_up, d_rope});
+      b_.op(local(OpKind::mla_keys_bwd, part, traffic(tokens * width * (qd + vd), es, es), does),
+            {d_k_home, d_v_home}, {d_up, d_rope});
       const int64_t first = chunk * heads * up * kv_rank;
       Operand w = weight(g, Role::kv_b, width * up, kv_rank, first),
               d_w = gradient(dw, layer, Role::kv_b, width * up, kv_rank, first);
       if (latent()) w = by_rank(w, width * up * kv_rank), d_w = by_rank(d_w, width * up * kv_rank);
       const uint16_t index = latent() ? sequence_ : kNoGroup;
-      const Operand latents = columns(matrix(latent() ? in.kv_all : in.kv, ct_, tokens, kv_latent), 0, kv_rank),
+      const Operand latents =
+                        columns(matrix(latent() ? in.kv_all : in.kv, ct_, tokens, kv_latent), 0, kv_rank),
                     d_latents = columns(d_kv_latent, 0, kv_rank);
       const bool cleared = latent() && sequence_ != kNoGroup;
       gemm(part, d_up, true, latents, false, d_w, again(d_w) || cleared, {}, index);
@@ -390,7 +409,8 @@ void NativeLowering::latent_backward(int layer, const Latents& in, const Gathere
   Operand d_kv = matrix(d_kv_latent, ct_, latent() ? t_ : n_, kv);
   if (latent() && sequence_ != kNoGroup) {
     const Operand home =
-        matrix(transient("kv_latent_gradient_home", es_ * n_ * kv, Holds::attention_activations, layer), ct_, n_, kv);
+        matrix(transient("kv_latent_gradient_home", es_ * n_ * kv, Holds::attention_activations, layer), ct_,
+               n_, kv);
     b_.op(remote(OpKind::reduce_scatter, Stream::sequence, part, sequence_, es_ * t_ * kv), {d_kv}, {home});
     d_kv = home;
   }

@@ -1,5 +1,5 @@
-// Input embedding. mop shards the table by columns: every rank of the dense group looks up its columns for all of
-// the group's tokens, so that work, memory and traffic do not depend on which tokens there are.
+// Input embedding. mop shards the table by columns: every rank of the dense group looks up its columns for
+// all of the group's tokens, so that work, memory and traffic do not depend on which tokens there are.
 #include "sim/program/native/lowering.h"
 
 namespace mop::program {
@@ -11,11 +11,13 @@ void NativeLowering::embed_forward(int64_t micro) {
   x_ = block_buffer(0);
   const Operand x = matrix(x_, ct_, n_, h);
   const auto lookup = [&](int64_t tokens, int64_t width) {
-    return local(OpKind::embedding, part, traffic(tokens * width, static_cast<double>(es_), static_cast<double>(es_)));
+    return local(OpKind::embedding, part,
+                 traffic(tokens * width, static_cast<double>(es_), static_cast<double>(es_)));
   };
   if (fsdp_) {
     b_.op(lookup(n_, h),
-          {ids(micro), matrix(root_, ct_, c_.vocab, h, params_.offset({FlatPart::root, -1}, model::Role::embedding))},
+          {ids(micro),
+           matrix(root_, ct_, c_.vocab, h, params_.offset({FlatPart::root, -1}, model::Role::embedding))},
           {x});
     return;
   }
@@ -28,8 +30,9 @@ void NativeLowering::embed_forward(int64_t micro) {
   const int64_t tokens = layout_.dense.size * n_;
   all_ids_ = transient("embedding_ids", kIdBytes * tokens, Holds::other_activations, -1);
   const Operand everyone = matrix(all_ids_, Type::i32, 1, tokens),
-                found = matrix(transient("embedding_rows", es_ * tokens * width, Holds::other_activations, -1), ct_,
-                               tokens, width);
+                found =
+                    matrix(transient("embedding_rows", es_ * tokens * width, Holds::other_activations, -1),
+                           ct_, tokens, width);
   b_.op(remote(OpKind::all_gather, Stream::sequence, part, embedding_group_, kIdBytes * tokens), {ids(micro)},
         {everyone});
   b_.op(lookup(tokens, width), {everyone, table}, {found});
@@ -53,7 +56,8 @@ void NativeLowering::embed_backward(int64_t micro, bool last) {
   };
   if (fsdp_) {
     scatter(n_, h, dx, ids(micro),
-            matrix(root_gradient_, gt_, c_.vocab, h, params_.offset({FlatPart::root, -1}, model::Role::embedding)));
+            matrix(root_gradient_, gt_, c_.vocab, h,
+                   params_.offset({FlatPart::root, -1}, model::Role::embedding)));
     settle(head_.dense, root_gradient_, last);
     return;
   }
@@ -65,8 +69,8 @@ void NativeLowering::embed_backward(int64_t micro, bool last) {
   } else {
     const int64_t tokens = layout_.dense.size * n_;
     const Operand arrived =
-        matrix(transient("embedding_row_gradients", es_ * tokens * width, Holds::other_activations, -1), ct_, tokens,
-               width);
+        matrix(transient("embedding_row_gradients", es_ * tokens * width, Holds::other_activations, -1), ct_,
+               tokens, width);
     b_.op(remote(OpKind::all_to_all, Stream::sequence, part, embedding_group_, es_ * tokens * width,
                  es_ * tokens * width, exchanging(Exchange::columns_to_rows)),
           {dx}, {arrived});

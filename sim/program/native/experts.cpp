@@ -1,5 +1,5 @@
-// Router and routed experts over Ep x F: streaming rounds of bounded size, least-loaded expert parallelism (mop.md 3
-// and 4; LLEP, arXiv 2601.17111).
+// Router and routed experts over Ep x F: streaming rounds of bounded size, least-loaded expert parallelism
+// (mop.md 3 and 4; LLEP, arXiv 2601.17111).
 #include <algorithm>
 
 #include "sim/base/integer.h"
@@ -16,13 +16,16 @@ constexpr int64_t kLine = 16;  // i32 elements of a cache line
 
 }  // namespace
 
-// All that routing leaves is one buffer, since the arena planner's time grows with what lives long: ids and gate weights
-// of the routed copies, their order, and the plan of the rounds, which is aligned to a cache line.
+// All that routing leaves is one buffer, since the arena planner's time grows with what lives long: ids and
+// gate weights of the routed copies, their order, and the plan of the rounds, which is aligned to a cache
+// line.
 NativeLowering::Gates NativeLowering::gates(BufferId saved) const {
   return {matrix(saved, Type::i32, n_, c_.top_k), matrix(saved, Type::f32, n_, c_.top_k, n_ * c_.top_k)};
 }
 
-int64_t NativeLowering::rounds_offset() const { return ceil_div(3 * n_ * c_.top_k, kLine) * kLine; }
+int64_t NativeLowering::rounds_offset() const {
+  return ceil_div(3 * n_ * c_.top_k, kLine) * kLine;
+}
 
 int64_t NativeLowering::rounds_bytes() const {
   return plan::round_plan_bytes(static_cast<int>(layout_.expert.size), static_cast<int>(c_.experts),
@@ -30,7 +33,8 @@ int64_t NativeLowering::rounds_bytes() const {
 }
 
 BufferId NativeLowering::router_logits(int layer, BufferId x, const Gathered& g) {
-  const BufferId logits = transient("router_logits", kFp32 * n_ * c_.experts, Holds::other_activations, layer);
+  const BufferId logits =
+      transient("router_logits", kFp32 * n_ * c_.experts, Holds::other_activations, layer);
   linear(Component::router, matrix(x, ct_, n_, c_.hidden), weight(g, Role::router, c_.experts, c_.hidden),
          matrix(logits, Type::f32, n_, c_.experts), bias(g, c_.router_bias, Role::router_bias, c_.experts));
   return logits;
@@ -49,7 +53,8 @@ void NativeLowering::route(int layer, BufferId x, const Gathered& g, Checkpoint&
     does.accumulate = true;
   }
   b_.op(local(OpKind::topk, Component::router,
-              traffic(n_ * c_.experts, kFp32, 8.0 * static_cast<double>(c_.top_k) / static_cast<double>(c_.experts)),
+              traffic(n_ * c_.experts, kFp32,
+                      8.0 * static_cast<double>(c_.top_k) / static_cast<double>(c_.experts)),
               does),
         {matrix(logits, Type::f32, n_, c_.experts),
          g.correction == kNoBuffer ? Operand{} : matrix(g.correction, Type::f32, 1, c_.experts)},
@@ -80,9 +85,9 @@ void NativeLowering::router_backward(int layer, BufferId x, const Gathered& g, c
   gemm(part, d_logits, false, weight(g, Role::router, e, h), false, matrix(d_x, Type::f32, n_, h), true);
 }
 
-// Order of the own routed copies by expert, counts of all ranks of the expert group, the least-loaded plan and its
-// rounds: known to every rank alike. Kept for backward, a few MiB a layer at most: the host, which has to know the rounds
-// before it can issue their work, then waits for the GPU in forward only.
+// Order of the own routed copies by expert, counts of all ranks of the expert group, the least-loaded plan
+// and its rounds: known to every rank alike. Kept for backward, a few MiB a layer at most: the host, which
+// has to know the rounds before it can issue their work, then waits for the GPU in forward only.
 NativeLowering::RoundsPlan NativeLowering::plan_rounds(int layer, BufferId saved) {
   const Component part = Component::router;
   const int64_t ranks = layout_.expert.size, e = c_.experts, copies = n_ * c_.top_k;
@@ -105,20 +110,21 @@ NativeLowering::RoundsPlan NativeLowering::plan_rounds(int layer, BufferId saved
   return out;
 }
 
-NativeLowering::ExpertWeights NativeLowering::expert_weights(BufferId own, BufferId spilled, Type type, Role role,
-                                                             int64_t rows, int64_t cols) const {
+NativeLowering::ExpertWeights NativeLowering::expert_weights(BufferId own, BufferId spilled, Type type,
+                                                             Role role, int64_t rows, int64_t cols) const {
   const int64_t each = params_.expert_elements(), first = params_.offset({FlatPart::experts, 0}, role);
   ExpertWeights w;
   w.own = many(matrix(own, type, rows, cols, first), c_.experts / layout_.expert.size, each);
-  if (spilled != kNoBuffer) w.spilled = many(matrix(spilled, type, rows, cols, first), plan_.spill_slots, each);
+  if (spilled != kNoBuffer)
+    w.spilled = many(matrix(spilled, type, rows, cols, first), plan_.spill_slots, each);
   return w;
 }
 
 // Slots for the weights of borrowed experts; kNoBuffer when nothing can spill.
 BufferId NativeLowering::spill_slots(int layer) {
   if (fsdp_ || !plan_.least_loaded || expert_ == kNoGroup) return kNoBuffer;
-  return transient("spilled_weights", es_ * plan_.spill_slots * params_.expert_elements(), Holds::spilled_experts,
-                   layer);
+  return transient("spilled_weights", es_ * plan_.spill_slots * params_.expert_elements(),
+                   Holds::spilled_experts, layer);
 }
 
 // In a round that begins a pass: the weights of what the pass borrows.
@@ -127,31 +133,34 @@ void NativeLowering::borrow(BufferId slots, const RoundsPlan& plan, const Gather
   const int64_t each = params_.expert_elements(), bytes = es_ * plan_.spill_slots * each;
   Does does = exchanging(Exchange::spill_weights);
   does.first_round = true;
-  b_.op(routed(remote(OpKind::all_to_all, Stream::spill, Component::experts, spill_group_, bytes, bytes, does),
-               Routed::spill),
-        {plan.rounds, many(matrix(g.experts, ct_, 1, each), c_.experts / layout_.expert.size, each)},
-        {many(matrix(slots, ct_, 1, each), plan_.spill_slots, each)});
+  b_.op(
+      routed(remote(OpKind::all_to_all, Stream::spill, Component::experts, spill_group_, bytes, bytes, does),
+             Routed::spill),
+      {plan.rounds, many(matrix(g.experts, ct_, 1, each), c_.experts / layout_.expert.size, each)},
+      {many(matrix(slots, ct_, 1, each), plan_.spill_slots, each)});
 }
 
 int64_t NativeLowering::round_rows() const {
-  // Without expert parallelism nothing moves, but the rows are still gathered round by round. fsdp2 has one round
-  // unless the load is uneven.
+  // Without expert parallelism nothing moves, but the rows are still gathered round by round. fsdp2 has one
+  // round unless the load is uneven.
   const int64_t copies = std::max(n_ * c_.top_k, layout_.expert.size);
   return fsdp_ ? copies : std::min(plan_.round_capacity(), copies);
 }
 
-// Bytes of the sum in fp32 that are read, and written, for an element of a round's rows: a token's rows of a round are
-// added up first.
+// Bytes of the sum in fp32 that are read, and written, for an element of a round's rows: a token's rows of a
+// round are added up first.
 double NativeLowering::sum_bytes(int64_t rows) const {
   return static_cast<double>(kFp32) * std::min(1.0, static_cast<double>(n_) / static_cast<double>(rows));
 }
 
 // y (N, H) fp32 += routed experts of x (N, H).
-void NativeLowering::experts_forward(int layer, BufferId x, const Gathered& g, BufferId y, Checkpoint& saved) {
+void NativeLowering::experts_forward(int layer, BufferId x, const Gathered& g, BufferId y,
+                                     Checkpoint& saved) {
   const Component part = Component::experts;
   const RoundsPlan plan = saved.rounds = plan_rounds(layer, saved.gates);
   const BufferId slots = spill_slots(layer);
-  const int64_t r = round_rows(), h = c_.hidden, i = c_.expert_intermediate, e = c_.experts / layout_.expert.size;
+  const int64_t r = round_rows(), h = c_.hidden, i = c_.expert_intermediate,
+                e = c_.experts / layout_.expert.size;
   const double es = static_cast<double>(es_);
   const Holds exchange = Holds::expert_exchange, activations = Holds::expert_activations;
   const ExpertWeights gate_up = expert_weights(g.experts, slots, ct_, Role::expert_gate, 2 * i, h),
@@ -189,7 +198,8 @@ void NativeLowering::experts_forward(int layer, BufferId x, const Gathered& g, B
   Does transposed;
   transposed.transpose_b = true;
   b_.op(compute(OpKind::grouped_gemm, {{r, 2 * i, h, e}}, transposed),
-        {arrived, plan.rounds, gate_up.own, gate_up.spilled, gate_up_bias.own, gate_up_bias.spilled}, {hidden});
+        {arrived, plan.rounds, gate_up.own, gate_up.spilled, gate_up_bias.own, gate_up_bias.spilled},
+        {hidden});
   b_.op(compute(swiglu_, traffic(r * i, 2 * es, es)), {hidden, plan.rounds}, {act});
   b_.op(compute(OpKind::grouped_gemm, {{r, h, i, e}}, transposed),
         {act, plan.rounds, down.own, down.spilled, down_bias.own, down_bias.spilled}, {out});
@@ -209,11 +219,11 @@ void NativeLowering::experts_forward(int layer, BufferId x, const Gathered& g, B
   b_.end_repeat();
 }
 
-// d_y (N, H) in, d_x (N, H) fp32 += , gradients of gate weights and of the local experts. The gate's gradient is found
-// on the expert's side as a row-wise product of swiglu and its gradient, so that nothing has to be combined again: the
-// gate weights travel along.
-void NativeLowering::experts_backward(int layer, BufferId x, const Gathered& g, const Checkpoint& saved, BufferId d_y,
-                                      BufferId d_x, BufferId d_gates, BufferId dw) {
+// d_y (N, H) in, d_x (N, H) fp32 += , gradients of gate weights and of the local experts. The gate's gradient
+// is found on the expert's side as a row-wise product of swiglu and its gradient, so that nothing has to be
+// combined again: the gate weights travel along.
+void NativeLowering::experts_backward(int layer, BufferId x, const Gathered& g, const Checkpoint& saved,
+                                      BufferId d_y, BufferId d_x, BufferId d_gates, BufferId dw) {
   const Component part = Component::experts;
   b_.at(Phase::backward, layer);
   const RoundsPlan& plan = saved.rounds;
@@ -275,8 +285,8 @@ void NativeLowering::experts_backward(int layer, BufferId x, const Gathered& g, 
   if (lent != kNoBuffer) {
     Does first;
     first.first_round = true;
-    b_.op(routed(local(OpKind::clear, part,
-                       {{plan_.spill_slots * each, 0, gs_ * plan_.spill_slots * each}}, first, expert_),
+    b_.op(routed(local(OpKind::clear, part, {{plan_.spill_slots * each, 0, gs_ * plan_.spill_slots * each}},
+                       first, expert_),
                  Routed::spill),
           {plan.rounds}, {matrix(lent, gt_, 1, plan_.spill_slots * each)});
   }
@@ -306,7 +316,8 @@ void NativeLowering::experts_backward(int layer, BufferId x, const Gathered& g, 
     Does transposed;
     transposed.transpose_b = true;
     b_.op(grouped(2 * i, h, transposed),
-          {arrived.x, plan.rounds, gate_up.own, gate_up.spilled, gate_up_bias.own, gate_up_bias.spilled}, {hidden});
+          {arrived.x, plan.rounds, gate_up.own, gate_up.spilled, gate_up_bias.own, gate_up_bias.spilled},
+          {hidden});
     b_.op(compute(swiglu_, traffic(r * i, 2 * es, es)), {hidden, plan.rounds}, {act});
     b_.at(Phase::backward, layer);
   }
@@ -315,10 +326,11 @@ void NativeLowering::experts_backward(int layer, BufferId x, const Gathered& g, 
         {hidden, d_act, plan.rounds, arrived.weights, act, arrived.d_y, down_bias.own, down_bias.spilled},
         {hidden, act, out.d_weights});
   b_.op(grouped(h, i, weight_gradient), {arrived.d_y, act, plan.rounds}, {d_down.own, d_down.spilled});
-  b_.op(grouped(2 * i, h, weight_gradient), {hidden, arrived.x, plan.rounds}, {d_gate_up.own, d_gate_up.spilled});
+  b_.op(grouped(2 * i, h, weight_gradient), {hidden, arrived.x, plan.rounds},
+        {d_gate_up.own, d_gate_up.spilled});
   if (c_.expert_bias) {
-    b_.op(compute(OpKind::expert_bias_bwd, traffic(r * h, es, 0), add), {arrived.d_y, plan.rounds, arrived.weights},
-          {d_down_bias.own, d_down_bias.spilled});
+    b_.op(compute(OpKind::expert_bias_bwd, traffic(r * h, es, 0), add),
+          {arrived.d_y, plan.rounds, arrived.weights}, {d_down_bias.own, d_down_bias.spilled});
     b_.op(compute(OpKind::expert_bias_bwd, traffic(r * 2 * i, es, 0), add), {hidden, plan.rounds, {}},
           {d_gate_up_bias.own, d_gate_up_bias.spilled});
   }
@@ -333,14 +345,16 @@ void NativeLowering::experts_backward(int layer, BufferId x, const Gathered& g, 
           {plan.rounds, out.d_x, out.d_weights}, {home.d_x, home.d_weights});
   }
   const double sums = sum_bytes(r);
-  b_.op(routed(local(OpKind::unpermute_bwd, part, traffic(r * h, es + sums, sums), add, expert_), Routed::source),
+  b_.op(routed(local(OpKind::unpermute_bwd, part, traffic(r * h, es + sums, sums), add, expert_),
+               Routed::source),
         {home.d_x, plan.order, plan.rounds, home.d_weights},
         {matrix(d_x, Type::f32, n_, h), matrix(d_gates, Type::f32, n_, c_.top_k)});
   if (lent != kNoBuffer) {
     const int64_t bytes = gs_ * plan_.spill_slots * each;
     Does last = exchanging(Exchange::spill_gradients);
     last.last_round = last.accumulate = true;
-    b_.op(routed(remote(OpKind::all_to_all, Stream::spill, part, spill_group_, bytes, bytes, last), Routed::spill),
+    b_.op(routed(remote(OpKind::all_to_all, Stream::spill, part, spill_group_, bytes, bytes, last),
+                 Routed::spill),
           {plan.rounds, many(matrix(lent, gt_, 1, each), plan_.spill_slots, each)},
           {many(matrix(staging, gt_, 1, each), plan_.spill_slots, each),
            many(matrix(dw, gt_, 1, each), own_experts, each)});

@@ -1,4 +1,5 @@
-// Gated feed-forwards that every token visits: dense layers and shared experts, tile by tile along the sequence.
+// Gated feed-forwards that every token visits: dense layers and shared experts, tile by tile along the
+// sequence.
 #include <algorithm>
 
 #include "sim/program/native/lowering.h"
@@ -15,9 +16,10 @@ void NativeLowering::feed_forward(int layer, Component part, GatedRoles roles, i
   const double es = static_cast<double>(es_);
   for (int64_t done = 0; done < n_; done += kTile) {
     const int64_t t = std::min(kTile, n_ - done);
-    const Operand hidden =
-                      matrix(transient("gate_up", es_ * t * 2 * width, Holds::other_activations, layer), ct_, t, 2 * width),
-                  act = matrix(transient("swiglu", es_ * t * width, Holds::other_activations, layer), ct_, t, width);
+    const Operand hidden = matrix(transient("gate_up", es_ * t * 2 * width, Holds::other_activations, layer),
+                                  ct_, t, 2 * width),
+                  act = matrix(transient("swiglu", es_ * t * width, Holds::other_activations, layer), ct_, t,
+                               width);
     linear(part, matrix(x, ct_, t, h, done * h), weight(g, roles.gate, 2 * width, h), hidden);
     b_.op(local(OpKind::swiglu, part, traffic(t * width, 2 * es, es)), {hidden, {}}, {act});
     linear(part, act, weight(g, roles.down, h, width), row_range(out, done, t));
@@ -25,9 +27,9 @@ void NativeLowering::feed_forward(int layer, Component part, GatedRoles roles, i
   }
 }
 
-void NativeLowering::feed_forward_backward(int layer, Component part, GatedRoles roles, int64_t width, BufferId x,
-                                           const Gathered& g, BufferId d_out, const Operand& d_x, BufferId dw,
-                                           const Checkpoint& saved) {
+void NativeLowering::feed_forward_backward(int layer, Component part, GatedRoles roles, int64_t width,
+                                           BufferId x, const Gathered& g, BufferId d_out, const Operand& d_x,
+                                           BufferId dw, const Checkpoint& saved) {
   const int64_t h = c_.hidden;
   const double es = static_cast<double>(es_);
   const Operand up = weight(g, roles.gate, 2 * width, h), down = weight(g, roles.down, h, width),

@@ -1,15 +1,14 @@
-// The programs that our executor runs: Mixture-of-Parallelisms (arXiv 2607.01844; design notes in mop.md), and
-// FSDP2's sharding with the same kernels (fsdp2 plans with runtime=native). One class in several files, a file a
-// part of the model:
+// The programs that our executor runs: Mixture-of-Parallelisms (arXiv 2607.01844; design notes in mop.md),
+// and FSDP2's sharding with the same kernels (fsdp2 plans with runtime=native). One class in several files, a
+// file a part of the model:
 //   weights.cpp     persistent buffers, gathers, gradient reduction, the optimizer
 //   attention.cpp   Ulysses over D
-//   feed_forward.cpp, experts.cpp   the dense and shared feed-forwards; router, streaming rounds, least-loaded plan
-//   embedding.cpp, vocabulary.cpp   the two ends
-//   step.cpp        the order of it all
+//   feed_forward.cpp, experts.cpp   the dense and shared feed-forwards; router, streaming rounds,
+//   least-loaded plan embedding.cpp, vocabulary.cpp   the two ends step.cpp        the order of it all
 //
-// Order of one step: for every micro-batch forward layers (mop with clipping: each preceded by its deferred update
-// on the first one), the vocabulary projection forward and backward together, backward layers; then the gradient
-// norm, and fsdp2's update.
+// Order of one step: for every micro-batch forward layers (mop with clipping: each preceded by its deferred
+// update on the first one), the vocabulary projection forward and backward together, backward layers; then
+// the gradient norm, and fsdp2's update.
 #pragma once
 #include <array>
 #include <set>
@@ -60,7 +59,8 @@ class NativeLowering {
     return {{elements, static_cast<int64_t>(static_cast<double>(elements) * read),
              static_cast<int64_t>(static_cast<double>(elements) * written)}};
   }
-  static OpSpec local(OpKind kind, Component component, Shape shape, Does does = {}, uint16_t group = kNoGroup) {
+  static OpSpec local(OpKind kind, Component component, Shape shape, Does does = {},
+                      uint16_t group = kNoGroup) {
     OpSpec spec{kind, Stream::compute, component, shape, group};
     spec.does = does;
     return spec;
@@ -89,7 +89,9 @@ class NativeLowering {
   void column_sum(Component component, const Operand& x, const Operand& sum);
 
   // Whether this part of a gradient has been written before in the step: then the next one adds to it.
-  bool again(const Operand& gradient) { return !written_.insert({gradient.buffer, gradient.view.offset}).second; }
+  bool again(const Operand& gradient) {
+    return !written_.insert({gradient.buffer, gradient.view.offset}).second;
+  }
 
   Operand weight(const Gathered& g, model::Role role, int64_t rows, int64_t cols, int64_t skip = 0) const {
     return matrix(g.dense, ct_, rows, cols, params_.offset({FlatPart::dense, g.layer}, role) + skip);
@@ -97,14 +99,16 @@ class NativeLowering {
   Operand bias(const Gathered& g, bool has, model::Role role, int64_t n, int64_t skip = 0) const {
     return has ? weight(g, role, 1, n, skip) : Operand{};
   }
-  Operand gradient(BufferId whole, int layer, model::Role role, int64_t rows, int64_t cols, int64_t skip = 0) const {
+  Operand gradient(BufferId whole, int layer, model::Role role, int64_t rows, int64_t cols,
+                   int64_t skip = 0) const {
     return matrix(whole, gt_, rows, cols, params_.offset({FlatPart::dense, layer}, role) + skip);
   }
   BufferId transient(const char* label, int64_t bytes, Holds holds, int layer) {
     return b_.buffer(label, bytes, holds, layer);
   }
   bool on_host(BufferId buffer) const { return b_.at(buffer).space == Space::host; }
-  // A ring of buffers that outlive the streams using them: writing one again waits for whoever still reads it.
+  // A ring of buffers that outlive the streams using them: writing one again waits for whoever still reads
+  // it.
   template <size_t K>
   void make_ring(std::array<BufferId, K>& ring, const char* label, int64_t bytes, Holds holds,
                  Space space = Space::hbm) {
@@ -114,8 +118,9 @@ class NativeLowering {
   // ---- weights.cpp
   void make_groups();
   void make_weights();
-  Part make_part(FlatGroup flat, Component component, int64_t parameters, int64_t used, const plan::Span& shards,
-                 uint16_t scatter, uint16_t replicas, int64_t replica_count, Space weights, Space gradients);
+  Part make_part(FlatGroup flat, Component component, int64_t parameters, int64_t used,
+                 const plan::Span& shards, uint16_t scatter, uint16_t replicas, int64_t replica_count,
+                 Space weights, Space gradients);
   void make_states(Weights& w);
   void register_shard(const Weights& w, const Part& part, int64_t first, const plan::Span& outer,
                       int64_t outer_elements, const plan::Span& inner);
@@ -129,7 +134,8 @@ class NativeLowering {
   void settle(const Part& part, BufferId whole, bool last);
   void stage(const Weights& w);
   void update(const Weights& w);
-  std::vector<Operand> segments(const Weights& w, int64_t first, int64_t count, bool gradients, BufferId in) const;
+  std::vector<Operand> segments(const Weights& w, int64_t first, int64_t count, bool gradients,
+                                BufferId in) const;
 
   // ---- embedding.cpp, vocabulary.cpp
   void embed_forward(int64_t micro);
@@ -145,9 +151,9 @@ class NativeLowering {
     BufferId kv_all = kNoBuffer;                  // of the whole sequence, where latents are exchanged
   };
   struct HeadChunk {
-    Operand q_raw, q;        // (N, heads x qk) of this rank's tokens: before and after norm and rotation
-    Operand k_raw;           // likewise
-    Operand queries, k, v;   // what attention reads: (S, heads x qk), (S, kv heads x qk), (S, kv heads x v)
+    Operand q_raw, q;       // (N, heads x qk) of this rank's tokens: before and after norm and rotation
+    Operand k_raw;          // likewise
+    Operand queries, k, v;  // what attention reads: (S, heads x qk), (S, kv heads x qk), (S, kv heads x v)
   };
   // A tile of a gated feed-forward, before and after the activation.
   struct GatedTile {
@@ -157,8 +163,8 @@ class NativeLowering {
     Operand order, rounds;
     OpId op = kNoOp;
   };
-  // What is kept of a block between its forward and its backward: its input, the attention output, the gates and where
-  // the rows go; all that backward reads when nothing is recomputed (keep_all_).
+  // What is kept of a block between its forward and its backward: its input, the attention output, the gates
+  // and where the rows go; all that backward reads when nothing is recomputed (keep_all_).
   struct Checkpoint {
     BufferId input = kNoBuffer, attention = kNoBuffer, lse = kNoBuffer, gates = kNoBuffer;  // live in HBM
     BufferId host = kNoBuffer;
@@ -172,15 +178,16 @@ class NativeLowering {
 
   // ---- attention.cpp
   Latents attention_inputs(int layer, BufferId x, const Gathered& g);
-  HeadChunk project_chunk(int layer, int64_t chunk, const Latents& in, const Gathered& g, const HeadChunk& earlier);
-  void project_keys_values(int layer, int64_t chunk, const Latents& in, const Gathered& g, HeadChunk& out, Operand& k,
-                           Operand& v);
+  HeadChunk project_chunk(int layer, int64_t chunk, const Latents& in, const Gathered& g,
+                          const HeadChunk& earlier);
+  void project_keys_values(int layer, int64_t chunk, const Latents& in, const Gathered& g, HeadChunk& out,
+                           Operand& k, Operand& v);
   // Returns the last chunk.
   HeadChunk attention_forward(int layer, const Latents& in, const Gathered& g, BufferId out, BufferId lse);
-  void attention_backward(int layer, const Checkpoint& saved, const Latents& in, const Gathered& g, BufferId d_out,
-                          BufferId d_normed, BufferId dw);
-  void latent_backward(int layer, const Latents& in, const Gathered& g, BufferId d_q_latent, BufferId d_kv_latent,
-                       BufferId d_normed, BufferId dw);
+  void attention_backward(int layer, const Checkpoint& saved, const Latents& in, const Gathered& g,
+                          BufferId d_out, BufferId d_normed, BufferId dw);
+  void latent_backward(int layer, const Latents& in, const Gathered& g, BufferId d_q_latent,
+                       BufferId d_kv_latent, BufferId d_normed, BufferId dw);
   AttentionShape attention_shape(int layer) const;
   bool mla() const { return c_.attention == model::Attention::mla; }
   bool latent() const { return mla() && plan_.mla_exchange == plan::MlaExchange::latent && !fsdp_; }
@@ -193,8 +200,9 @@ class NativeLowering {
   };
   void feed_forward(int layer, Component part, GatedRoles roles, int64_t width, BufferId x, const Gathered& g,
                     const Operand& out, Checkpoint& saved);
-  void feed_forward_backward(int layer, Component part, GatedRoles roles, int64_t width, BufferId x, const Gathered& g,
-                             BufferId d_out, const Operand& d_x, BufferId dw, const Checkpoint& saved);
+  void feed_forward_backward(int layer, Component part, GatedRoles roles, int64_t width, BufferId x,
+                             const Gathered& g, BufferId d_out, const Operand& d_x, BufferId dw,
+                             const Checkpoint& saved);
   struct Gates {
     Operand ids, weights;
   };
@@ -203,8 +211,8 @@ class NativeLowering {
   int64_t rounds_bytes() const;
   BufferId router_logits(int layer, BufferId x, const Gathered& g);
   void route(int layer, BufferId x, const Gathered& g, Checkpoint& saved);
-  void router_backward(int layer, BufferId x, const Gathered& g, const Checkpoint& saved, BufferId d_gates, BufferId d_x,
-                       BufferId dw);
+  void router_backward(int layer, BufferId x, const Gathered& g, const Checkpoint& saved, BufferId d_gates,
+                       BufferId d_x, BufferId dw);
   RoundsPlan plan_rounds(int layer, BufferId saved);
   struct ExpertWeights {
     Operand own, spilled;
@@ -218,8 +226,8 @@ class NativeLowering {
   // Without expert parallelism all rows of a rank are one round, which can be kept.
   bool keep_experts() const { return keep_all_ && expert_ == kNoGroup && round_rows() == n_ * c_.top_k; }
   void experts_forward(int layer, BufferId x, const Gathered& g, BufferId y, Checkpoint& saved);
-  void experts_backward(int layer, BufferId x, const Gathered& g, const Checkpoint& saved, BufferId d_y, BufferId d_x,
-                        BufferId d_gates, BufferId dw);
+  void experts_backward(int layer, BufferId x, const Gathered& g, const Checkpoint& saved, BufferId d_y,
+                        BufferId d_x, BufferId d_gates, BufferId dw);
 
   // ---- step.cpp
   void load_batches();
@@ -234,7 +242,9 @@ class NativeLowering {
   void fetch(int layer);
   void finish_step();
   Operand ids(int64_t micro) const { return matrix(batches_[static_cast<size_t>(micro)], Type::i32, 1, n_); }
-  Operand targets(int64_t micro) const { return matrix(batches_[static_cast<size_t>(micro)], Type::i32, 1, n_, n_); }
+  Operand targets(int64_t micro) const {
+    return matrix(batches_[static_cast<size_t>(micro)], Type::i32, 1, n_, n_);
+  }
   Operand positions() const { return matrix(batch_, Type::i32, 1, n_, 2 * n_); }
   Operand starts() const { return matrix(batch_, Type::i32, 1, t_, 3 * n_); }
   Operand sum(int64_t index) const { return matrix(sums_, Type::f64, 1, 1, index); }
@@ -253,14 +263,15 @@ class NativeLowering {
   Type ct_ = Type::bf16, gt_ = Type::bf16;  // compute type; type of gradients before they are reduced
   Type wt_ = Type::bf16, ht_ = Type::bf16;  // of weight shards; of gradients as the update reads them
   int64_t es_ = 2, gs_ = 2;                 // their bytes: compute, unreduced gradient
-  int64_t n_ = 0;  // tokens a rank (N)
-  int64_t t_ = 0;  // tokens of its sequences (D x N)
+  int64_t n_ = 0;                           // tokens a rank (N)
+  int64_t t_ = 0;                           // tokens of its sequences (D x N)
   bool save_attention_ = true;
   bool keep_all_ = false;  // recompute=none
   OpKind swiglu_ = OpKind::swiglu, swiglu_bwd_ = OpKind::swiglu_bwd;
   uint16_t dense_group_ = kNoGroup, replicas_ = kNoGroup, sequence_ = kNoGroup, expert_ = kNoGroup,
            combine_ = kNoGroup, spill_group_ = kNoGroup, expert_shards_ = kNoGroup, vocabulary_ = kNoGroup,
-           vocabulary_replicas_ = kNoGroup, world_ = kNoGroup, embedding_group_ = kNoGroup, statistics_ = kNoGroup;
+           vocabulary_replicas_ = kNoGroup, world_ = kNoGroup, embedding_group_ = kNoGroup,
+           statistics_ = kNoGroup;
   std::vector<Weights> layers_;
   Weights embedding_, head_;  // fsdp2: head_ is the root group
   std::array<BufferId, 2> dense_slot_{kNoBuffer, kNoBuffer}, expert_slot_{kNoBuffer, kNoBuffer};
@@ -275,8 +286,8 @@ class NativeLowering {
   std::vector<Gathered> gathered_;
   // Rings of what crosses between the compute stream and the copy streams.
   std::array<BufferId, 3> input_ring_{}, bucket_ring_{};
-  std::array<BufferId, 2> attention_ring_{}, lse_ring_{}, fetched_input_{}, fetched_attention_{}, fetched_lse_{},
-      reduced_ring_{}, download_ring_{}, fresh_ring_{}, uploaded_ring_{};
+  std::array<BufferId, 2> attention_ring_{}, lse_ring_{}, fetched_input_{}, fetched_attention_{},
+      fetched_lse_{}, reduced_ring_{}, download_ring_{}, fresh_ring_{}, uploaded_ring_{};
   size_t next_bucket_ = 0, next_reduced_ = 0, next_update_ = 0, next_upload_ = 0;
 };
 

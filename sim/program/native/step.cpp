@@ -30,8 +30,8 @@ NativeLowering::NativeLowering(const LoweringInput& input)
     swiglu_ = OpKind::clamped_swiglu, swiglu_bwd_ = OpKind::clamped_swiglu_bwd;
 }
 
-void NativeLowering::gemm(Component component, const Operand& a, bool transpose_a, const Operand& b, bool transpose_b,
-                          const Operand& c, bool accumulate, Operand bias, uint16_t group) {
+void NativeLowering::gemm(Component component, const Operand& a, bool transpose_a, const Operand& b,
+                          bool transpose_b, const Operand& c, bool accumulate, Operand bias, uint16_t group) {
   const int64_t m = transpose_a ? a.view.cols : a.view.rows, k = transpose_a ? a.view.rows : a.view.cols;
   const int64_t n = transpose_b ? b.view.rows : b.view.cols;
   ensure((transpose_b ? b.view.cols : b.view.rows) == k && c.view.rows == m && c.view.cols == n,
@@ -43,7 +43,8 @@ void NativeLowering::gemm(Component component, const Operand& a, bool transpose_
   b_.op(local(OpKind::gemm, component, {{m, n, k}}, does, group), {a, b, bias}, {c});
 }
 
-void NativeLowering::linear(Component component, const Operand& x, const Operand& w, const Operand& y, Operand bias) {
+void NativeLowering::linear(Component component, const Operand& x, const Operand& w, const Operand& y,
+                            Operand bias) {
   gemm(component, x, false, w, true, y, false, bias);
 }
 
@@ -56,7 +57,8 @@ void NativeLowering::column_sum(Component component, const Operand& x, const Ope
   Does does;
   does.accumulate = again(sum);
   const int64_t bytes = x.view.elements() * size_of(x.view.type);
-  b_.op(local(OpKind::column_sum, component, {{x.view.elements(), bytes, gs_ * x.view.cols}}, does), {x}, {sum});
+  b_.op(local(OpKind::column_sum, component, {{x.view.elements(), bytes, gs_ * x.view.cols}}, does), {x},
+        {sum});
 }
 
 BufferId NativeLowering::block_buffer(int layer) {  // input of a layer: (N, H)
@@ -101,10 +103,11 @@ void NativeLowering::forward_layer(int layer) {
     saved.lse = transient("attention_lse", kFp32 * n_ * c_.heads, holds, layer);
   }
   const HeadChunk heads = attention_forward(layer, in, g, saved.attention, saved.lse);
-  const Operand mid = matrix(transient("block_middle", es_ * n_ * h, Holds::other_activations, layer), ct_, n_, h),
+  const Operand mid = matrix(transient("block_middle", es_ * n_ * h, Holds::other_activations, layer), ct_,
+                             n_, h),
                 x = matrix(x_, ct_, n_, h);
-  linear(Component::attention, matrix(saved.attention, ct_, n_, attention), weight(g, Role::o, h, attention), mid,
-         bias(g, c_.out_bias, Role::o_bias, h));
+  linear(Component::attention, matrix(saved.attention, ct_, n_, attention), weight(g, Role::o, h, attention),
+         mid, bias(g, c_.out_bias, Role::o_bias, h));
   const BufferId normed = transient("feed_forward_normed", es_ * n_ * h, Holds::other_activations, layer);
   b_.op(local(OpKind::rms_norm, Component::dense, traffic(n_ * h, 2 * es, 2 * es)),
         {mid, weight(g, Role::feed_forward_norm, 1, h), x}, {matrix(normed, ct_, n_, h), mid});
@@ -122,8 +125,8 @@ void NativeLowering::forward_layer(int layer) {
     y = transient("expert_sum", kFp32 * n_ * h, Holds::expert_activations, layer);
     const Operand out = matrix(y, Type::f32, n_, h);
     if (c_.shared_intermediate > 0)
-      feed_forward(layer, Component::shared_experts, {Role::shared_gate, Role::shared_down}, c_.shared_intermediate,
-                   normed, g, out, saved);
+      feed_forward(layer, Component::shared_experts, {Role::shared_gate, Role::shared_down},
+                   c_.shared_intermediate, normed, g, out, saved);
     else
       clear(Component::experts, out);
     experts_forward(layer, normed, g, y, saved);
@@ -132,9 +135,10 @@ void NativeLowering::forward_layer(int layer) {
   } else {
     y = transient("feed_forward_output", es_ * n_ * h, Holds::other_activations, layer);
     const Operand out = matrix(y, ct_, n_, h);
-    feed_forward(layer, Component::dense, {Role::dense_gate, Role::dense_down}, c_.dense_intermediate, normed, g, out,
-                 saved);
-    b_.op(local(OpKind::add, Component::dense, traffic(n_ * h, 2 * es, es)), {mid, out}, {matrix(next, ct_, n_, h)});
+    feed_forward(layer, Component::dense, {Role::dense_gate, Role::dense_down}, c_.dense_intermediate, normed,
+                 g, out, saved);
+    b_.op(local(OpKind::add, Component::dense, traffic(n_ * h, 2 * es, es)), {mid, out},
+          {matrix(next, ct_, n_, h)});
   }
   x_ = next;
   if (!fsdp_ && plan_.checkpoints == Place::host) offload(layer);
@@ -204,15 +208,17 @@ void NativeLowering::backward_layer(int layer, bool last) {
   if (!keep_all_) {
     mid = transient("block_middle", es_ * n_ * h, Holds::other_activations, layer);
     normed = transient("feed_forward_normed", es_ * n_ * h, Holds::other_activations, layer);
-    linear(Component::attention, matrix(saved.attention, ct_, n_, attention), weight(g, Role::o, h, attention),
-           rows(mid), bias(g, c_.out_bias, Role::o_bias, h));
+    linear(Component::attention, matrix(saved.attention, ct_, n_, attention),
+           weight(g, Role::o, h, attention), rows(mid), bias(g, c_.out_bias, Role::o_bias, h));
     b_.op(local(OpKind::rms_norm, Component::dense, traffic(n_ * h, 2 * es, 2 * es)),
-          {rows(mid), weight(g, Role::feed_forward_norm, 1, h), rows(saved.input)}, {rows(normed), rows(mid)});
+          {rows(mid), weight(g, Role::feed_forward_norm, 1, h), rows(saved.input)},
+          {rows(normed), rows(mid)});
   }
 
   b_.at(Phase::backward, layer);
-  const BufferId dw = !fsdp_ && layer + 1 == c_.layers ? last_dense_gradient_
-                                                       : gradient_target("dense_gradient_whole", w.dense, layer);
+  const BufferId dw = !fsdp_ && layer + 1 == c_.layers
+                          ? last_dense_gradient_
+                          : gradient_target("dense_gradient_whole", w.dense, layer);
   const BufferId d_normed =
       transient("feed_forward_normed_gradient", kFp32 * n_ * h, Holds::other_activations, layer);
   const Operand d_rows = matrix(d_normed, Type::f32, n_, h);
@@ -229,11 +235,11 @@ void NativeLowering::backward_layer(int layer, bool last) {
     settle(w.experts, d_experts, last);
     router_backward(layer, normed, g, saved, d_gates, d_normed, dw);
   } else {
-    feed_forward_backward(layer, Component::dense, {Role::dense_gate, Role::dense_down}, c_.dense_intermediate,
-                          normed, g, dx_, d_rows, dw, saved);
+    feed_forward_backward(layer, Component::dense, {Role::dense_gate, Role::dense_down},
+                          c_.dense_intermediate, normed, g, dx_, d_rows, dw, saved);
   }
-  // The next weights arrive under attention: its kernels lose less to a collective beside them than grouped products,
-  // whose tiles are dealt out beforehand to all multiprocessors.
+  // The next weights arrive under attention: its kernels lose less to a collective beside them than grouped
+  // products, whose tiles are dealt out beforehand to all multiprocessors.
   if (ahead()) gather_again(layer - 1);
   const auto norm_back = [&](Component part, const Operand& dy, BufferId from, Role role, BufferId residual,
                              BufferId to) {
@@ -317,14 +323,15 @@ StepProgram NativeLowering::run() {
       b_.at(Phase::forward, layers);
       const Operand load = matrix(load_, Type::f32, 1, 2 * c_.experts);
       if (world_ != kNoGroup)
-        b_.op(remote(OpKind::all_reduce, Stream::gather, Component::router, world_, 2 * kFp32 * c_.experts), {load},
-              {load});
+        b_.op(remote(OpKind::all_reduce, Stream::gather, Component::router, world_, 2 * kFp32 * c_.experts),
+              {load}, {load});
       Does does;
       does.accumulate = true;
       does.a = c_.moe_layers();
       does.b = n_ * layout_.ranks;
       does.c = in_.workload.accumulate;
-      b_.op(local(OpKind::balance_loss, Component::router, {{2 * c_.experts, 2 * kFp32 * c_.experts, 8}}, does, world_),
+      b_.op(local(OpKind::balance_loss, Component::router, {{2 * c_.experts, 2 * kFp32 * c_.experts, 8}},
+                  does, world_),
             {load}, {sum(2)});
     }
     vocabulary(micro, last);

@@ -5,7 +5,8 @@
 namespace mop::program {
 
 // (rows, cols) from element `first` of a buffer on; ld 0: rows follow one another.
-inline Operand matrix(BufferId buffer, Type type, int64_t rows, int64_t cols, int64_t first = 0, int64_t ld = 0) {
+inline Operand matrix(BufferId buffer, Type type, int64_t rows, int64_t cols, int64_t first = 0,
+                      int64_t ld = 0) {
   View v;
   v.type = type;
   v.rows = rows;

@@ -14,8 +14,8 @@ void NativeLowering::vocabulary(int64_t micro, bool last) {
   const double es = static_cast<double>(es_);
   const Component part = Component::vocabulary;
   b_.at(Phase::forward, layer);
-  // The final norm's weight: in fsdp2's root group; else in the last layer's dense group, whose weights are still
-  // gathered and whose gradient is begun here.
+  // The final norm's weight: in fsdp2's root group; else in the last layer's dense group, whose weights are
+  // still gathered and whose gradient is begun here.
   Operand w_norm, dw_norm, w_head, dw_head;
   BufferId gradient_of_head = kNoBuffer;
   if (fsdp_) {
@@ -38,8 +38,10 @@ void NativeLowering::vocabulary(int64_t micro, bool last) {
   }
   const Operand x = matrix(x_, ct_, n_, h);
   const BufferId normed = transient("final_normed", es_ * n_ * h, Holds::vocabulary_activations, layer);
-  b_.op(local(OpKind::rms_norm, part, traffic(n_ * h, es, es)), {x, w_norm, {}}, {matrix(normed, ct_, n_, h), {}});
-  const BufferId d_normed = transient("final_normed_gradient", kFp32 * n_ * h, Holds::vocabulary_activations, layer);
+  b_.op(local(OpKind::rms_norm, part, traffic(n_ * h, es, es)), {x, w_norm, {}},
+        {matrix(normed, ct_, n_, h), {}});
+  const BufferId d_normed =
+      transient("final_normed_gradient", kFp32 * n_ * h, Holds::vocabulary_activations, layer);
   if (fsdp_ || plan_.vocabulary_scheme == plan::VocabularyScheme::tokens || vocabulary_ == kNoGroup)
     tokens_move(normed, d_normed, w_head, dw_head, micro);
   else
@@ -56,7 +58,8 @@ void NativeLowering::vocabulary(int64_t micro, bool last) {
 }
 
 // X-gather: tiles of everyone's tokens visit each rank's columns; forward and backward in one visit.
-void NativeLowering::tokens_move(BufferId x, BufferId d_x, const Operand& w, const Operand& dw, int64_t micro) {
+void NativeLowering::tokens_move(BufferId x, BufferId d_x, const Operand& w, const Operand& dw,
+                                 int64_t micro) {
   const Component part = Component::vocabulary;
   const int layer = static_cast<int>(c_.layers);
   const double es = static_cast<double>(es_);
@@ -73,8 +76,8 @@ void NativeLowering::tokens_move(BufferId x, BufferId d_x, const Operand& w, con
   Operand all_targets = targets(micro);
   if (vocabulary_ != kNoGroup) {
     all_targets = matrix(transient("targets_gathered", kIdBytes * p * n_, holds, layer), Type::i32, p, n_);
-    b_.op(remote(OpKind::all_gather, Stream::sequence, part, statistics_, kIdBytes * p * n_), {targets(micro)},
-          {all_targets});
+    b_.op(remote(OpKind::all_gather, Stream::sequence, part, statistics_, kIdBytes * p * n_),
+          {targets(micro)}, {all_targets});
   }
   const auto own_rows = [&](BufferId b, Type type, int64_t done, int64_t t) {
     return row_range(matrix(b, type, n_, h), done, t);
@@ -84,8 +87,8 @@ void NativeLowering::tokens_move(BufferId x, BufferId d_x, const Operand& w, con
     if (vocabulary_ == kNoGroup || t <= 0) return own_rows(x, ct_, done, t);
     const Operand tile = matrix(tiles[static_cast<size_t>(done / tile_tokens % 2)], ct_, p * t, h);
     b_.at(Phase::forward, layer);
-    b_.op(remote(OpKind::all_gather, Stream::gather, part, vocabulary_, es_ * p * t * h), {own_rows(x, ct_, done, t)},
-          {tile});
+    b_.op(remote(OpKind::all_gather, Stream::gather, part, vocabulary_, es_ * p * t * h),
+          {own_rows(x, ct_, done, t)}, {tile});
     return tile;
   };
   Operand next = gather_tile(0);
@@ -102,8 +105,10 @@ void NativeLowering::tokens_move(BufferId x, BufferId d_x, const Operand& w, con
           {logits, here}, {statistics});
     if (vocabulary_ != kNoGroup) {
       const Operand all = many(
-          matrix(transient("loss_statistics_gathered", 3 * kFp32 * m * p, holds, layer), Type::f32, m, 3), p, 3 * m);
-      b_.op(remote(OpKind::all_gather, Stream::sequence, part, statistics_, 3 * kFp32 * m * p), {statistics}, {all});
+          matrix(transient("loss_statistics_gathered", 3 * kFp32 * m * p, holds, layer), Type::f32, m, 3), p,
+          3 * m);
+      b_.op(remote(OpKind::all_gather, Stream::sequence, part, statistics_, 3 * kFp32 * m * p), {statistics},
+            {all});
       statistics = all;
     }
     b_.at(Phase::backward, layer);
@@ -125,16 +130,18 @@ void NativeLowering::tokens_move(BufferId x, BufferId d_x, const Operand& w, con
   }
 }
 
-// V-ring: blocks of columns visit every rank; first for the statistics, then for the gradients, whose blocks ride
-// along.
-void NativeLowering::weights_move(BufferId x, BufferId d_x, const Operand& w, const Operand& dw, int64_t micro) {
+// V-ring: blocks of columns visit every rank; first for the statistics, then for the gradients, whose blocks
+// ride along.
+void NativeLowering::weights_move(BufferId x, BufferId d_x, const Operand& w, const Operand& dw,
+                                  int64_t micro) {
   const Component part = Component::vocabulary;
   const int layer = static_cast<int>(c_.layers);
   const double es = static_cast<double>(es_);
   const int64_t h = c_.hidden, p = layout_.vocabulary.size, width = w.view.rows, block = width * h;
   const int64_t tile = std::min(n_, plan_.vocabulary_tile * p);
   const Holds holds = Holds::vocabulary_activations;
-  const Operand statistics = matrix(transient("loss_statistics", 3 * kFp32 * n_, holds, layer), Type::f32, n_, 3);
+  const Operand statistics =
+      matrix(transient("loss_statistics", 3 * kFp32 * n_, holds, layer), Type::f32, n_, 3);
   // Two blocks of weights, and two of gradients, in turn.
   std::array<Operand, 2> blocks{}, gradients{};
   for (Operand& slot : blocks)
@@ -146,7 +153,8 @@ void NativeLowering::weights_move(BufferId x, BufferId d_x, const Operand& w, co
     b_.op(remote(OpKind::send_recv, Stream::gather, part, vocabulary_, bytes, bytes), {from}, {to});
     return to;
   };
-  // Calls visit(step, weights, rows, first row) for every block, in the order in which they come by, and tile.
+  // Calls visit(step, weights, rows, first row) for every block, in the order in which they come by, and
+  // tile.
   const auto tiles = [&](int64_t step, const Operand& now, const auto& visit) {
     for (int64_t done = 0; done < n_; done += tile) {
       const int64_t t = std::min(tile, n_ - done);
@@ -162,11 +170,14 @@ void NativeLowering::weights_move(BufferId x, BufferId d_x, const Operand& w, co
   for (int64_t step = 0; step < p; ++step) {
     const Operand now = weights;
     if (step + 1 < p) weights = ring(weights, blocks[static_cast<size_t>(step % 2)]);
-    tiles(step, now, [&](const Operand& logits, const Operand& here, const Operand& rows, int64_t, int64_t t, Does does) {
-      does.accumulate = step > 0;
-      b_.op(local(OpKind::cross_entropy, part, {{t * width, es_ * t * width, 3 * kFp32 * t}}, does, vocabulary_),
-            {logits, here}, {rows});
-    });
+    tiles(
+        step, now,
+        [&](const Operand& logits, const Operand& here, const Operand& rows, int64_t, int64_t t, Does does) {
+          does.accumulate = step > 0;
+          b_.op(local(OpKind::cross_entropy, part, {{t * width, es_ * t * width, 3 * kFp32 * t}}, does,
+                      vocabulary_),
+                {logits, here}, {rows});
+        });
   }
   weights = w;
   b_.at(Phase::backward, layer);
@@ -175,7 +186,8 @@ void NativeLowering::weights_move(BufferId x, BufferId d_x, const Operand& w, co
     const Operand now = weights;
     if (step + 1 < p) weights = ring(weights, blocks[static_cast<size_t>(step % 2)]);
     tiles(step, now,
-          [&](const Operand& logits, const Operand& here, const Operand& rows, int64_t done, int64_t t, Does does) {
+          [&](const Operand& logits, const Operand& here, const Operand& rows, int64_t done, int64_t t,
+              Does does) {
             Operand loss;
             if (step == 0) {
               loss = sum(1);
@@ -185,7 +197,8 @@ void NativeLowering::weights_move(BufferId x, BufferId d_x, const Operand& w, co
                   {logits, rows, here, matrix(valid_, Type::f64, 1, 1)}, {logits, loss});
             const Operand own_rows = row_range(matrix(x, ct_, n_, h), done, t);
             gemm(part, logits, true, own_rows, false, riding, step > 0 || done > 0);
-            gemm(part, logits, false, now, false, row_range(matrix(d_x, Type::f32, n_, h), done, t), step > 0);
+            gemm(part, logits, false, now, false, row_range(matrix(d_x, Type::f32, n_, h), done, t),
+                 step > 0);
           });
     if (step + 1 < p) riding = ring(riding, gradients[static_cast<size_t>(step % 2)]);
   }
@@ -194,7 +207,8 @@ void NativeLowering::weights_move(BufferId x, BufferId d_x, const Operand& w, co
     ring(riding, dw);
     return;
   }
-  const Operand arrived = matrix(transient("vocabulary_block_home", gs_ * block, holds, layer), gt_, width, h);
+  const Operand arrived =
+      matrix(transient("vocabulary_block_home", gs_ * block, holds, layer), gt_, width, h);
   ring(riding, arrived);
   Does add;
   add.accumulate = true;

@@ -13,8 +13,8 @@ using plan::Place;
 
 namespace {
 
-// DRAM bytes of one CPU Adam update of a parameter. mop: 14 read, 14 written; fsdp2's fp32 weight, gradient and two
-// moments: 16 read, 12 written.
+// DRAM bytes of one CPU Adam update of a parameter. mop: 14 read, 14 written; fsdp2's fp32 weight, gradient
+// and two moments: 16 read, 12 written.
 constexpr int64_t kHostTrafficBytes = 28;
 constexpr int64_t kStreamBucket = int64_t{1}
                                   << 26;  // parameters in flight of a GPU-streamed update, over its ring
@@ -48,9 +48,10 @@ bool NativeLowering::states_on_host(int layer) const {
   return all || layer >= plan_.optimizer_hbm_layers;
 }
 
-NativeLowering::Part NativeLowering::make_part(FlatGroup flat, Component component, int64_t parameters, int64_t used,
-                                               const plan::Span& shards, uint16_t scatter, uint16_t replicas,
-                                               int64_t replica_count, Space weights, Space gradients) {
+NativeLowering::Part NativeLowering::make_part(FlatGroup flat, Component component, int64_t parameters,
+                                               int64_t used, const plan::Span& shards, uint16_t scatter,
+                                               uint16_t replicas, int64_t replica_count, Space weights,
+                                               Space gradients) {
   Part p;
   p.flat = flat;
   p.component = component;
@@ -61,10 +62,10 @@ NativeLowering::Part NativeLowering::make_part(FlatGroup flat, Component compone
   p.replicas = replicas;
   p.replica_count = replica_count;
   const bool experts = flat.part == FlatPart::experts;
-  p.weights = b_.persistent(experts ? "expert_weights" : "dense_weights", size_of(wt_) * p.shard, Holds::weights,
-                            flat.layer, weights);
-  p.gradient = b_.persistent(experts ? "expert_gradient" : "dense_gradient", size_of(ht_) * p.shard, Holds::gradients,
-                             flat.layer, gradients);
+  p.weights = b_.persistent(experts ? "expert_weights" : "dense_weights", size_of(wt_) * p.shard,
+                            Holds::weights, flat.layer, weights);
+  p.gradient = b_.persistent(experts ? "expert_gradient" : "dense_gradient", size_of(ht_) * p.shard,
+                             Holds::gradients, flat.layer, gradients);
   return p;
 }
 
@@ -74,7 +75,8 @@ void NativeLowering::make_states(Weights& w) {
   const bool by_cpu = w.on_host && plan_.optimizer != Optimizer::stream;
   w.master = fsdp_ ? Master::weights : by_cpu || wt_ != Type::bf16 ? Master::states : Master::low;
   // Of those on the host the first ones; the head's come last.
-  const int64_t staged = plan_.optimizer == Optimizer::stream && deferred() ? plan_.optimizer_staged_layers : 0,
+  const int64_t staged =
+                    plan_.optimizer == Optimizer::stream && deferred() ? plan_.optimizer_staged_layers : 0,
                 end = plan_.optimizer_hbm_layers + staged;
   if (staged > 0 && w.on_host && (w.layer < end || end >= c_.layers)) {
     w.staged = b_.persistent("staged_states", state_bytes(w.master) * w.bucket, Holds::staging, w.layer);
@@ -82,12 +84,13 @@ void NativeLowering::make_states(Weights& w) {
     w.buckets = ceil_div(w.elements(), kStreamBucket);
     w.bucket = ceil_div(ceil_div(w.elements(), w.buckets), kShardUnit) * kShardUnit;
   }
-  w.states = b_.persistent("optimizer_states", state_bytes(w.master) * w.bucket * w.buckets, Holds::optimizer_states,
-                           w.layer, w.on_host ? Space::host : Space::hbm);
+  w.states = b_.persistent("optimizer_states", state_bytes(w.master) * w.bucket * w.buckets,
+                           Holds::optimizer_states, w.layer, w.on_host ? Space::host : Space::hbm);
 }
 
-void NativeLowering::register_shard(const Weights& w, const Part& part, int64_t first, const plan::Span& outer,
-                                    int64_t outer_elements, const plan::Span& inner) {
+void NativeLowering::register_shard(const Weights& w, const Part& part, int64_t first,
+                                    const plan::Span& outer, int64_t outer_elements,
+                                    const plan::Span& inner) {
   Shard s;
   s.flat = part.flat;
   s.weights = part.weights;
@@ -107,10 +110,12 @@ void NativeLowering::register_shard(const Weights& w, const Part& part, int64_t 
 }
 
 void NativeLowering::make_weights() {
-  // Gradients wait for the clip factor beside the engine that will read them. With accumulation they add up in HBM.
+  // Gradients wait for the clip factor beside the engine that will read them. With accumulation they add up
+  // in HBM.
   const auto spaces = [&](int layer) {
     const bool host = states_on_host(layer), cpu = host && (fsdp_ || plan_.optimizer != Optimizer::stream);
-    return std::pair{fsdp_ && host ? Space::host : Space::hbm, cpu && !held_in_hbm() ? Space::host : Space::hbm};
+    return std::pair{fsdp_ && host ? Space::host : Space::hbm,
+                     cpu && !held_in_hbm() ? Space::host : Space::hbm};
   };
   int64_t most_dense = 0, most_experts = 0;
   for (int l = 0; l < c_.layers; ++l) {
@@ -119,15 +124,15 @@ void NativeLowering::make_weights() {
     w.on_host = states_on_host(l);
     const auto [weights, gradients] = spaces(l);
     const int64_t dense = params_.elements({FlatPart::dense, l});
-    w.dense = make_part({FlatPart::dense, l}, Component::dense, dense, dense, layout_.dense, dense_group_, replicas_,
-                        layout_.dense_replicas.size, weights, gradients);
+    w.dense = make_part({FlatPart::dense, l}, Component::dense, dense, dense, layout_.dense, dense_group_,
+                        replicas_, layout_.dense_replicas.size, weights, gradients);
     most_dense = std::max(most_dense, w.dense.parameters);
     if (c_.moe[static_cast<size_t>(l)]) {
       const int64_t experts = params_.elements({FlatPart::experts, l}) / layout_.expert.size;
       // fsdp2's replicas hold every expert too.
-      w.experts = make_part({FlatPart::experts, l}, Component::experts, experts, experts, layout_.expert_shard,
-                            expert_shards_, fsdp_ ? replicas_ : kNoGroup, fsdp_ ? layout_.dense_replicas.size : 1,
-                            weights, gradients);
+      w.experts = make_part({FlatPart::experts, l}, Component::experts, experts, experts,
+                            layout_.expert_shard, expert_shards_, fsdp_ ? replicas_ : kNoGroup,
+                            fsdp_ ? layout_.dense_replicas.size : 1, weights, gradients);
       most_experts = std::max(most_experts, w.experts.parameters);
       if (c_.correction_bias)
         w.correction = b_.persistent("correction_bias", kFp32 * c_.experts, Holds::weights, l);
@@ -153,13 +158,13 @@ void NativeLowering::make_weights() {
     w.layer = layer;
     w.on_host = states_on_host(layer);
     const auto [weights, gradients] = spaces(layer);
-    w.dense = make_part({part, layer}, component, parameters, parameters, shards, scatter, replicas, replica_count,
-                        weights, gradients);
+    w.dense = make_part({part, layer}, component, parameters, parameters, shards, scatter, replicas,
+                        replica_count, weights, gradients);
     make_states(w);
   };
   if (fsdp_) {
-    end(head_, layers, FlatPart::root, Component::weights, params_.elements({FlatPart::root, layers}), layout_.dense,
-        dense_group_, replicas_, layout_.dense_replicas.size);
+    end(head_, layers, FlatPart::root, Component::weights, params_.elements({FlatPart::root, layers}),
+        layout_.dense, dense_group_, replicas_, layout_.dense_replicas.size);
     register_shard(head_, head_.dense, 0, {}, 0, layout_.dense);
     root_ = b_.persistent("gathered_root", es_ * head_.dense.parameters, Holds::gathered_weights, layers);
   } else {
@@ -189,7 +194,8 @@ void NativeLowering::make_weights() {
   }
   any_on_host |= head_.on_host;
   if (any_on_host && !fsdp_ && plan_.optimizer == Optimizer::stream) {
-    make_ring(bucket_ring_, "state_bucket", state_bytes(head_.master) * std::min(most, kStreamBucket), Holds::staging);
+    make_ring(bucket_ring_, "state_bucket", state_bytes(head_.master) * std::min(most, kStreamBucket),
+              Holds::staging);
   } else if (any_on_host) {
     if (fsdp_)  // a ring: uploads wait for their turn rather than run ahead with the whole model
       make_ring(uploaded_ring_, "uploaded_shard", kFp32 * most_part, Holds::gathered_weights);
@@ -216,8 +222,8 @@ void NativeLowering::make_weights() {
   if (plan_.clip) clip_ = b_.persistent("clip_factor", 256, Holds::other_activations);
 }
 
-// Elements [first, first + count) of what is updated together, the dense shard first: of the weights or gradients
-// themselves, or of a staging buffer that holds all of it.
+// Elements [first, first + count) of what is updated together, the dense shard first: of the weights or
+// gradients themselves, or of a staging buffer that holds all of it.
 std::vector<Operand> NativeLowering::segments(const Weights& w, int64_t first, int64_t count, bool gradients,
                                               BufferId in) const {
   std::vector<Operand> all;
@@ -227,15 +233,17 @@ std::vector<Operand> NativeLowering::segments(const Weights& w, int64_t first, i
     const int64_t from = std::max(first, start), to = std::min(first + count, start + part->shard);
     const Type type = gradients ? ht_ : in == kNoBuffer ? wt_ : ct_;
     if (from < to)
-      all.push_back(matrix(in != kNoBuffer ? in : gradients ? part->gradient : part->weights, type, 1, to - from,
-                           in != kNoBuffer ? from : from - start));
+      all.push_back(matrix(in != kNoBuffer ? in
+                           : gradients     ? part->gradient
+                                           : part->weights,
+                           type, 1, to - from, in != kNoBuffer ? from : from - start));
     start += part->shard;
   }
   return all;
 }
 
-// Brings the states up for the update that the next step's forward begins with, behind their way down from the update of
-// this one: both ways are busy all step, while the clip factor is not known yet.
+// Brings the states up for the update that the next step's forward begins with, behind their way down from
+// the update of this one: both ways are busy all step, while the clip factor is not known yet.
 void NativeLowering::stage(const Weights& w) {
   if (w.staged == kNoBuffer) return;
   b_.at(Phase::optimizer, w.layer);
@@ -274,14 +282,16 @@ void NativeLowering::update(const Weights& w) {
     return local(OpKind::adam, Component::optimizer, {{n, n * read, n * written}});
   };
   if (!w.on_host) {
-    adam(on_gpu(count), matrix(w.states, Type::f32, 1, state_elements), segments(w, 0, count, true, kNoBuffer),
-         segments(w, 0, count, false, kNoBuffer));
+    adam(on_gpu(count), matrix(w.states, Type::f32, 1, state_elements),
+         segments(w, 0, count, true, kNoBuffer), segments(w, 0, count, false, kNoBuffer));
     return;
   }
   if (w.staged != kNoBuffer) {
     const Operand staged = matrix(w.staged, Type::f32, 1, state_elements);
-    adam(on_gpu(count), staged, segments(w, 0, count, true, kNoBuffer), segments(w, 0, count, false, kNoBuffer));
-    copy(OpKind::copy_d2h, Stream::d2h, each * count, {staged}, {matrix(w.states, Type::f32, 1, state_elements)});
+    adam(on_gpu(count), staged, segments(w, 0, count, true, kNoBuffer),
+         segments(w, 0, count, false, kNoBuffer));
+    copy(OpKind::copy_d2h, Stream::d2h, each * count, {staged},
+         {matrix(w.states, Type::f32, 1, state_elements)});
     return;
   }
   if (!fsdp_ && plan_.optimizer == Optimizer::stream) {
@@ -292,7 +302,8 @@ void NativeLowering::update(const Weights& w) {
       const Operand staging =
           matrix(bucket_ring_[next_bucket_++ % bucket_ring_.size()], Type::f32, 1, state_elements);
       copy(OpKind::copy_h2d, Stream::h2d, each * w.bucket, {home}, {staging});
-      adam(on_gpu(n), staging, segments(w, first, n, true, kNoBuffer), segments(w, first, n, false, kNoBuffer));
+      adam(on_gpu(n), staging, segments(w, first, n, true, kNoBuffer),
+           segments(w, first, n, false, kNoBuffer));
       copy(OpKind::copy_d2h, Stream::d2h, each * w.bucket, {staging}, {home});
     }
     return;
@@ -305,10 +316,7 @@ void NativeLowering::update(const Weights& w) {
          segments(w, 0, count, true, gradients));
   }
   const BufferId fresh = fsdp_ ? kNoBuffer : fresh_ring_[turn];  // fsdp2's weights are on the host themselves
-  adam({OpKind::adam_host,
-        Stream::host,
-        Component::optimizer,
-        {{count, kHostTrafficBytes * count}}},
+  adam({OpKind::adam_host, Stream::host, Component::optimizer, {{count, kHostTrafficBytes * count}}},
        matrix(w.states, Type::f32, 1, state_elements), segments(w, 0, count, true, gradients),
        segments(w, 0, count, false, fresh));
   if (!fsdp_)
@@ -320,9 +328,9 @@ void NativeLowering::update(const Weights& w) {
 BufferId NativeLowering::gather_part(const Part& part, BufferId slot, const char* label) {
   Operand own = matrix(part.weights, wt_, 1, part.shard);
   if (!fsdp_ && part.scatter == kNoGroup) return part.weights;
-  const BufferId whole = slot != kNoBuffer
-                             ? slot
-                             : b_.buffer(label, es_ * part.parameters, Holds::gathered_weights, part.flat.layer);
+  const BufferId whole =
+      slot != kNoBuffer ? slot
+                        : b_.buffer(label, es_ * part.parameters, Holds::gathered_weights, part.flat.layer);
   const Operand full = matrix(whole, ct_, 1, part.parameters);
   if (fsdp_) {
     if (on_host(part.weights)) {
@@ -333,16 +341,18 @@ BufferId NativeLowering::gather_part(const Part& part, BufferId slot, const char
     const Operand narrow =
         part.scatter == kNoGroup
             ? full
-            : matrix(transient("cast_shard", es_ * part.shard, Holds::gathered_weights, part.flat.layer), ct_, 1,
-                     part.shard);
-    b_.op({OpKind::cast, Stream::gather, Component::weights,
+            : matrix(transient("cast_shard", es_ * part.shard, Holds::gathered_weights, part.flat.layer), ct_,
+                     1, part.shard);
+    b_.op({OpKind::cast,
+           Stream::gather,
+           Component::weights,
            {{part.shard, kFp32 * part.shard, es_ * part.shard}}},
           {own}, {narrow});
     own = narrow;
   }
   if (part.scatter != kNoGroup)
-    b_.op(remote(OpKind::all_gather, Stream::gather, part.component, part.scatter, es_ * part.parameters), {own},
-          {full});
+    b_.op(remote(OpKind::all_gather, Stream::gather, part.component, part.scatter, es_ * part.parameters),
+          {own}, {full});
   return whole;
 }
 
@@ -357,8 +367,8 @@ NativeLowering::Gathered NativeLowering::gather(int layer) {
   return g;
 }
 
-// Where producers accumulate a gradient: straight into the held shard when nothing has to be reduced, converted or
-// moved, else into a buffer that settle() empties. Padding is cleared.
+// Where producers accumulate a gradient: straight into the held shard when nothing has to be reduced,
+// converted or moved, else into a buffer that settle() empties. Padding is cleared.
 BufferId NativeLowering::gradient_target(const char* label, const Part& part, int layer) {
   BufferId target = kNoBuffer;
   if (part.scatter == kNoGroup && ht_ == gt_) {
@@ -373,10 +383,10 @@ BufferId NativeLowering::gradient_target(const char* label, const Part& part, in
   return target;
 }
 
-// From the gradient of a micro-batch to the shard that the update reads: reduce-scatter, convert or accumulate, sum
-// over replicas, add to the squared norm, bring to the host. What follows a collective runs on its stream, so that
-// backward goes on meanwhile, where a gather behind it on that stream soon lets the compute stream know that the
-// gradient's bytes are free again.
+// From the gradient of a micro-batch to the shard that the update reads: reduce-scatter, convert or
+// accumulate, sum over replicas, add to the squared norm, bring to the host. What follows a collective runs
+// on its stream, so that backward goes on meanwhile, where a gather behind it on that stream soon lets the
+// compute stream know that the gradient's bytes are free again.
 void NativeLowering::settle(const Part& part, BufferId whole, bool last) {
   const bool collective = part.scatter != kNoGroup || part.replicas != kNoGroup;
   const Stream stream =
@@ -390,10 +400,10 @@ void NativeLowering::settle(const Part& part, BufferId whole, bool last) {
   };
   if (part.scatter != kNoGroup) {
     const bool direct = ht_ == gt_ && !add;
-    const Operand to = direct ? target()
-                              : matrix(transient("reduced_gradient", gs_ * part.shard, Holds::gradients,
-                                                 part.flat.layer),
-                                       gt_, 1, part.shard);
+    const Operand to =
+        direct ? target()
+               : matrix(transient("reduced_gradient", gs_ * part.shard, Holds::gradients, part.flat.layer),
+                        gt_, 1, part.shard);
     b_.op(remote(OpKind::reduce_scatter, Stream::gather, part.component, part.scatter, gs_ * part.parameters),
           {matrix(whole, gt_, 1, part.parameters)}, {to});
     reduced = to;
@@ -414,18 +424,21 @@ void NativeLowering::settle(const Part& part, BufferId whole, bool last) {
   }
   if (!last) return;
   if (part.replicas != kNoGroup)
-    b_.op(remote(OpKind::all_reduce, Stream::gather, part.component, part.replicas, size_of(ht_) * part.shard),
-          {reduced}, {reduced});
+    b_.op(
+        remote(OpKind::all_reduce, Stream::gather, part.component, part.replicas, size_of(ht_) * part.shard),
+        {reduced}, {reduced});
   if (plan_.clip) {
     Does does;
     does.accumulate = true;
     does.a = part.replica_count;
-    OpSpec square = local(OpKind::square_sum, Component::optimizer, {{part.shard, size_of(ht_) * part.shard, 0}}, does);
+    OpSpec square =
+        local(OpKind::square_sum, Component::optimizer, {{part.shard, size_of(ht_) * part.shard, 0}}, does);
     square.stream = stream;
     b_.op(square, {reduced}, {sum(0)});
   }
   if (home)
-    b_.op({OpKind::copy_d2h, Stream::d2h, Component::optimizer, {{size_of(ht_) * part.shard}}}, {reduced}, {held});
+    b_.op({OpKind::copy_d2h, Stream::d2h, Component::optimizer, {{size_of(ht_) * part.shard}}}, {reduced},
+          {held});
 }
 
 }  // namespace mop::program

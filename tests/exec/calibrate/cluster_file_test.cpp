@@ -27,15 +27,22 @@ class ClusterFile : public ::testing::Test {
     findings_.libraries = "driver 13.0, NCCL 2.28.9";
     findings_.figures["pcie_up_bw"] = {{5.25e10, 0.97, 1.02}, "pinned, up"};
     findings_.figures["native_communicator_p2p_bytes"] = {{0, 1, 1}, "a peer"};
-    findings_.tables["native_matmul"] = {"products",
-                                         {{{8192, 8192, 8192}, {7.5e14, 0.99, 1.01}}, {{512, 512, 512}, {1e13, 1, 1}}}};
+    findings_.tables["native_matmul"] = {
+        "products", {{{8192, 8192, 8192}, {7.5e14, 0.99, 1.01}}, {{512, 512, 512}, {1e13, 1, 1}}}};
     findings_.tables["copy_engine_all_gather"] = {"copies", {{{2, 1 << 30}, {3e11, 1, 1}}}};
-    provenance_ = {
-        "host1", "6.1", "a CPU, 64 cores", "2026-11-27 04:00 UTC", {"NCCL_NVLS_ENABLE=0"}, "mop calibrate --gpus 2",
-        2,       12.5};
+    provenance_ = {"host1",
+                   "6.1",
+                   "a CPU, 64 cores",
+                   "2026-11-27 04:00 UTC",
+                   {"NCCL_NVLS_ENABLE=0"},
+                   "mop calibrate --gpus 2",
+                   2,
+                   12.5};
   }
   void TearDown() override { fs::remove_all(folder_); }
-  std::string text(const char* base) const { return cluster_file(cluster::cluster_file(base), findings_, provenance_); }
+  std::string text(const char* base) const {
+    return cluster_file(cluster::cluster_file(base), findings_, provenance_);
+  }
 
   fs::path folder_;
   Findings findings_;
@@ -45,12 +52,14 @@ class ClusterFile : public ::testing::Test {
 TEST_F(ClusterFile, HasWhatWasMeasuredAndTheRestOfTheBase) {
   const fs::path path = folder_ / "mine.json";
   write_cluster_file(path, text("h200x4"));
-  const cluster::ClusterModel mine = cluster::read_cluster(path.string()), base = cluster::read_cluster("h200x4");
+  const cluster::ClusterModel mine = cluster::read_cluster(path.string()),
+                              base = cluster::read_cluster("h200x4");
   EXPECT_EQ(mine.name, "mine");
   EXPECT_EQ(mine["pcie_up_bw"], 5.25e10);
   const cluster::Figure& up = mine.figures.at("pcie_up_bw");
   EXPECT_EQ(up.source, cluster::Source::measured);
-  for (const char* part : {"pinned, up", "mop calibrate", "2026-11-27 04:00 UTC", "2 x NVIDIA H200", "NCCL 2.28.9"})
+  for (const char* part :
+       {"pinned, up", "mop calibrate", "2026-11-27 04:00 UTC", "2 x NVIDIA H200", "NCCL 2.28.9"})
     EXPECT_THAT(up.where, HasSubstr(part));
   ASSERT_TRUE(up.spread);
   EXPECT_EQ(up.spread->low, 0.97);
@@ -66,14 +75,16 @@ TEST_F(ClusterFile, HasWhatWasMeasuredAndTheRestOfTheBase) {
       EXPECT_EQ(mine.figures.at(figure).where, base.figures.at(figure).where) << figure;
       EXPECT_EQ(mine.figures.at(figure).source, base.figures.at(figure).source) << figure;
     }
-  EXPECT_DOUBLE_EQ(mine.table("matmul").at({4096, 4096, 4096}).value, base.table("matmul").at({4096, 4096, 4096}).value);
+  EXPECT_DOUBLE_EQ(mine.table("matmul").at({4096, 4096, 4096}).value,
+                   base.table("matmul").at({4096, 4096, 4096}).value);
   EXPECT_EQ(mine.tables.at("torch_rope").where, base.tables.at("torch_rope").where);
 }
 
 TEST_F(ClusterFile, OfAVariantNeedsNoOtherFile) {
   const fs::path path = folder_ / "mine.json";
   write_cluster_file(path, text("h200-1tb"));
-  const cluster::ClusterModel mine = cluster::read_cluster(path.string()), base = cluster::read_cluster("h200-1tb");
+  const cluster::ClusterModel mine = cluster::read_cluster(path.string()),
+                              base = cluster::read_cluster("h200-1tb");
   EXPECT_EQ(mine["host_bytes"], base["host_bytes"]);
   EXPECT_EQ(mine.gpus_per_node(), base.gpus_per_node());
   EXPECT_EQ(mine.figures.at("nic_bw").where, base.figures.at("nic_bw").where);

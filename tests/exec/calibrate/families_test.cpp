@@ -19,7 +19,8 @@ std::string error_of(const std::string& text) {
 TEST(Families, AllOrThoseThatAreNamed) {
   EXPECT_EQ(parse_families("").size(), families().size());
   EXPECT_EQ(parse_families("attention,matmul"), (std::vector<std::string>{"attention", "matmul"}));
-  EXPECT_NE(error_of("matmull").find("unknown benchmark 'matmull'; did you mean 'matmul'?"), std::string::npos)
+  EXPECT_NE(error_of("matmull").find("unknown benchmark 'matmull'; did you mean 'matmul'?"),
+            std::string::npos)
       << error_of("matmull");
   EXPECT_NE(error_of(",").find("unknown benchmark ''"), std::string::npos) << error_of(",");
 }

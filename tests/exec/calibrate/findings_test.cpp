@@ -33,7 +33,8 @@ TEST(Findings, StepsWaitForTheSlowestRank) {
 Findings some() {
   Findings f{"4 x GPU", "driver 13.0", {"attention"}, {"no kernel for heads of 12"}, {}, {}};
   f.figures["pcie_up_bw"] = {{5.5e10, 0.98, 1.01}, "up"};
-  f.tables["native_matmul"] = {"products", {{{8192, 8192, 8192}, {7e14, 0.99, 1.02}}, {{128, 128, 128}, {1e12, 1, 1}}}};
+  f.tables["native_matmul"] = {"products",
+                               {{{8192, 8192, 8192}, {7e14, 0.99, 1.02}}, {{128, 128, 128}, {1e12, 1, 1}}}};
   return f;
 }
 

@@ -47,7 +47,8 @@ class Member final : public launch::Peers {
 };
 
 // body(rank, its peers) of every process; what each ended with.
-std::vector<std::string> processes(int size, const std::function<void(int, std::unique_ptr<launch::Peers>)>& body) {
+std::vector<std::string> processes(int size,
+                                   const std::function<void(int, std::unique_ptr<launch::Peers>)>& body) {
   Room room(size);
   std::vector<std::string> errors(static_cast<size_t>(size));
   std::vector<std::jthread> threads;
@@ -75,14 +76,15 @@ using Processes = Folder;
 TEST_F(Processes, WriteOneCheckpointTogether) {
   for (const auto& [size, ranks] : {std::pair{1, 3}, {2, 2}, {3, 3}, {2, 6}}) {
     const std::filesystem::path there = folder / fmt::format("{}-{}", size, ranks);
-    const auto errors = processes(size, [&, size = size, ranks = ranks](int rank, std::unique_ptr<launch::Peers> peers) {
-      Writer writer(there, 2, std::move(peers));
-      for (const int64_t step : {1, 2, 3}) {
-        const Filled memory = filled(step, static_cast<size_t>(ranks));
-        writer.begin(part_of(memory.snapshot(), rank, size));
-        writer.wait();
-      }
-    });
+    const auto errors =
+        processes(size, [&, size = size, ranks = ranks](int rank, std::unique_ptr<launch::Peers> peers) {
+          Writer writer(there, 2, std::move(peers));
+          for (const int64_t step : {1, 2, 3}) {
+            const Filled memory = filled(step, static_cast<size_t>(ranks));
+            writer.begin(part_of(memory.snapshot(), rank, size));
+            writer.wait();
+          }
+        });
     EXPECT_THAT(errors, ::testing::Each(::testing::IsEmpty()));
     EXPECT_THAT(names_in(there), ::testing::ElementsAre(step_name(2), step_name(3)));
     for (const int64_t step : {2, 3}) expect_contents(Reader(there / step_name(step)), step);

@@ -25,8 +25,8 @@ TEST(Calibrate, HelpHasAnExampleAndEveryFamily) {
   const Folder folder;
   const Ended ended = folder.mop({"calibrate", "--help"});
   EXPECT_EQ(ended.status, 0);
-  for (const char* part : {"Example:\n  mop calibrate", "--gpus N", "--base NAME|FILE", "--out FILE", "--only NAME,...",
-                           "matmul", "copy-engines", "interference", "network"})
+  for (const char* part : {"Example:\n  mop calibrate", "--gpus N", "--base NAME|FILE", "--out FILE",
+                           "--only NAME,...", "matmul", "copy-engines", "interference", "network"})
     EXPECT_THAT(ended.out, HasSubstr(part));
   EXPECT_THAT(ended.out, Not(HasSubstr("--found")));
 }
@@ -38,7 +38,8 @@ TEST(Calibrate, SaysWhatIsWrong) {
   expect_refusal({"--gpus", "1"}, "no file is given; write --out FILE");
   expect_refusal({"--gpus", "1", "--out", "a.txt"}, "names of cluster files end in .json");
   expect_refusal({"--gpus", "1", "--out", "none/a.json"}, "in a folder that is not there");
-  expect_refusal({"--gpus", "1", "--out", "a.json", "--only", "matmul,atention"}, "did you mean 'attention'?");
+  expect_refusal({"--gpus", "1", "--out", "a.json", "--only", "matmul,atention"},
+                 "did you mean 'attention'?");
   expect_refusal({"--gpus", "1", "--out", "a.json", "--only", "network"}, "two emulated hosts need two GPUs");
   expect_refusal({"--gpus", "1", "--out", "a.json", "--base", "h200x44"}, "did you mean 'h200x4'?");
   expect_refusal({"--gpus", "1", "--out", "a.json", "--format", "xml"}, "write table or json");

@@ -16,12 +16,13 @@
 namespace mop::test {
 namespace {
 
-using ::testing::HasSubstr;
 using nlohmann::json;
+using ::testing::HasSubstr;
 
 std::string text() {
   std::string all;
-  for (int i = 0; i < 400; ++i) all += "the quick brown fox jumps over the lazy dog " + std::to_string(i % 10) + ".\n";
+  for (int i = 0; i < 400; ++i)
+    all += "the quick brown fox jumps over the lazy dog " + std::to_string(i % 10) + ".\n";
   return all;
 }
 
@@ -62,20 +63,22 @@ TEST_F(Run, TrainsAndKeepsTheMeasurementBesideThePrediction) {
 }
 
 TEST_F(Run, LossFallsAndJsonHasALineAStep) {
-  const Ended ended = run({"--plan", "fsdp2", "--ranks", "2", "--steps", "40", "--lr", "5e-3", "--format", "json",
-                           "--precision", "fp32"});
+  const Ended ended = run({"--plan", "fsdp2", "--ranks", "2", "--steps", "40", "--lr", "5e-3", "--format",
+                           "json", "--precision", "fp32"});
   ASSERT_EQ(ended.status, 0) << ended.err;
   EXPECT_THAT(ended.err, HasSubstr("runtime=native"));
   const std::vector<json> steps = lines(ended.out);
   ASSERT_EQ(steps.size(), 40U);
   EXPECT_NEAR(steps[0].at("loss").get<double>(), std::log(256.0), 0.3);
   EXPECT_LT(steps[39].at("loss").get<double>(), 2.0);
-  for (const char* key : {"gradient_norm", "learning_rate", "tokens_per_s", "hbm_bytes", "exposed_communication_s"})
+  for (const char* key :
+       {"gradient_norm", "learning_rate", "tokens_per_s", "hbm_bytes", "exposed_communication_s"})
     EXPECT_TRUE(steps[7].at(key).is_number()) << key;
 }
 
 TEST_F(Run, DryRunShowsMemoryAndRunsNothing) {
-  const Ended ended = folder.mop({"run", "--model", "tiny-qwen3-moe", "--ranks", "4", "--dry-run", "--no-store"});
+  const Ended ended =
+      folder.mop({"run", "--model", "tiny-qwen3-moe", "--ranks", "4", "--dry-run", "--no-store"});
   ASSERT_EQ(ended.status, 0) << ended.err;
   EXPECT_THAT(ended.out, HasSubstr("CPU backend:"));
   EXPECT_THAT(ended.out, HasSubstr("critical path"));
@@ -83,8 +86,8 @@ TEST_F(Run, DryRunShowsMemoryAndRunsNothing) {
 }
 
 TEST_F(Run, ResumesFromItsCheckpoints) {
-  const std::vector<std::string> common{"--ranks", "2", "--plan", "mop", "--format", "json", "--no-store", "--steps", "6",
-                                        "--save", "ckpt"};
+  const std::vector<std::string> common{"--ranks",    "2",       "--plan", "mop",    "--format", "json",
+                                        "--no-store", "--steps", "6",      "--save", "ckpt"};
   const auto with = [&](std::vector<std::string> more) {
     more.insert(more.end(), common.begin(), common.end());
     return more;
@@ -114,20 +117,21 @@ TEST_F(Run, InterruptFinishesTheStepAndSaves) {
 
 // Killed at random instants, it always has something to go on from once a first checkpoint was written.
 TEST_F(Run, KilledAtAnyInstantItResumes) {
-  const std::vector<std::string> common = args({"--ranks", "2", "--steps", "100000", "--save", "ckpt", "--save-every", "1",
-                                                "--resume", "--no-store"});
+  const std::vector<std::string> common = args(
+      {"--ranks", "2", "--steps", "100000", "--save", "ckpt", "--save-every", "1", "--resume", "--no-store"});
   ASSERT_EQ(run({"--ranks", "2", "--steps", "1", "--save", "ckpt", "--no-store"}).status, 0);
   std::mt19937 random(5);
   for (int i = 0; i < 12; ++i) {
     std::string command = "cd '" + folder.path().string() + "' && timeout -s KILL " +
-                          std::to_string(0.2 + static_cast<double>(random() % 1500) / 1000) + " " + MOP_BINARY;
+                          std::to_string(0.2 + static_cast<double>(random() % 1500) / 1000) + " " +
+                          MOP_BINARY;
     for (const std::string& arg : common) command += " '" + arg + "'";
     command += " >out.txt 2>err.txt";
     const int status = std::system(command.c_str());
     EXPECT_EQ(WEXITSTATUS(status), 137) << folder.read("err.txt");
   }
-  const Ended ended = run({"--ranks", "4", "--plan", "fsdp2", "--steps", "100000", "--save", "ckpt", "--resume",
-                           "--dry-run", "--no-store"});
+  const Ended ended = run({"--ranks", "4", "--plan", "fsdp2", "--steps", "100000", "--save", "ckpt",
+                           "--resume", "--dry-run", "--no-store"});
   EXPECT_EQ(ended.status, 0);
   size_t complete = 0;
   for (const auto& entry : std::filesystem::directory_iterator(folder.path() / "ckpt"))
@@ -136,9 +140,13 @@ TEST_F(Run, KilledAtAnyInstantItResumes) {
 }
 
 TEST_F(Run, ExportsWhatItReadsAgain) {
-  ASSERT_EQ(run({"--steps", "2", "--export", "hf", "--export-type", "f32", "--no-store", "--precision", "fp32"}).status, 0);
+  ASSERT_EQ(
+      run({"--steps", "2", "--export", "hf", "--export-type", "f32", "--no-store", "--precision", "fp32"})
+          .status,
+      0);
   EXPECT_TRUE(std::filesystem::exists(folder.path() / "hf" / "config.json"));
-  const Ended again = run({"--steps", "1", "--weights", "hf", "--no-store", "--precision", "fp32", "--ranks", "2"});
+  const Ended again =
+      run({"--steps", "1", "--weights", "hf", "--no-store", "--precision", "fp32", "--ranks", "2"});
   EXPECT_EQ(again.status, 0) << again.err;
 }
 
@@ -149,24 +157,24 @@ TEST_F(Run, SaysWhatIsWrong) {
   };
   folder.write("empty.txt", "");
   folder.write("short.txt", "too short");
-  for (const Wrong& wrong : std::vector<Wrong>{
-           {{"run", "--model", "tiny-qwen3-moe"}, "no data is given"},
-           {{"run", "--model", "tiny-qwen3-moe", "--data", "nowhere.txt"}, "nowhere.txt"},
-           {{"run", "--model", "tiny-qwen3-moe", "--data", "empty.txt"}, "empty.txt"},
-           {{"run", "--model", "tiny-qwen3-moe", "--data", "short.txt"}, "short.txt"},
-           {args({"--ranks", "0"}), "--ranks is 0"},
-           {args({"--ranks", "3", "--plan", "mop:ep=2"}), "ep"},
-           {args({"--nodes", "2"}), "--ranks"},
-           {args({"--lr", "fast"}), "--lr is 'fast'"},
-           {args({"--lr", "-1"}), "rate"},
-           {args({"--steps", "0"}), "--steps is 0"},
-           {args({"--resume"}), "--save"},
-           {args({"--save-every", "2"}), "--save DIR"},
-           {args({"--save", "ckpt", "--resume"}), "no complete checkpoint"},
-           {args({"--weights", "nowhere"}), "nowhere"},
-           {args({"--save", "text.txt"}), "text.txt"},
-           {args({"--plan", "fsdp2:tp=8", "--ranks", "8"}), "attention heads"},
-           {args({"--order", "sorted"}), "--order is 'sorted'"}}) {
+  for (const Wrong& wrong :
+       std::vector<Wrong>{{{"run", "--model", "tiny-qwen3-moe"}, "no data is given"},
+                          {{"run", "--model", "tiny-qwen3-moe", "--data", "nowhere.txt"}, "nowhere.txt"},
+                          {{"run", "--model", "tiny-qwen3-moe", "--data", "empty.txt"}, "empty.txt"},
+                          {{"run", "--model", "tiny-qwen3-moe", "--data", "short.txt"}, "short.txt"},
+                          {args({"--ranks", "0"}), "--ranks is 0"},
+                          {args({"--ranks", "3", "--plan", "mop:ep=2"}), "ep"},
+                          {args({"--nodes", "2"}), "--ranks"},
+                          {args({"--lr", "fast"}), "--lr is 'fast'"},
+                          {args({"--lr", "-1"}), "rate"},
+                          {args({"--steps", "0"}), "--steps is 0"},
+                          {args({"--resume"}), "--save"},
+                          {args({"--save-every", "2"}), "--save DIR"},
+                          {args({"--save", "ckpt", "--resume"}), "no complete checkpoint"},
+                          {args({"--weights", "nowhere"}), "nowhere"},
+                          {args({"--save", "text.txt"}), "text.txt"},
+                          {args({"--plan", "fsdp2:tp=8", "--ranks", "8"}), "attention heads"},
+                          {args({"--order", "sorted"}), "--order is 'sorted'"}}) {
     std::vector<std::string> all = wrong.args;
     all.push_back("--no-store");
     const Ended ended = folder.mop(all);
@@ -178,7 +186,8 @@ TEST_F(Run, SaysWhatIsWrong) {
 TEST_F(Run, AFullDiskDuringACheckpointLeavesTheOldOnes) {
   ASSERT_EQ(run({"--steps", "1", "--save", "ckpt", "--no-store"}).status, 0);
   const Ended ended =
-      Process(args({"--steps", "3", "--save", "ckpt", "--resume", "--no-store"}), folder.path(), 100000).wait();
+      Process(args({"--steps", "3", "--save", "ckpt", "--resume", "--no-store"}), folder.path(), 100000)
+          .wait();
   EXPECT_EQ(ended.status, 2) << ended.err;
   EXPECT_TRUE(std::filesystem::exists(folder.path() / "ckpt" / "step-000001" / "manifest.json"));
   EXPECT_EQ(run({"--steps", "3", "--save", "ckpt", "--resume", "--no-store"}).status, 0);

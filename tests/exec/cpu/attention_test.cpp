@@ -152,7 +152,8 @@ void check(const Problem& p, Type type) {
          dv = Tensor::random(p.tokens, p.kv_heads * p.v_dim), d_sinks = Tensor::random(1, 3 * p.heads);
   const Setting setting = setting_of(p);
   const Values own_sinks = middle(sinks.values());
-  run_op(OpKind::attention_fwd, windowed_by(p), {&q, &k, &v, &starts, p.sinks ? &sinks : nullptr}, {&o, &lse}, setting);
+  run_op(OpKind::attention_fwd, windowed_by(p), {&q, &k, &v, &starts, p.sinks ? &sinks : nullptr}, {&o, &lse},
+         setting);
   const Result want = forward(p, q.values(), k.values(), v.values(), own_sinks);
   expect_close(o, want.o);
   expect_close(lse, want.lse);
@@ -239,8 +240,9 @@ TEST(Attention, RefusesATokenThatDoesNotSeeItself) {
   p.starts = {0, 0, 3, 0};
   Tensor q(4, p.heads * p.qk_dim), k(4, p.kv_heads * p.qk_dim), v(4, p.kv_heads * p.v_dim),
       starts = Tensor::contiguous(1, 4, p.starts, Type::i32), o(4, p.heads * p.v_dim), lse(4, p.heads);
-  EXPECT_THROW(run_op(OpKind::attention_fwd, windowed_by(p), {&q, &k, &v, &starts}, {&o, &lse}, setting_of(p)),
-               InternalError);
+  EXPECT_THROW(
+      run_op(OpKind::attention_fwd, windowed_by(p), {&q, &k, &v, &starts}, {&o, &lse}, setting_of(p)),
+      InternalError);
 }
 
 }  // namespace

@@ -86,13 +86,19 @@ TEST(Adam, UpdatesEveryPairFromItsBlocks) {
 // The same bits, however the master is kept.
 TEST(Adam, LowBitsBesideTheWeightsAreAsGoodAsAWholeMaster) {
   const int64_t bucket = 70, blocks = 2, n = 133;
-  const auto whole_state = [&](int64_t i, int64_t part) { return (i / bucket * 3 + part) * bucket + i % bucket; };
-  const auto low_state = [&](int64_t i, int64_t part) { return i / bucket * bucket * 5 / 2 + part * bucket + i % bucket; };
+  const auto whole_state = [&](int64_t i, int64_t part) {
+    return (i / bucket * 3 + part) * bucket + i % bucket;
+  };
+  const auto low_state = [&](int64_t i, int64_t part) {
+    return i / bucket * bucket * 5 / 2 + part * bucket + i % bucket;
+  };
   Tensor whole = Tensor::contiguous(1, blocks * bucket * 3, Values(blocks * bucket * 3)),
          parted = Tensor::contiguous(1, blocks * bucket * 5 / 2, Values(blocks * bucket * 5 / 2));
   Values masters(static_cast<size_t>(blocks * bucket * 3)), rounded;
   auto* const low = reinterpret_cast<uint16_t*>(parted.operand().data);
-  const auto low_at = [&](int64_t i) -> uint16_t& { return low[i / bucket * bucket * 5 + 4 * bucket + i % bucket]; };
+  const auto low_at = [&](int64_t i) -> uint16_t& {
+    return low[i / bucket * bucket * 5 + 4 * bucket + i % bucket];
+  };
   for (int64_t i = 0; i < n; ++i) {
     const double start = normal(1)[0];
     const uint32_t master = program::settled(std::bit_cast<uint32_t>(static_cast<float>(start)));

@@ -9,8 +9,8 @@
 
 #include "exec/cpu/gemm.h"
 #include "sim/base/error.h"
-#include "tests/exec/support/allocations.h"
 #include "tests/exec/cpu/routing_support.h"
+#include "tests/exec/support/allocations.h"
 
 namespace mop::cpu::test {
 namespace {

@@ -19,8 +19,8 @@ int gpus() {
 
 json calibrated(int n, const std::string& only) {
   const test::Folder folder;
-  const test::Ended ended =
-      folder.mop({"calibrate", "--gpus", std::to_string(n), "--only", only, "--out", "mine.json", "--format", "json"});
+  const test::Ended ended = folder.mop(
+      {"calibrate", "--gpus", std::to_string(n), "--only", only, "--out", "mine.json", "--format", "json"});
   EXPECT_EQ(ended.status, 0) << ended.err;
   if (ended.status != 0) return {};
   EXPECT_EQ(json::parse(ended.out).at("gpus"), n);
@@ -28,7 +28,8 @@ json calibrated(int n, const std::string& only) {
   return json::parse(folder.read("mine.json"));
 }
 
-void expect_measured(const json& cluster, const std::vector<std::string>& figures, const std::vector<std::string>& tables) {
+void expect_measured(const json& cluster, const std::vector<std::string>& figures,
+                     const std::vector<std::string>& tables) {
   for (const std::string& name : figures) {
     ASSERT_TRUE(cluster.at("figures").contains(name)) << name;
     EXPECT_EQ(cluster["figures"][name].at("source"), "measured") << name;
@@ -43,9 +44,10 @@ void expect_measured(const json& cluster, const std::vector<std::string>& figure
 TEST(CalibrateOnGpus, One) {
   if (const std::string reason = kernels::no_gpu(); !reason.empty()) GTEST_SKIP() << reason;
   expect_measured(calibrated(1, "memory,launch,copies,kernels"),
-                  {"native_context_bytes", "native_library_bytes", "native_launch_ns", "native_kernel_ns", "pcie_up_bw",
-                   "pcie_both_bw", "copy_latency_ns"},
-                  {"native_rms_norm", "native_unpermute", "native_adam_low", "native_cross_entropy_bwd", "host_copies_up"});
+                  {"native_context_bytes", "native_library_bytes", "native_launch_ns", "native_kernel_ns",
+                   "pcie_up_bw", "pcie_both_bw", "copy_latency_ns"},
+                  {"native_rms_norm", "native_unpermute", "native_adam_low", "native_cross_entropy_bwd",
+                   "host_copies_up"});
 }
 
 TEST(CalibrateOnGpus, Two) {
@@ -54,8 +56,8 @@ TEST(CalibrateOnGpus, Two) {
                   {"native_communicator_bytes", "native_communicator_p2p_bytes", "native_peer_memory_bytes",
                    "native_all_gather_matmul_slowdown", "copy_engine_all_gather_matmul_slowdown",
                    "copy_engine_all_gather_slowdown", "host_copies_memory_bound_slowdown"},
-                  {"native_all_gather", "native_all_to_all", "copy_engine_all_gather", "copy_engine_reduce_scatter",
-                   "emulated_network_all_gather"});
+                  {"native_all_gather", "native_all_to_all", "copy_engine_all_gather",
+                   "copy_engine_reduce_scatter", "emulated_network_all_gather"});
 }
 
 TEST(CalibrateOnGpus, TooFewAreSaid) {
@@ -65,7 +67,8 @@ TEST(CalibrateOnGpus, TooFewAreSaid) {
   const test::Ended ended =
       folder.mop({"calibrate", "--gpus", std::to_string(more), "--only", "launch", "--out", "mine.json"});
   EXPECT_EQ(ended.status, 2);
-  EXPECT_THAT(ended.err, ::testing::HasSubstr(fmt::format("--gpus is {}, and this host has {}", more, more - 1)));
+  EXPECT_THAT(ended.err,
+              ::testing::HasSubstr(fmt::format("--gpus is {}, and this host has {}", more, more - 1)));
 }
 
 }  // namespace

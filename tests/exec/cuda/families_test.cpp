@@ -86,7 +86,8 @@ Distances distances(const model::ModelConfig& model, const Parameters& a, const 
 TEST(Gpu, NamesTheFirstOperationThatMadeANaN) {
   if (const std::string reason = kernels::no_gpu(); !reason.empty()) GTEST_SKIP() << reason;
   const RandomSequences data(32, 256);
-  for (const std::string& plan : {std::string("fsdp2:runtime=native"), mop_plan(1, 1, 1, 1, "optimizer=stream")}) {
+  for (const std::string& plan :
+       {std::string("fsdp2:runtime=native"), mop_plan(1, 1, 1, 1, "optimizer=stream")}) {
     Trial setup{"tiny-qwen3-moe", plan, 1, 1};
     setup.precision = plan::Precision::bf16;
     SCOPED_TRACE(setup.text());

@@ -1,5 +1,6 @@
 // mop run on one, two and four GPUs, as its users start it, against the same plan on the CPU. Each start on
-// GPUs takes some ten seconds: choose with --gtest_filter, such as Same.*/g4_*, Same.*/g1_*, *Killed*, TwoNodes.*.
+// GPUs takes some ten seconds: choose with --gtest_filter, such as Same.*/g4_*, Same.*/g1_*, *Killed*,
+// TwoNodes.*.
 #include <arpa/inet.h>
 #include <cuda_runtime_api.h>
 #include <fmt/format.h>
@@ -29,7 +30,8 @@ constexpr auto kPatience = 300s;  // with any run
 // third.
 constexpr int kLearnt = 60, kSteps = 5;
 // In bf16, whose roundings differ: of the loss; relative, of the gradient's norm at any step and on average.
-// On the CPU 0.003, 4 % and 1 % here, and 17 % in one norm of 50 steps: a rounding sends a token to another expert.
+// On the CPU 0.003, 4 % and 1 % here, and 17 % in one norm of 50 steps: a rounding sends a token to another
+// expert.
 constexpr double kLoss = 0.01, kNorm = 0.2, kMeanNorm = 0.03;
 
 int gpus() {
@@ -108,7 +110,8 @@ class Gpus : public ::testing::Test {
     static const test::Folder shared;
     const std::filesystem::path first = shared.path() / model;
     const std::string copy = "checkpoints" + std::to_string(started);
-    if (!std::filesystem::exists(first)) finish(start(words({model, "fsdp2", 1}, first, "5e-3", kLearnt, {})));
+    if (!std::filesystem::exists(first))
+      finish(start(words({model, "fsdp2", 1}, first, "5e-3", kLearnt, {})));
     std::filesystem::copy(first, folder.path() / copy, std::filesystem::copy_options::recursive);
     return copy;
   }

@@ -281,9 +281,10 @@ Outcome run_on_gpu(Sample& sample) {
   const interpreter::Memory memory(sample.program(), image.plan(), device.get(), pinned.get());
   const cpu::Constants constants = constants_of(sample);
   const std::unique_ptr<launch::Peers> peers = launch::alone();
-  Rank rank(0, sample.rank(), sample.program(), memory, constants,
-            std::make_unique<Communicators>(sample.program(), *peers, [](const program::Op&) { return false; }),
-            std::make_unique<PeerMemory>(sample.program(), device.get(), *peers), 0);
+  Rank rank(
+      0, sample.rank(), sample.program(), memory, constants,
+      std::make_unique<Communicators>(sample.program(), *peers, [](const program::Op&) { return false; }),
+      std::make_unique<PeerMemory>(sample.program(), device.get(), *peers), 0);
   interpreter::Interpreter interpreter(sample.program(), memory, rank, sample.rank());
   const std::vector<std::byte> before_hbm(hbm.begin(), hbm.end()), before_host(host.begin(), host.end());
   std::vector<std::byte> first;

@@ -121,8 +121,8 @@ class Sample final : public interpreter::BatchSource {
       batches;  // by micro-batch: ids, targets, positions, starts
   void fill(int64_t micro, const interpreter::Batch& batch) override;
 
-  bool widens = true;                 // what is bf16 may be fp32
-  bool fixed_order = true;            // two runs give the same bits
+  bool widens = true;       // what is bf16 may be fp32
+  bool fixed_order = true;  // two runs give the same bits
 
   // ---- for those who run it
   struct Tensor {

@@ -16,7 +16,8 @@ TEST(Staging, BytesGoUpAndComeDownUnchanged) {
   std::mt19937_64 random(3);
   Staging staging;
   // Around the chunks' borders, and several times as much.
-  for (const int64_t bytes : {int64_t{0}, int64_t{1}, int64_t{4097}, 16 * kMiB - 1, 16 * kMiB, 16 * kMiB + 1, 80 * kMiB + 12345}) {
+  for (const int64_t bytes :
+       {int64_t{0}, int64_t{1}, int64_t{4097}, 16 * kMiB - 1, 16 * kMiB, 16 * kMiB + 1, 80 * kMiB + 12345}) {
     std::vector<std::byte> from(static_cast<size_t>(bytes)), to(from.size(), std::byte{7});
     for (std::byte& b : from) b = static_cast<std::byte>(random());
     const DeviceBytes first = device_bytes(bytes, "a test"), second = device_bytes(bytes, "a test");

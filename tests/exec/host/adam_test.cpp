@@ -153,9 +153,11 @@ void expect_updated(const Problem& before, const Problem& after) {
           3e-7 * (std::abs(g) + std::abs(before.states[0].at(at_m)));  // its parts may cancel
       ASSERT_NEAR(new_m, m, m_error) << "m of " << element;
       ASSERT_NEAR(new_v, v, 3e-7 * (g * g + before.states[0].at(at_v))) << "v of " << element;
-      // The change to 2e-6 of its size, and the sum's rounding; of bf16 weights, what keeps the master off halfway.
+      // The change to 2e-6 of its size, and the sum's rounding; of bf16 weights, what keeps the master off
+      // halfway.
       const bool narrow = before.master && before.weights_type == Type::bf16;
-      ASSERT_NEAR(new_w, w, 2e-6 * std::abs(w - old) + slope * m_error + (narrow ? 1.8e-7 : 6e-8) * std::abs(w))
+      ASSERT_NEAR(new_w, w,
+                  2e-6 * std::abs(w - old) + slope * m_error + (narrow ? 1.8e-7 : 6e-8) * std::abs(w))
           << "weight of " << element;
       if (before.master) {
         const float stored = before.weights_type == Type::bf16 ? as_float(as_bf16(new_w)) : new_w;
@@ -318,7 +320,8 @@ TEST_P(OnPath, RoundsToNearest) {
     }
     const bool zero = kFlushes && std::abs(x) < std::numeric_limits<float>::min();
     const float off_halfway = std::bit_cast<float>(program::settled(bits[static_cast<size_t>(i)]));
-    EXPECT_EQ(stored, as_bf16(zero ? std::copysign(0.0F, x) : off_halfway)) << std::hex << bits[static_cast<size_t>(i)];
+    EXPECT_EQ(stored, as_bf16(zero ? std::copysign(0.0F, x) : off_halfway))
+        << std::hex << bits[static_cast<size_t>(i)];
   }
 }
 

@@ -118,7 +118,8 @@ StepProgram chain(Type type) {
   Builder b;
   const View view{0, 0, 2, 3, 4, 2, 8, type};
   const int64_t bytes = interpreter::extent(view);
-  const BufferId x = b.persistent("x", bytes, Holds::weights), y = b.buffer("y", bytes, Holds::other_activations),
+  const BufferId x = b.persistent("x", bytes, Holds::weights),
+                 y = b.buffer("y", bytes, Holds::other_activations),
                  z = b.persistent("z", bytes, Holds::weights);
   b.op({OpKind::add}, {{x, view}}, {{y, view}});
   b.op({OpKind::add, Stream::gather}, {{y, view}}, {{z, view}});

@@ -54,12 +54,10 @@ int act(const Place& place, std::span<const std::string> arguments) {
   } else if (what == "host") {  // what main gives to each
     const char* const name = std::getenv("SPAWNED_HOST");
     const std::string own = name == nullptr ? "none" : name;
-    for (const auto& one : peers->gather(std::as_bytes(std::span(own))))
-      say(text_of(one) + "\n");
+    for (const auto& one : peers->gather(std::as_bytes(std::span(own)))) say(text_of(one) + "\n");
   } else if (what == "cores") {
     const std::string own = cores();
-    for (const auto& one : peers->gather(std::as_bytes(std::span(own))))
-      say(text_of(one) + "\n");
+    for (const auto& one : peers->gather(std::as_bytes(std::span(own)))) say(text_of(one) + "\n");
   } else if (what == "die-late") {  // rank, signal
     peers->barrier();
     if (place.rank == number(1)) raise(number(2));
@@ -99,5 +97,7 @@ int main(int argc, char** argv) {
   const std::optional<Place> place = place_of([](const char* name) { return std::getenv(name); });
   if (place) return act(*place, std::span(arguments).subspan(2));
   return spawn(std::stoi(arguments[0]), arguments, std::chrono::seconds(std::stoi(arguments[1])),
-               [](int rank) { return Environment{{"SPAWNED_HOST", fmt::format("host {}", rank / 2)}}; });
+               [](int rank) {
+                 return Environment{{"SPAWNED_HOST", fmt::format("host {}", rank / 2)}};
+               });
 }

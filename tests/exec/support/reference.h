@@ -1,5 +1,6 @@
 // What transformers computed for the executor's tests: tests/data/hf, written by tests/peers/hf_reference.py.
 #pragma once
+#include <algorithm>
 #include <cstring>
 #include <filesystem>
 #include <string>

@@ -1,8 +1,10 @@
-// Losses and gradients against Hugging Face transformers (tests/peers/hf_reference.py, computed in fp64), for every
-// family, with and without packed documents and the balance loss, on one rank and under a plan that splits everything.
+// Losses and gradients against Hugging Face transformers (tests/peers/hf_reference.py, computed in fp64), for
+// every family, with and without packed documents and the balance loss, on one rank and under a plan that
+// splits everything.
+#include "tests/exec/support/reference.h"
+
 #include <gtest/gtest.h>
 
-#include "tests/exec/support/reference.h"
 #include "tests/exec/train/support.h"
 
 namespace mop::train::testing {
@@ -37,7 +39,9 @@ void compare(const std::string& family, const std::string& kind, const std::stri
 }
 
 bool has(const std::string& family, const std::string& kind) {
-  return weights::TensorFile(reference_folder(family) / "reference.safetensors").tensors().contains(kind + ".loss");
+  return weights::TensorFile(reference_folder(family) / "reference.safetensors")
+      .tensors()
+      .contains(kind + ".loss");
 }
 
 TEST_P(Reference, LossAndGradients) {
@@ -49,8 +53,8 @@ TEST_P(Reference, LossAndGradients) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Families, Reference,
-                         ::testing::Values("qwen3_moe", "gpt_oss", "deepseek_v3", "deepseek_v2", "mixtral", "olmoe",
-                                           "glm4_moe"),
+                         ::testing::Values("qwen3_moe", "gpt_oss", "deepseek_v3", "deepseek_v2", "mixtral",
+                                           "olmoe", "glm4_moe"),
                          [](const auto& suite) { return suite.param; });
 
 }  // namespace

@@ -1,5 +1,5 @@
-// Whole steps that are small enough for the sanitizers (presets tsan-small and asan-small): every stream, collective and
-// kind of plan, two families that together have every operation.
+// Whole steps that are small enough for the sanitizers (presets tsan-small and asan-small): every stream,
+// collective and kind of plan, two families that together have every operation.
 #include <gtest/gtest.h>
 
 #include "tests/exec/train/support.h"
@@ -16,10 +16,12 @@ TEST_P(SmallRuns, ThreeSteps) {
        {std::tuple{std::string("fsdp2:runtime=native,offload=on,ep=2,cp=2,recompute=none"), 4, 2},
         {mop_plan(2, 4, 2, 2, "vp-tile=6,head-chunks=2,spill-min-rows=1,spill-gate=1,round-rows=16"), 4, 2},
         {mop_plan(4, 2, 2, 4,
-                  "vp-scheme=weights,vp-tile=2,mla-exchange=latent,checkpoints=host,optimizer=host,spill-min-rows=1,"
+                  "vp-scheme=weights,vp-tile=2,mla-exchange=latent,checkpoints=host,optimizer=host,spill-min-"
+                  "rows=1,"
                   "spill-gate=1,spill-slots=1,round-rows=16"),
          4, 2},
-        {mop_plan(4, 4, 4, 2, "save-attention=off,optimizer=stream,clip=off,spill-min-rows=1,spill-gate=1"), 4, 4}}) {
+        {mop_plan(4, 4, 4, 2, "save-attention=off,optimizer=stream,clip=off,spill-min-rows=1,spill-gate=1"),
+         4, 4}}) {
     Trial trial{GetParam(), plan, ranks, sequences, 1, 16};
     SCOPED_TRACE(trial.text());
     const Prepared prepared(trial.job(), 512);
@@ -40,9 +42,8 @@ TEST_P(SmallRuns, ThreeSteps) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(, SmallRuns, ::testing::Values("tiny-gpt-oss", "tiny-deepseek-v3"), [](const auto& suite) {
-  return std::string(suite.param).substr(5, 3);
-});
+INSTANTIATE_TEST_SUITE_P(, SmallRuns, ::testing::Values("tiny-gpt-oss", "tiny-deepseek-v3"),
+                         [](const auto& suite) { return std::string(suite.param).substr(5, 3); });
 
 }  // namespace
 }  // namespace mop::train::testing

@@ -123,14 +123,15 @@ inline double distance(const std::vector<float>& a, const std::vector<float>& b)
 }
 
 // The largest distance of any parameter, and whose it is.
-inline double farthest(const model::ModelConfig& model, const Parameters& a, const Parameters& b, std::string* where) {
+inline double farthest(const model::ModelConfig& model, const Parameters& a, const Parameters& b,
+                       std::string* where) {
   const std::vector<model::ParameterId> ids = model::parameters(model);
   double most = 0;
   for (size_t i = 0; i < ids.size(); ++i)
     if (const double d = distance(a[i], b[i]); !(d <= most)) {
       most = d;
-      *where = std::string(model::name(ids[i].role)) + " of layer " + std::to_string(ids[i].layer) + ", expert " +
-               std::to_string(ids[i].expert);
+      *where = std::string(model::name(ids[i].role)) + " of layer " + std::to_string(ids[i].layer) +
+               ", expert " + std::to_string(ids[i].expert);
     }
   return most;
 }
