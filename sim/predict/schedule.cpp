@@ -24,7 +24,7 @@ int64_t scaled(int64_t capacity, int64_t part, int64_t whole) {
 
 // What a price depends on.
 struct Key {
-  uint64_t what = 0;  // kind, phase, component, communicator, kernels, exchange
+  uint64_t what = 0;  // kind, phase, component, communicator, kernels, exchange, transpose, accumulate
   uint32_t shape = 0;
   program::ExpertLoad rows;  // of one round
   bool operator==(const Key&) const = default;
@@ -123,7 +123,8 @@ Schedule make_schedule(const program::StepProgram& program, const std::vector<pr
     Key key{static_cast<uint64_t>(op.kind) | static_cast<uint64_t>(op.phase) << 8 |
                 static_cast<uint64_t>(op.component) << 12 | static_cast<uint64_t>(op.group) << 16 |
                 static_cast<uint64_t>(op.kernels) << 32 | static_cast<uint64_t>(op.routed) << 48 |
-                static_cast<uint64_t>(op.layer >= 0) << 56 | static_cast<uint64_t>(op.does.exchange) << 57,
+                static_cast<uint64_t>(op.layer >= 0) << 56 | static_cast<uint64_t>(op.does.exchange) << 57 |
+                static_cast<uint64_t>(op.does.transpose_a) << 62 | static_cast<uint64_t>(op.does.accumulate) << 63,
             op.shape,
             {}};
     if (routed) {
@@ -141,7 +142,8 @@ Schedule make_schedule(const program::StepProgram& program, const std::vector<pr
               ? cost::Price{}  // every rank knows from the plan, and skips it
               : cost.price(op, shape, program::is_collective(op.kind) ? &program.groups[op.group] : nullptr);
       ensure(price.demand.duration >= 0, "an operation takes time forwards");
-      ensure(op.region == 0 || price.turns == 1, "what is in rounds has one task in each");
+      ensure(op.region == 0 || (price.turns == 1 && price.after.duration == 0),
+             "what is in rounds has one task in each");
       const auto demand = static_cast<uint32_t>(graph.demands.size());
       graph.demands.push_back(price.demand);
       uint32_t after = kNone;
