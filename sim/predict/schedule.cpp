@@ -124,7 +124,8 @@ Schedule make_schedule(const program::StepProgram& program, const std::vector<pr
                 static_cast<uint64_t>(op.component) << 12 | static_cast<uint64_t>(op.group) << 16 |
                 static_cast<uint64_t>(op.kernels) << 32 | static_cast<uint64_t>(op.routed) << 48 |
                 static_cast<uint64_t>(op.layer >= 0) << 56 | static_cast<uint64_t>(op.does.exchange) << 57 |
-                static_cast<uint64_t>(op.does.transpose_a) << 62 | static_cast<uint64_t>(op.does.accumulate) << 63,
+                static_cast<uint64_t>(op.does.transpose_a) << 62 |
+                static_cast<uint64_t>(op.does.accumulate) << 63,
             op.shape,
             {}};
     if (routed) {
