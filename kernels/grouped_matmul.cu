@@ -16,9 +16,8 @@ namespace {
 constexpr int kMost = GroupedMatmul::kMostGroups;
 
 // Measured on an H200. Rows of an expert on average, up to which the tiles for few rows are faster; the same
-// of weight gradients; rows from which a weight gradient is faster by the library.
-constexpr int64_t kFewRows = 192, kFewRowsOfGradients = 384, kLongGradient = 4096;
-constexpr int64_t kTileRows = 128, kTileColumns = 256;  // of C, what a multiprocessor works on at a time
+// of weight gradients.
+constexpr int64_t kFewRows = 192, kFewRowsOfGradients = 384;
 
 int64_t ceil_div(int64_t a, int64_t b) {
   return (a + b - 1) / b;

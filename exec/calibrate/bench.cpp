@@ -54,6 +54,12 @@ std::string machine(int device, int gpus) {
                      format_bytes(static_cast<double>(properties.totalGlobalMem)));
 }
 
+double seconds_between(cudaEvent_t begin, cudaEvent_t end) {
+  float milliseconds = 0;
+  check(cudaEventElapsedTime(&milliseconds, begin, end), "an event");
+  return milliseconds * 1e-3;
+}
+
 uint16_t bf16(float x) {
   uint32_t bits = 0;
   std::memcpy(&bits, &x, sizeof bits);
@@ -241,13 +247,10 @@ Seconds Bench::time(const Work& work, cudaStream_t stream, Runs runs, bool mine)
     launching = std::chrono::duration<double>(Clock::now() - begin).count() / (repeats * batch);
     check(cudaStreamSynchronize(stream), "a benchmark");
     Seconds all;
-    for (int r = 0; r < repeats; ++r) {
-      float milliseconds = 0;
-      check(cudaEventElapsedTime(&milliseconds, event(static_cast<size_t>(2 * r)),
-                                 event(static_cast<size_t>(2 * r + 1))),
-            "an event");
-      all.push_back(std::max(1e-9, milliseconds * 1e-3 / batch));
-    }
+    for (int r = 0; r < repeats; ++r)
+      all.push_back(std::max(
+          1e-9,
+          seconds_between(event(static_cast<size_t>(2 * r)), event(static_cast<size_t>(2 * r + 1))) / batch));
     return all;
   };
   if (mine) run(1, 1), launching = 0, once = run(1, 1)[0];  // plans and connections are made by the first
@@ -284,11 +287,7 @@ std::pair<Seconds, Seconds> Bench::beside(const Job& a, const Job& b, bool mine)
   for (const Job* job : jobs) check(cudaStreamSynchronize(job->stream), "a benchmark");
   std::array<std::vector<double>, 2> at;  // seconds after the first mark
   for (size_t j = 0; j < 2; ++j)
-    for (cudaEvent_t mark : marks[j]) {
-      float milliseconds = 0;
-      check(cudaEventElapsedTime(&milliseconds, marks[0][0], mark), "an event");
-      at[j].push_back(milliseconds * 1e-3);
-    }
+    for (cudaEvent_t mark : marks[j]) at[j].push_back(seconds_between(marks[0][0], mark));
   const double end = std::min(at[0].back(), at[1].back());
   std::array<Seconds, 2> of;
   for (size_t j = 0; j < 2; ++j)
@@ -339,9 +338,7 @@ std::pair<std::vector<double>, std::vector<double>> Bench::slowdowns(const Job& 
   }
   for (const Job* job : {&kernel, &transfer}) check(cudaStreamSynchronize(job->stream), "a benchmark");
   const auto between = [](cudaEvent_t from, cudaEvent_t to) {
-    float milliseconds = 0;
-    check(cudaEventElapsedTime(&milliseconds, from, to), "an event");
-    return std::max(1e-9, milliseconds * 1e-3);
+    return std::max(1e-9, seconds_between(from, to));
   };
   Seconds of_kernel, of_kernel_beside, of_transfer, of_transfer_beside;
   for (const Round& round : rounds) {

@@ -18,14 +18,17 @@ Reading reading_from(const Json& json) {
   return {json.at(0).get<double>(), json.at(1).get<double>(), json.at(2).get<double>()};
 }
 
+// low, high: of what was measured.
+Reading between(double value, double low, double high) {
+  return value > 0 ? Reading{value, low / value, high / value} : Reading{value, 1, 1};
+}
+
 }  // namespace
 
 Reading reading_of(std::vector<double> values) {
   ensure(!values.empty(), "something was measured");
   std::ranges::sort(values);
-  const double middle = median(values);
-  return middle > 0 ? Reading{middle, values.front() / middle, values.back() / middle}
-                    : Reading{middle, 1, 1};
+  return between(median(values), values.front(), values.back());
 }
 
 Reading slowest(const std::vector<std::vector<double>>& rates) {
@@ -33,9 +36,7 @@ Reading slowest(const std::vector<std::vector<double>>& rates) {
   for (const std::vector<double>& own : rates)
     if (!own.empty()) medians.push_back(median(own)), all.insert(all.end(), own.begin(), own.end());
   ensure(!all.empty(), "something was measured");
-  const double value = std::ranges::min(medians);
-  return value > 0 ? Reading{value, std::ranges::min(all) / value, std::ranges::max(all) / value}
-                   : Reading{value, 1, 1};
+  return between(std::ranges::min(medians), std::ranges::min(all), std::ranges::max(all));
 }
 
 void Findings::add(Findings more) {

@@ -17,6 +17,7 @@
 #include "kernels/router.h"
 #include "kernels/to_host.h"
 #include "sim/base/error.h"
+#include "sim/program/alone.h"
 #include "sim/program/workspace.h"
 
 namespace mop::cuda {
@@ -26,7 +27,11 @@ using program::OpKind;
 
 namespace {
 
+// What predictions know of the kernels.
 static_assert(program::kProductWorkspace == kernels::Matmul::kWorkspaceBytes);
+static_assert(program::kLongGradient == kernels::GroupedMatmul::kLongGradient);
+static_assert(program::kTileRows == kernels::GroupedMatmul::kTileRows);
+static_assert(program::kTileColumns == kernels::GroupedMatmul::kTileColumns);
 
 kernels::Router router_of(const model::ModelConfig& c) {
   kernels::Router r;

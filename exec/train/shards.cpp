@@ -20,18 +20,8 @@ using program::Type;
 
 namespace {
 
-// Calls visit(row, first column, count, first element) for every run of a piece's row inside [first, last) of
-// its group.
-template <typename Visit>
-void rows_inside(const program::Piece& piece, int64_t first, int64_t last, Visit visit) {
-  for (int64_t r = 0; r < piece.rows; ++r) {
-    const int64_t begin = piece.offset + r * piece.ld;
-    const int64_t from = std::max(begin, first), to = std::min(begin + piece.cols, last);
-    if (from < to) visit(r, from - begin, to - from, from);
-  }
-}
-
-// The same for blocks of a piece: visit(row, rows, column, columns, first element), whole rows together.
+// Calls visit(row, rows, first column, columns, first element) for every block of a piece inside [first,
+// last) of its group: whole rows together, what is cut by itself.
 template <typename Visit>
 void blocks_inside(const program::Piece& piece, int64_t first, int64_t last, Visit visit) {
   if (last <= piece.offset) return;
@@ -43,6 +33,14 @@ void blocks_inside(const program::Piece& piece, int64_t first, int64_t last, Vis
     rows = whole ? std::min(end - r, (last - begin - piece.cols) / piece.ld + 1) : 1;
     if (from < to) visit(r, rows, from - begin, to - from, from);
   }
+}
+
+// The same row by row: visit(row, first column, columns, first element).
+template <typename Visit>
+void rows_inside(const program::Piece& piece, int64_t first, int64_t last, Visit visit) {
+  blocks_inside(piece, first, last, [&](int64_t row, int64_t rows, int64_t col, int64_t cols, int64_t at) {
+    for (int64_t r = 0; r < rows; ++r) visit(row + r, col, cols, at + r * piece.ld);
+  });
 }
 
 // body(i) for i < n on the cores that this process may use. Errors: the first of any.

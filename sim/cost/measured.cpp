@@ -6,6 +6,7 @@
 
 #include "sim/base/error.h"
 #include "sim/cost/models.h"
+#include "sim/program/alone.h"
 #include "sim/program/landing.h"
 
 namespace mop::cost {
@@ -34,9 +35,12 @@ Interference interference(double matmul_slowdown, double collective_slowdown) {
 }
 
 // What a kind of kernel uses, a matmul's being 1: of the SMs beside NCCL's kernels, of the crossbar beside
-// copy engines; and its progress relative to a matmul's when either is short.
+// copy engines; and its progress relative to a matmul's when either is short. stays: its blocks fill the
+// multiprocessors until it ends; in timelines of our runs small kernels of other streams end right behind the
+// product or the attention during which they started.
 struct KernelUse {
   double sm = 1, crossbar = 0, weight = 1;
+  bool stays = true;
 };
 
 // The cluster's figures and tables by name; where our own kernels run, native_<name> stands for <name> if it
@@ -102,6 +106,7 @@ class Measured : public CostModel {
         grouped_(use_of("grouped_matmul")),
         attention_(use_of("attention")),
         memory_(use_of("memory_bound")) {
+    memory_.stays = false;
     if (torch_) return;
     for (size_t kind = 0; kind < own_kernels_.size(); ++kind)
       if (program::is_memory_bound(static_cast<OpKind>(kind)))
@@ -210,7 +215,6 @@ class Measured : public CostModel {
     }
   }
 
-  static constexpr double kLongGradient = 4096, kProcessors = 132;  // rows; of an H200
   static constexpr double kUntouched = 1.01;  // a slowdown up to which a kernel is none the slower
 
   // Two jobs share a resource as interference() has it: a kernel that is x times slower beside a collective,
@@ -253,13 +257,10 @@ class Measured : public CostModel {
   // Whether copy engines have prices of their own.
   bool copies() const { return !torch_ && c_.find("copy_engine_all_gather") != nullptr; }
 
-  // Blocks of a product or of attention stay on the multiprocessors until the end, and fill them: in
-  // timelines of our runs small kernels of other streams end right behind the product during which they
-  // started.
   Price kernel(double seconds, double bytes, bool outside, const KernelUse& of) const {
     Price p{lasting(seconds), 0, outside};
-    p.demand.takes_room = rooms_ && &of != &memory_;
-    p.demand.needs_room = rooms_ && &of == &memory_;
+    p.demand.takes_room = rooms_ && of.stays;
+    p.demand.needs_room = rooms_ && !of.stays;
     p.demand.weight = static_cast<uint32_t>(kComputeWeight * of.weight);
     use(p.demand, Resource::sm, of.sm, 1, 1);
     use(p.demand, Resource::crossbar, of.crossbar, 1, 1);
@@ -291,10 +292,8 @@ class Measured : public CostModel {
         const double beyond = std::max(0.0, v(4) - v(3)) * 2 * v(1) * v(2) * (op.does.transpose_a ? 2 : 1);
         Price p = kernel(std::max({least, flops / rate.value, (bytes - beyond) / hbm_bw_}) + beyond / hbm_bw_,
                          bytes, rate.outside, grouped_);
-        // Experts that fill the GPU have a kernel each (kernels/grouped_matmul.cu), and between two of them
-        // is room.
-        const double rows = v(0) / v(3), tiles = std::ceil(rows / 128) * std::ceil(v(1) / 256);
-        if (op.does.transpose_a ? rows >= kLongGradient : tiles >= kProcessors) p.demand.takes_room = false;
+        // Between two kernels is room.
+        if (program::alone(v(0) / v(3), v(1), op.does.transpose_a)) p.demand.takes_room = false;
         return p;
       }
       case OpKind::attention_fwd:

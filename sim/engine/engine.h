@@ -8,10 +8,9 @@
 
 namespace mop::engine {
 
+// start: after the launch, the waits and the meeting; room may come later, and only then resources.
 struct Span {
-  Time start = 0,
-       end =
-           0;  // start: after the launch, the waits and the meeting; room may come later, and then resources
+  Time start = 0, end = 0;
 };
 
 // One stretch of the last step's critical path, latest first. `task` = kLaunch: the CPU thread launches.

@@ -14,8 +14,6 @@ using program::Shape;
 
 namespace {
 
-constexpr uint32_t kNone = 0xffffffff;
-
 int64_t scaled(int64_t capacity, int64_t part, int64_t whole) {
   return whole == 0 ? 0
                     : static_cast<int64_t>(static_cast<double>(capacity) * static_cast<double>(part) /
@@ -107,7 +105,8 @@ Schedule make_schedule(const program::StepProgram& program, const std::vector<pr
   schedule.op_of_task.reserve(total);
 
   struct Known {
-    uint32_t demand, after;  // after: kNone where nothing is
+    uint32_t demand;
+    bool followed;  // by the demand behind it
     uint32_t launch_ns;
     int turns;
     bool outside;
@@ -147,10 +146,10 @@ Schedule make_schedule(const program::StepProgram& program, const std::vector<pr
              "what is in rounds has one task in each");
       const auto demand = static_cast<uint32_t>(graph.demands.size());
       graph.demands.push_back(price.demand);
-      uint32_t after = kNone;
-      if (price.after.duration > 0) after = demand + 1, graph.demands.push_back(price.after);
+      const bool followed = price.after.duration > 0;
+      if (followed) graph.demands.push_back(price.after);
       found = known
-                  .emplace(key, Known{demand, after, static_cast<uint32_t>(price.launch_ns), price.turns,
+                  .emplace(key, Known{demand, followed, static_cast<uint32_t>(price.launch_ns), price.turns,
                                       price.outside, program::flops(op.kind, shape),
                                       program::hbm_bytes(op.kind, shape)})
                   .first;
@@ -169,9 +168,9 @@ Schedule make_schedule(const program::StepProgram& program, const std::vector<pr
     for (int turn = 0; turn < k.turns; ++turn) {
       graph.tasks.push_back(task);
       schedule.op_of_task.push_back(id);
-      if (k.after == kNone) continue;
+      if (!k.followed) continue;
       engine::Task own = task;
-      own.demand = k.after;
+      own.demand = k.demand + 1;
       own.comm = engine::kNoComm;
       own.launch_ns = 0;
       graph.tasks.push_back(own);

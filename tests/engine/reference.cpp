@@ -153,7 +153,7 @@ struct Slow {
         for (size_t n = 0; n < ranks[r].size(); ++n) {
           Instance& i = ranks[r][n];
           if (i.end < kInfinity) continue;
-          if (running(i) && i.remaining <= kEpsilon && (i.room_of.empty() || has_room(r, i))) {
+          if (running(i) && i.remaining <= kEpsilon && has_room(r, i)) {
             i.work_end = now;
             changed = true;
           }
