@@ -36,14 +36,14 @@ constexpr int kHeatCopies = 4;                                  // to a product
 constexpr double kAloneSeconds = 3e-3, kCover = 3;
 constexpr int kRounds = 8;
 constexpr int64_t kHeatBytes = int64_t{1} << 30, kSquare = 8192, kFlushBytes = int64_t{128} << 20;
-constexpr int64_t kAlign = 256, kBlock = 1 << 20;  // of the arena; random numbers, repeated
+constexpr int64_t kAlign = 256, kBlock = 1 << 20;  // in the arena; random numbers, repeated
 
 int choose_device(const launch::Place& place) {
   cuda::ask_for_queues();
   const int devices = cuda::count_devices("mop calibrate needs one");
   if (place.local_size > devices)
     throw UserError(fmt::format("--gpus is {}, and this host has {}", place.local_size, devices));
-  check(cudaSetDevice(place.local_rank), "the GPU");
+  cuda::use_device(place.local_rank);
   return place.local_rank;
 }
 

@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <optional>
 #include <string_view>
 
 #include "exec/calibrate/benchmarks.h"
@@ -12,13 +13,17 @@
 namespace mop::calibrate {
 namespace {
 
-constexpr int64_t kBytes = int64_t{1} << 30, kHostBytes = int64_t{128} << 20;
+constexpr int64_t kBytes = int64_t{1} << 30, kExchangeBytes = kBytes / 8,  // several beside one gather
+    kHostBytes = int64_t{128} << 20;
 
 struct Named {
   const char* name;  // as in the names of figures
   const char* what;
   Job job;
 };
+std::string_view name_of(const Named& named) {
+  return named.name;
+}
 
 // Up on the stream itself and down on one of its own, joined again.
 class BothWays {
@@ -55,23 +60,19 @@ class BothWays {
 
 // What a link carries when more asks for it than there is: an exchange by NCCL and a gather by copy engines
 // together.
-void link(Bench& bench, const std::vector<Named>& transfers) {
-  const auto called = [&](const char* name) {
-    return std::ranges::find(transfers, std::string_view(name),
-                             [](const Named& one) { return std::string_view(one.name); });
-  };
-  const auto exchange = called("native_all_to_all"), gather = called("copy_engine_all_gather");
-  if (exchange == transfers.end() || gather == transfers.end() || !bench.more()) return;
-  Job beside = exchange->job;
-  beside.stream = bench.up();
-  const auto [of_exchange, of_gather] = bench.slowdowns(beside, gather->job);
+void link(Bench& bench, const Job& exchange, const Job& gather) {
+  if (!bench.more()) return;
+  const auto [of_exchange, of_gather] = bench.slowdowns(exchange, gather);
   std::vector<double> rates;
-  const double sent = static_cast<double>(kBytes) * (bench.ranks() - 1) / bench.ranks();
+  const double part = static_cast<double>(bench.ranks() - 1) / bench.ranks();
   if (!of_exchange.empty() && !of_gather.empty())
-    rates = {sent / (beside.alone * median(of_exchange)) + sent / (gather->job.alone * median(of_gather))};
+    rates = {part * (static_cast<double>(kExchangeBytes) / (exchange.alone * median(of_exchange)) +
+                     static_cast<double>(kBytes) / (gather.alone * median(of_gather)))};
   bench.figure(
       "native_nvlink_bw",
-      "all-to-all by NCCL and all-gather by copy engines at once, 1 GiB each, sum, each way, one GPU", rates);
+      "all-to-all of 128 MiB by NCCL and all-gather of 1 GiB by copy engines at once, sum, each way, "
+      "one GPU",
+      rates);
 }
 
 }  // namespace
@@ -99,6 +100,7 @@ void interference(Bench& bench) {
         bench.compute(), 0}}};
   std::vector<Named> others;
   const int all = bench.ranks();
+  std::optional<Job> exchange;  // beside a gather by copy engines
   if (all > 1) {
     for (const Collective c : {Collective::all_gather, Collective::reduce_scatter, Collective::all_to_all}) {
       static constexpr const char* kNames[] = {"native_all_gather", "native_reduce_scatter", "",
@@ -107,12 +109,14 @@ void interference(Bench& bench) {
                         "by NCCL, 1 GiB",
                         {by_nccl(bench, c, all, kBytes), bench.transfer(), 0}});
     }
-    if (bench.from_first(bench.peer_memory().reaches({all, 1})))
+    if (bench.from_first(bench.peer_memory().reaches({all, 1}))) {
+      exchange = {by_nccl(bench, Collective::all_to_all, all, kExchangeBytes), bench.up(), 0};
       for (const Collective c : {Collective::all_gather, Collective::reduce_scatter})
         others.push_back(
             {c == Collective::all_gather ? "copy_engine_all_gather" : "copy_engine_reduce_scatter",
              "by copy engines, 1 GiB",
              {by_copy_engines(bench, c, all, kBytes), bench.transfer(), 0}});
+    }
   }
   others.push_back({"host_copies",
                     "from and to the host, both ways",
@@ -131,7 +135,10 @@ void interference(Bench& bench) {
                          : fmt::format("{}_under_{}_slowdown", other.name, kernel.name),
                    fmt::format("{} {} under {}", other.name, other.what, kernel.what), of_other);
     }
-  link(bench, others);
+  if (exchange) {
+    exchange->alone = bench.agreed(bench.time(exchange->work, exchange->stream, Runs::one_by_one));
+    link(bench, *exchange, std::ranges::find(others, "copy_engine_all_gather", name_of)->job);
+  }
   bench.peers().barrier();
   bench.release();
 }

@@ -77,12 +77,13 @@ void memory(Bench& bench) {
   run(by_nccl(bench, Collective::all_gather, bench.ranks(), bytes));
   const double first = step();
   const Communicator second(bench);
+  const double idle = step();
   std::byte* const buffer = bench.take(2 * bytes);
   const auto count = static_cast<size_t>(bytes / 2 / bench.ranks());
   run([&](cudaStream_t s) {
     cuda::check(ncclAllGather(buffer, buffer + bytes, count, ncclBfloat16, second.get(), s), "an all-gather");
   });
-  const double another = step();
+  const double another = idle + step();
   const auto point_to_point = [&](ncclComm_t comm) {
     run([&](cudaStream_t s) {
       cuda::check(ncclGroupStart(), "an all-to-all");
@@ -97,7 +98,10 @@ void memory(Bench& bench) {
   const double peers = bench.ranks() - 1, first_pairs = point_to_point(bench.communicator(bench.ranks())),
                more_pairs = point_to_point(second.get());
   bench.figure("native_communicator_bytes",
-               fmt::format("one more NCCL communicator of {} GPUs", bench.ranks()), {another});
+               fmt::format("one more NCCL communicator of {} GPUs, once it has gathered", bench.ranks()),
+               {another});
+  bench.figure("native_idle_communicator_bytes",
+               fmt::format("the same before its first collective, of {} GPUs", bench.ranks()), {idle});
   bench.figure("native_communicator_p2p_bytes",
                "NCCL point-to-point buffers of one more communicator, a peer of the node",
                {more_pairs / peers});

@@ -23,4 +23,14 @@ int count_devices(const char* instead) {
   return devices;
 }
 
+void use_device(int device) {
+  const cudaError_t status = cudaSetDevice(device);
+  if (status == cudaSuccess) return;
+  cudaGetLastError();
+  throw UserError(fmt::format(
+      "GPU {} gives no context: {}; another program may be using all of it (nvidia-smi tells): end that, or "
+      "choose other GPUs by CUDA_VISIBLE_DEVICES",
+      device, cudaGetErrorString(status)));
+}
+
 }  // namespace mop::cuda

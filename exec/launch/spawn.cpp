@@ -29,6 +29,8 @@ namespace {
 
 // A report of a loss is followed by the news how that process ended, which says more.
 constexpr auto kHold = std::chrono::seconds(1);
+// Once the Peers have told that the run ends they end at once; who does not, hangs.
+constexpr auto kEnding = std::chrono::seconds(5);
 
 // SIGINT, SIGTERM and SIGCHLD come through a descriptor while this lives.
 class Signals {
@@ -240,6 +242,7 @@ class Children {
       if (!report_.empty()) continue;
       report_ = *line;
       tell_at_ = Clock::now() + kHold;
+      kill_at_ = std::min(kill_at_, Clock::now() + kEnding);
     }
   }
 
@@ -254,7 +257,7 @@ class Children {
     if (!child.running || waitpid(child.pid, &status, WNOHANG) != child.pid) return;
     child.running = false;
     --running_;
-    if (status != 0 && !failed_) kill_at_ = Clock::now() + patience_;
+    if (status != 0 && !failed_) kill_at_ = std::min(kill_at_, Clock::now() + patience_);
     failed_ = failed_ || status != 0;
     if (WIFEXITED(status)) {
       statuses_.insert(WEXITSTATUS(status));

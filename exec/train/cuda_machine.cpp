@@ -94,7 +94,7 @@ class CudaMachine final : public Machine {
     if (device >= devices)
       throw UserError(fmt::format("{} ranks are on this host, which has {} GPUs; start as many as GPUs",
                                   place.local_size, devices));
-    check(cudaSetDevice(device), "the GPU");
+    cuda::use_device(device);
     // Launchers that bind no cores leave the processes of a host to share them.
     if (host::cores_of_process().size() == std::thread::hardware_concurrency())
       host::Workers::share_cores(place.local_rank, place.local_size);

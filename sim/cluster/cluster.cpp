@@ -282,11 +282,17 @@ void read_into(ClusterModel& model, const std::filesystem::path& path, int depth
 
 const std::vector<std::string>& optional_figures() {
   static const std::vector<std::string> names = [] {
-    std::vector<std::string> all{"native_kernel_ns",          "native_dram_bw",
-                                 "native_context_bytes",      "native_library_bytes",
-                                 "native_communicator_bytes", "native_communicator_p2p_bytes",
-                                 "native_peer_memory_bytes",  "native_first_communicator_bytes",
-                                 "native_first_p2p_bytes",    "native_nvlink_bw"};
+    std::vector<std::string> all{"native_kernel_ns",
+                                 "native_dram_bw",
+                                 "native_context_bytes",
+                                 "native_library_bytes",
+                                 "native_communicator_bytes",
+                                 "native_communicator_p2p_bytes",
+                                 "native_peer_memory_bytes",
+                                 "native_first_communicator_bytes",
+                                 "native_first_p2p_bytes",
+                                 "native_nvlink_bw",
+                                 "native_idle_communicator_bytes"};
     for (const char* beside : {"native_all_gather", "native_reduce_scatter", "native_all_to_all",
                                "copy_engine_all_gather", "copy_engine_reduce_scatter", "host_copies"}) {
       for (const char* kernel : {"", "_matmul", "_grouped_matmul", "_attention", "_memory_bound"})

@@ -95,6 +95,8 @@ Constants constants(const Scenario& s, const program::StepProgram& program) {
   for (const program::Meeting& m : program::meetings(program, copied)) {
     communicator({program::Axis::world, m.span.size, m.span.stride}, m.pairwise);
     pairs |= m.pairwise;
+    if (const int64_t idle = measured("native_idle_communicator_bytes"); !m.collective && idle > 0)
+      c.communicators -= static_cast<int64_t>(figure("communicator_bytes")) - idle;
   }
   if (c.communicators > 0) c.communicators += measured("native_first_communicator_bytes");
   if (pairs) c.communicators += measured("native_first_p2p_bytes");

@@ -13,7 +13,8 @@ namespace mop::program {
 struct Meeting {
   Stream stream;
   plan::Span span;
-  bool pairwise = false;  // sends and receives among them
+  bool pairwise = false;    // sends and receives among them
+  bool collective = false;  // and anything else: NCCL connects for either with its first operation
 };
 
 // Of a program that runs, in the same order on every rank. copied: whether NCCL is left out of an operation.

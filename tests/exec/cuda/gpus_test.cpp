@@ -242,6 +242,44 @@ TEST_F(Gpus, KilledTheyEndTogetherAndResume) {
   expect_same({before.begin() + (from - kLearnt), before.end()}, steps_of(resumed.out()));
 }
 
+// A rank that hangs is as good as dead.
+TEST_F(Gpus, StoppedTheOthersEndWithinThirtySeconds) {
+  if (const std::string reason = too_few(2); !reason.empty()) GTEST_SKIP() << reason;
+  Process process = start(
+      words({"tiny-qwen3-moe", mop_plan(2, 2, 2, 2), 2}, "checkpoints", "5e-4", 1000000, {"--gpus", "2"}));
+  ASSERT_TRUE(within(kPatience, [&] { return steps_of(process.out()).size() >= 3; })) << process.err();
+  pid_t victim = 0;
+  for (const pid_t child : process.children())
+    if (environment_of(child, "RANK") == "1") victim = child;
+  ASSERT_GT(victim, 0);
+  kill(victim, SIGSTOP);
+  EXPECT_EQ(process.wait(30s), 1);
+  EXPECT_THAT(process.err(), HasSubstr("rank 1"));
+}
+
+TEST_F(Gpus, MoreRanksThanGpusAreRefused) {
+  if (const std::string reason = too_few(1); !reason.empty()) GTEST_SKIP() << reason;
+  const int more = 2 * gpus();
+  Process process = start(
+      words({"tiny-qwen3-moe", "fsdp2", more}, "checkpoints", "5e-4", 1, {"--gpus", std::to_string(more)}));
+  EXPECT_EQ(process.wait(kPatience), 2);
+  EXPECT_THAT(process.err(), HasSubstr(fmt::format("which has {} GPUs", gpus())));
+}
+
+// Others have all of its memory, or leave too little for the plan.
+TEST_F(Gpus, ABusyGpuIsSaid) {
+  if (const std::string reason = too_few(1); !reason.empty()) GTEST_SKIP() << reason;
+  const std::vector<std::pair<size_t, const char*>> cases{{100, "gives no context"}, {4096, "is free"}};
+  for (const auto& [megabytes, said] : cases) {
+    size_t free = 0, total = 0;
+    ASSERT_EQ(cudaMemGetInfo(&free, &total), cudaSuccess);
+    const kernels::DeviceBytes most(free - (megabytes << 20));
+    Process process = start(words({"olmoe-1b-7b", "fsdp2", 1}, "checkpoints", "5e-4", 1, {"--gpus", "1"}));
+    EXPECT_EQ(process.wait(kPatience), 2);
+    EXPECT_THAT(process.err(), HasSubstr(said));
+  }
+}
+
 // Two nodes, as NCCL sees them: nothing between them but sockets.
 class TwoNodes : public Same {};
 INSTANTIATE_TEST_SUITE_P(, TwoNodes, ::testing::ValuesIn(of_at_least(2)), name_of);

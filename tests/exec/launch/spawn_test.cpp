@@ -77,6 +77,14 @@ TEST_F(SpawnTest, EndsThoseThatDoNotNotice) {
   EXPECT_THAT(processes.err(), MatchesRegex("mop: rank 1 \\(pid [0-9]+\\) was ended by signal 9 [^\n]*\n"));
 }
 
+// Silent for 20 seconds it is given up by the others, and then it is killed.
+TEST_F(SpawnTest, EndsOneThatIsStopped) {
+  const auto begin = Clock::now();
+  EXPECT_EQ(run({"3", "300", "die-late", "1", std::to_string(SIGSTOP)}), 1);
+  EXPECT_LT(Clock::now() - begin, std::chrono::seconds(30));
+  EXPECT_THAT(processes.err(), MatchesRegex("mop: rank 1 \\(host [^\n]*, pid [0-9]+\\) [^\n]*\n"));
+}
+
 TEST_F(SpawnTest, TellsWhoReturnedWithoutTheOthers) {
   EXPECT_EQ(run({"3", "30", "return-late", "1", "0"}), 1);
   EXPECT_THAT(processes.err(),
