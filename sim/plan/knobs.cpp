@@ -161,7 +161,7 @@ std::vector<Knob> make_knobs() {
       {"optimizer-hbm-layers", no, yes, "a number of layers, or 0",
        "split, stream: layers whose states stay in HBM", SIZE("optimizer-hbm-layers", optimizer_hbm_layers)},
       {"optimizer-staged-layers", no, yes, "a number of layers, or 0",
-       "stream: layers whose states come up a step ahead and wait in HBM for the clip factor",
+       "stream: layers whose states come up a step ahead and wait in HBM for their update",
        SIZE("optimizer-staged-layers", optimizer_staged_layers)},
       {"least-loaded", no, yes, on_off,
        "least-loaded expert parallelism; off: every expert stays on its owner",

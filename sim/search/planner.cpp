@@ -244,7 +244,7 @@ class Planner {
 
   // Stream: states come up ahead for as many layers as HBM has room for beside the embedding's.
   void settle_staged(Plan& p) const {
-    if (p.optimizer != plan::Optimizer::stream || !p.clip || s_.plan.optimizer_staged_layers > 0) return;
+    if (p.optimizer != plan::Optimizer::stream || s_.plan.optimizer_staged_layers > 0) return;
     p.optimizer_staged_layers = layers_in(room(p) - ends(p), kStates, p, p.optimizer_hbm_layers);
   }
 

@@ -77,7 +77,7 @@ void NativeLowering::embed_backward(int64_t micro, bool last) {
     scatter(tokens, width, arrived, matrix(all_ids_, Type::i32, 1, tokens), table);
   }
   settle(embedding_.dense, gradient, last);
-  if (last && !plan_.clip) update(embedding_);
+  if (last && updates_in_backward()) update(embedding_);
 }
 
 }  // namespace mop::program

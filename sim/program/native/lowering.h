@@ -127,7 +127,10 @@ class NativeLowering {
   bool states_on_host(int layer) const;
   // Gradients wait in HBM until they are complete, or go to the host as they are reduced.
   bool held_in_hbm() const { return !plan_.clip || in_.workload.accumulate > 1; }
-  bool deferred() const { return !fsdp_ && plan_.clip; }
+  // Updates come under the next step's forward: they wait for the clip factor, or their states are on their
+  // way all the time. Else in backward, or after it under fsdp2.
+  bool deferred() const { return !fsdp_ && (plan_.clip || plan_.optimizer == plan::Optimizer::stream); }
+  bool updates_in_backward() const { return !fsdp_ && !deferred(); }
   Gathered gather(int layer);
   BufferId gather_part(const Part& part, BufferId slot, const char* label);
   BufferId gradient_target(const char* label, const Part& part, int layer);

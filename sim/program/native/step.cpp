@@ -261,7 +261,7 @@ void NativeLowering::backward_layer(int layer, bool last) {
   norm_back(Component::attention, rows(d_attention), saved.input, Role::attention_norm, d_mid, d_input);
   dx_ = d_input;
   settle(w.dense, dw, last);
-  if (!fsdp_ && last && !plan_.clip) update(w);
+  if (last && updates_in_backward()) update(w);
 }
 
 // Gradient norm and loss over all ranks; fsdp2 updates here.

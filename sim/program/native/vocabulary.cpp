@@ -54,7 +54,7 @@ void NativeLowering::vocabulary(int64_t micro, bool last) {
         {matrix(d_normed, Type::f32, n_, h), x, w_norm, {}}, {matrix(dx_, ct_, n_, h), dw_norm});
   if (fsdp_) return;  // the root group waits for the embedding's gradient
   settle(head_.dense, gradient_of_head, last);
-  if (last && !plan_.clip) update(head_);
+  if (last && updates_in_backward()) update(head_);
 }
 
 // X-gather: tiles of everyone's tokens visit each rank's columns; forward and backward in one visit.

@@ -126,6 +126,7 @@ std::vector<Plan> plans(int64_t chunks) {
        4, 2},
       {mop_plan(4, 4, 2, 4, "least-loaded=off,vp-scheme=weights,clip=off,optimizer=host" + split), 4, 4},
       {mop_plan(4, 2, 2, 2, "clip=off,mla-exchange=latent,optimizer=stream"), 4, 4},
+      {mop_plan(4, 2, 2, 2, "clip=off,mla-exchange=latent,optimizer=stream,optimizer-staged-layers=1"), 4, 4},
   };
 }
 
@@ -205,6 +206,9 @@ TEST(Lossless, BitwiseWhereverTheStatesAre) {
     Trial setup{"tiny-qwen3-moe", mop_plan(2, 4, 2, 2), 4, 4};
     setup.precision = precision;
     const Result hbm = run(setup, data);
+    setup.plan = mop_plan(2, 4, 2, 2, "clip=off");
+    const Result free = run(setup, data);
+    EXPECT_NE(free.weights, hbm.weights);
     for (const char* more :
          {"optimizer=host", "optimizer=stream", "optimizer=stream,optimizer-staged-layers=1",
           "optimizer=stream,optimizer-staged-layers=2", "optimizer=stream,optimizer-hbm-layers=1",
@@ -215,6 +219,12 @@ TEST(Lossless, BitwiseWhereverTheStatesAre) {
       EXPECT_EQ(result.loss, hbm.loss) << more;
       EXPECT_EQ(result.gradients, hbm.gradients) << more;
       EXPECT_EQ(result.weights, hbm.weights) << more;
+    }
+    for (const char* more : {"optimizer=stream", "optimizer=stream,optimizer-staged-layers=1",
+                             "optimizer=stream,optimizer-hbm-layers=1,optimizer-staged-layers=1",
+                             "optimizer=stream,optimizer-staged-layers=2"}) {
+      setup.plan = mop_plan(2, 4, 2, 2, std::string("clip=off,") + more);
+      EXPECT_EQ(run(setup, data).weights, free.weights) << more;
     }
   }
 }

@@ -109,7 +109,8 @@ TEST(Training, ResumesUnderAnotherPlanAndNumberOfRanks) {
     for (const auto& [plan, ranks, sequences] :
          {std::tuple{std::string("fsdp2:runtime=native"), 1, 8},
           {std::string("fsdp2:runtime=native,ep=2"), 8, 1},
-          {mop_plan(8, 4, 4, 8, "optimizer=stream,vp-scheme=weights"), 8, 4}}) {
+          {mop_plan(8, 4, 4, 8, "optimizer=stream,vp-scheme=weights"), 8, 4},
+          {mop_plan(8, 4, 4, 8, "clip=off,optimizer=stream,optimizer-staged-layers=1"), 8, 4}}) {
       Trial other{model, plan, ranks, sequences};
       SCOPED_TRACE(other.text());
       const Prepared elsewhere(other.job());
