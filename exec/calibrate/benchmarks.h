@@ -16,6 +16,7 @@ void collectives(Bench& bench, bool emulated);
 void copy_engines(Bench& bench);
 void host_copies(Bench& bench);
 void interference(Bench& bench);
+void power(Bench& bench);
 
 // Shared by families.
 enum class Collective { all_gather, reduce_scatter, all_reduce, all_to_all };

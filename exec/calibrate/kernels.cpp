@@ -26,7 +26,7 @@ namespace {
 using namespace kernels;
 
 constexpr int64_t kHidden = 2048, kHeads = 32, kWidth = 128, kExperts = 128, kChoices = 8, kInner = 768,
-                  kVocabulary = 151936, kPositions = 4096;
+                  kVocabulary = 151936, kPositions = 4096, kClampedInner = 2880, kClampedChoices = 4;
 constexpr float kEps = 1e-6F;
 constexpr double kCacheBytes = 32e6;  // of less, most is still in the cache when a step comes to it
 
@@ -106,25 +106,26 @@ class Kernels {
     bench_.release();
   }
 
-  // Of all copies, as in a round.
+  // Of all copies, as in a round: of Qwen3, and clamped of gpt-oss, the one family that clamps.
   void activations() {
-    const int64_t copies = n_ * kChoices;
-    const auto of_copies = [&](int64_t cols) { return bench_.matrix(copies, cols); };
-    const Matrix gate_up = of_copies(2 * kInner), act = of_copies(kInner), d_act = of_copies(kInner),
-                 d_gate_up = of_copies(2 * kInner), weighted = of_copies(kInner);
-    auto *const weights = static_cast<float*>(bench_.matrix(1, copies, Type::f32).data),
-                *const d_weights = static_cast<float*>(bench_.matrix(1, copies, Type::f32).data);
     for (const bool clamped : {false, true}) {
+      const int64_t copies = n_ * (clamped ? kClampedChoices : kChoices),
+                    inner = clamped ? kClampedInner : kInner;
+      const auto of_copies = [&](int64_t cols) { return bench_.matrix(copies, cols); };
+      const Matrix gate_up = of_copies(2 * inner), act = of_copies(inner), d_act = of_copies(inner),
+                   d_gate_up = of_copies(2 * inner), weighted = of_copies(inner);
+      auto *const weights = static_cast<float*>(bench_.matrix(1, copies, Type::f32).data),
+                  *const d_weights = static_cast<float*>(bench_.matrix(1, copies, Type::f32).data);
       const Activation f = clamped ? Activation{true, 7, 1.702F} : Activation{};
-      measure(clamped ? "clamped_swiglu" : "swiglu", copies * kInner, 4, 2, [=](cudaStream_t s) {
+      measure(clamped ? "clamped_swiglu" : "swiglu", copies * inner, 4, 2, [=](cudaStream_t s) {
         swiglu({gate_up, act, f}, s);
       });
-      measure(clamped ? "clamped_swiglu_bwd" : "swiglu_bwd", copies * kInner, 8, 6, [=](cudaStream_t s) {
+      measure(clamped ? "clamped_swiglu_bwd" : "swiglu_bwd", copies * inner, 8, 6, [=](cudaStream_t s) {
         routed_swiglu_bwd(
             {gate_up, d_act, act, {}, weights, d_gate_up, weighted, d_weights, f, nullptr, nullptr, 0}, s);
       });
+      bench_.release();
     }
-    bench_.release();
   }
 
   void routers() {

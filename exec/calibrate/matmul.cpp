@@ -33,6 +33,23 @@ Work dense_product(Bench& bench, int64_t m, int64_t n, int64_t k, bool gradient)
   };
 }
 
+namespace {
+
+// C += A B in fp32, as a router's gradient is added to that of its input.
+Work router_gradient(Bench& bench, int64_t m, int64_t n, int64_t k) {
+  kernels::MatmulShape s;
+  s.m = m, s.n = n, s.k = k, s.lda = k, s.ldb = n, s.ldc = n;
+  s.out = Type::f32, s.accumulate = true;
+  const std::byte *const a = bench.take(2 * m * k), *const b = bench.take(2 * n * k);
+  std::byte *const c = bench.take(4 * m * n), *const workspace = bench.take(
+                                                  static_cast<int64_t>(kernels::Matmul::kWorkspaceBytes));
+  return [&product = bench.libraries().matmul, s, a, b, c, workspace](cudaStream_t stream) {
+    product.run(s, a, b, nullptr, c, workspace, stream);
+  };
+}
+
+}  // namespace
+
 // Equal rows; C (rows, n) = A (rows, k) W^T, or dW (n, k) += C^T A.
 Work experts_product(Bench& bench, int experts, int64_t k, int64_t n, int64_t rows, bool gradient) {
   std::vector<kernels::ExpertGroup> groups;
@@ -52,6 +69,15 @@ Work experts_product(Bench& bench, int experts, int64_t k, int64_t n, int64_t ro
 }
 
 void matmul(Bench& bench) {
+  for (const int64_t m : {32768, 8192})
+    for (const int64_t n : {2048, 7168})
+      for (const int64_t k : {32, 128, 512}) {
+        if (!bench.more()) return;
+        bench.point("native_router_gradient", "product by cuBLASLt, C += A B in fp32; (m, n, k) -> FLOP/s",
+                    {static_cast<double>(m), static_cast<double>(n), static_cast<double>(k)}, flops(m, n, k),
+                    bench.time(router_gradient(bench, m, n, k), bench.compute(), Runs::cold));
+        bench.release();
+      }
   for (const bool gradient : {false, true}) {
     // Rows are tokens, of a gradient's sum instead; the rest are widths of routers, of layers and of
     // vocabularies.

@@ -22,6 +22,7 @@ void run(Bench& bench, std::string_view family) {
   if (family == "copy-engines") return copy_engines(bench);
   if (family == "copies") return host_copies(bench);
   if (family == "interference") return interference(bench);
+  if (family == "power") return power(bench);
   if (family == "network") return collectives(bench, true);
   ensure(false, "every family has its benchmarks");
 }

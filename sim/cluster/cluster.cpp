@@ -117,6 +117,7 @@ constexpr std::array kTables{
 constexpr std::array kOptionalTables{
     TableForm{"native_matmul", 0, 3},
     TableForm{"native_matmul_gradient", 0, 3},  // C += A^T B, of (m, n, k)
+    TableForm{"native_router_gradient", 0, 3},  // C += A B in fp32, of (m, n, k)
     TableForm{"native_grouped_matmul", 2, 2},
     TableForm{"native_grouped_matmul_gradient", 2, 2},
     TableForm{"native_attention_forward", 2, 2},
@@ -293,6 +294,10 @@ const std::vector<std::string>& optional_figures() {
                                  "native_first_p2p_bytes",
                                  "native_nvlink_bw",
                                  "native_idle_communicator_bytes"};
+    // Of a GPU's power: the limit, what nothing draws, and what one kind of kernels draws at which clock.
+    for (const char* name : {"power_limit_w", "largest_clock_hz"}) all.emplace_back(name);
+    for (const char* kind : {"idle", "matmul", "grouped_matmul", "attention", "memory_bound", "mixed"})
+      for (const char* what : {"power_w", "clock_hz"}) all.push_back(fmt::format("{}_{}", kind, what));
     for (const char* beside : {"native_all_gather", "native_reduce_scatter", "native_all_to_all",
                                "copy_engine_all_gather", "copy_engine_reduce_scatter", "host_copies"}) {
       for (const char* kernel : {"", "_matmul", "_grouped_matmul", "_attention", "_memory_bound"})

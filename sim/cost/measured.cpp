@@ -275,9 +275,13 @@ class Measured : public CostModel {
     switch (op.kind) {
       case OpKind::gemm: {
         if (flops <= 0) return kernel(least, 0, false, matmul_);
-        const cluster::Table* const gradient =
-            !torch_ && op.does.transpose_a ? c_.find("native_matmul_gradient") : nullptr;
-        const auto rate = (gradient != nullptr ? *gradient : c_.table("matmul")).at({v(0), v(1), v(2)});
+        // Gradients of weights; what a router adds to its input's gradient, a sum in fp32 whose bytes count.
+        const bool routers = op.component == program::Component::router && op.does.accumulate;
+        const char* const other = op.does.transpose_a ? "native_matmul_gradient"
+                                  : routers           ? "native_router_gradient"
+                                                      : nullptr;
+        const cluster::Table* const own = !torch_ && other != nullptr ? c_.find(other) : nullptr;
+        const auto rate = (own != nullptr ? *own : c_.table("matmul")).at({v(0), v(1), v(2)});
         return kernel(std::max({least, flops / rate.value, bytes / hbm_bw_}), bytes, rate.outside, matmul_);
       }
       case OpKind::grouped_gemm: {
