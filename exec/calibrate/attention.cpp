@@ -46,7 +46,7 @@ void measure(Bench& bench, const kernels::AttentionShape& s) {
             "cuDNN causal attention by kernels/attention.h{}; (qk, v, {}heads x batch, S) -> FLOP/s{}",
             window ? ", sliding windows and sinks" : ", grouped queries, sinks at width 64",
             window ? "window, " : "", counted),
-        at, program::flops(kind, program_shape(s)), bench.time(run, bench.compute(), Runs::warm));
+        at, program::flops(kind, program_shape(s)), bench.time(run, bench.compute(), Runs::clocked));
   };
   point("forward", "", OpKind::attention_fwd, work.forward);
   point("backward", ", of 2.5 x forward FLOPs", OpKind::attention_bwd, work.backward);

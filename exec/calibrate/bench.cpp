@@ -11,6 +11,7 @@
 #include "exec/cuda/devices.h"
 #include "exec/cuda/libraries.h"
 #include "kernels/check.h"
+#include "kernels/clock.h"
 #include "kernels/elementwise.h"
 #include "sim/base/error.h"
 #include "sim/base/median.h"
@@ -24,6 +25,7 @@ using Clock = std::chrono::steady_clock;
 
 namespace {
 
+constexpr int kMostRepeats = 10;
 constexpr double kPointSeconds = 20e-3, kBatchSeconds = 200e-6, kWindowSeconds = 40e-3;
 // A GPU whose clock has not come down yet is a tenth faster than one in the midst of a step, and one that did
 // nothing but products for long is slower: what is measured comes behind some tens of milliseconds of
@@ -94,6 +96,11 @@ Bench::Bench(const launch::Place& place, launch::Peers& peers) : peers_(peers) {
   heat_ = cuda::device_bytes(kHeatBytes, "what keeps a GPU warm");
   heat_workspace_ =
       cuda::device_bytes(static_cast<int64_t>(kernels::Matmul::kWorkspaceBytes), "what keeps a GPU warm");
+  clocks_ = cuda::device_bytes(2 * kMostRepeats * static_cast<int64_t>(sizeof(kernels::ClockReadings)),
+                               "readings of the clock");
+  sensor_ = PowerSensor::of_this_gpu();
+  for (const int tells : launch::everyones(peers, sensor_ ? 1 : 0))
+    if (tells == 0) sensor_.reset();
   std::mt19937 random(3);
   std::normal_distribution<float> normal;
   std::vector<uint16_t> block(kBlock);
@@ -224,9 +231,32 @@ void Bench::heat(double seconds, cudaStream_t stream) {
   }
 }
 
+double Bench::largest_clock() const {
+  int device = 0, kilohertz = 0;
+  check(cudaGetDevice(&device), "the GPU");
+  check(cudaDeviceGetAttribute(&kilohertz, cudaDevAttrClockRate, device), "the largest clock");
+  return 1e3 * kilohertz;
+}
+
+void Bench::read_clock(size_t index, cudaStream_t stream) {
+  auto* const to = reinterpret_cast<kernels::ClockReadings*>(clocks_.get()) + index;
+  check(cudaMemsetAsync(to, 0, sizeof *to, stream), "a reading of the clock");
+  kernels::read_clock(to, stream);
+}
+
+double Bench::clock_between(size_t first, size_t second) const {
+  const auto* const from = reinterpret_cast<const kernels::ClockReadings*>(clocks_.get());
+  std::array<kernels::ClockReadings, 2> read{};
+  for (size_t i = 0; i < 2; ++i)
+    check(cudaMemcpy(&read[i], from + (i == 0 ? first : second), sizeof read[i], cudaMemcpyDeviceToHost),
+          "readings of the clock");
+  return kernels::mean_clock(read[0], read[1]);
+}
+
 Seconds Bench::time(const Work& work, cudaStream_t stream, Runs runs, bool mine) {
   ensure(mine || rank() > 0, "rank 0 measures everything");
-  const bool kernel = runs == Runs::warm || runs == Runs::cold;
+  const bool clocked = runs == Runs::clocked && sensor_,
+             kernel = runs == Runs::warm || runs == Runs::clocked || runs == Runs::cold;
   double launching = 0, once = 0;  // of one run, by the host and by the device
   const auto run = [&](int repeats, int batch) {
     // Launches are ahead of the device, too, as they are in a step: else small work would take as long as its
@@ -240,23 +270,28 @@ Seconds Bench::time(const Work& work, cudaStream_t stream, Runs runs, bool mine)
         check(cudaMemcpyAsync(heat_.get(), heat_.get() + kFlushBytes, static_cast<size_t>(kFlushBytes),
                               cudaMemcpyDeviceToDevice, stream),
               "what displaces the cache");
-      check(cudaEventRecord(event(static_cast<size_t>(2 * r)), stream), "an event");
+      const auto first = static_cast<size_t>(2 * r);
+      if (clocked) read_clock(first, stream);
+      check(cudaEventRecord(event(first), stream), "an event");
       for (int i = 0; i < batch; ++i) work(stream);
-      check(cudaEventRecord(event(static_cast<size_t>(2 * r + 1)), stream), "an event");
+      check(cudaEventRecord(event(first + 1), stream), "an event");
+      if (clocked) read_clock(first + 1, stream);
     }
     launching = std::chrono::duration<double>(Clock::now() - begin).count() / (repeats * batch);
     check(cudaStreamSynchronize(stream), "a benchmark");
     Seconds all;
-    for (int r = 0; r < repeats; ++r)
-      all.push_back(std::max(
-          1e-9,
-          seconds_between(event(static_cast<size_t>(2 * r)), event(static_cast<size_t>(2 * r + 1))) / batch));
+    for (int r = 0; r < repeats; ++r) {
+      const auto first = static_cast<size_t>(2 * r);
+      const double clock = clocked ? clock_between(first, first + 1) / largest_clock() : 1;
+      all.push_back(std::max(1e-9, clock * seconds_between(event(first), event(first + 1)) / batch));
+    }
     return all;
   };
   if (mine) run(1, 1), launching = 0, once = run(1, 1)[0];  // plans and connections are made by the first
-  const bool several = runs == Runs::warm || runs == Runs::in_a_row;
+  const bool several = runs == Runs::warm || runs == Runs::clocked || runs == Runs::in_a_row;
   const int batch = from_first(several ? static_cast<int>(std::clamp(kBatchSeconds / once, 1.0, 20.0)) : 1),
-            repeats = from_first(static_cast<int>(std::clamp(kPointSeconds / (once * batch), 3.0, 10.0)));
+            repeats = from_first(
+                static_cast<int>(std::clamp(kPointSeconds / (once * batch), 3.0, double{kMostRepeats})));
   return mine ? run(repeats, batch) : Seconds();
 }
 

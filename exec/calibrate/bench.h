@@ -10,6 +10,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <utility>
@@ -17,6 +18,7 @@
 
 #include "exec/calibrate/families.h"
 #include "exec/calibrate/findings.h"
+#include "exec/calibrate/power_sensor.h"
 #include "exec/cuda/memory.h"
 #include "exec/cuda/peer_memory.h"
 #include "exec/launch/peers.h"
@@ -44,8 +46,9 @@ struct Libraries {
 
 enum class Runs {
   // Of kernels: behind heat every time, since in a step, too, the clock is that of what ran before.
-  warm,  // small ones several between two events
-  cold,  // one, and nothing of its operands in the cache
+  warm,     // small ones several between two events
+  clocked,  // likewise, but seconds at the largest clock, which those that compute are as fast as
+  cold,     // one, and nothing of its operands in the cache
   // Of exchanges and copies: one after the other, since what ranks do in between would have them wait for one
   // another.
   in_a_row,    // small ones several between two events
@@ -90,6 +93,12 @@ class Bench {
   void begin(const Family& family);
   bool more();
 
+  // Nothing on all ranks where any GPU does not tell; then what is clocked is warm.
+  const std::optional<PowerSensor>& sensor() const { return sensor_; }
+  double largest_clock() const;  // of the multiprocessors, Hz
+  void read_clock(size_t index, cudaStream_t stream);
+  double clock_between(size_t first, size_t second) const;  // mean of Hz, once both have been read
+
   // Runs it again and again, on all ranks at once, behind heat. mine: whether this rank runs it; rank 0
   // always does.
   Seconds time(const Work& work, cudaStream_t stream, Runs runs, bool mine = true);
@@ -130,7 +139,8 @@ class Bench {
   cudaStream_t compute_ = nullptr, transfer_ = nullptr, up_ = nullptr, down_ = nullptr;
   std::unique_ptr<cuda::PinnedSlab> pinned_;
   int64_t pinned_bytes_ = 0;
-  cuda::DeviceBytes arena_, heat_, heat_workspace_;
+  cuda::DeviceBytes arena_, heat_, heat_workspace_, clocks_;
+  std::optional<PowerSensor> sensor_;
   std::unique_ptr<cuda::PeerMemory> peer_memory_;  // ends before the arena
   std::unique_ptr<Libraries> libraries_;
   std::map<int, ncclComm_t> communicators_;

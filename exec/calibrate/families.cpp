@@ -47,6 +47,12 @@ std::vector<std::string> parse_families(const std::string& text) {
     chosen.push_back(name);
   }
   if (chosen.empty()) throw UserError("--only names no benchmark; leave it out for all of them");
+  // Products and attention are tabled at the largest clock, and what a step's clock is comes from power.
+  const auto has = [&](const char* name) { return std::ranges::find(chosen, name) != chosen.end(); };
+  constexpr std::array kClocked{"matmul", "grouped", "attention", "power"};
+  if (std::ranges::any_of(kClocked, has))
+    for (const char* name : kClocked)
+      if (!has(name)) chosen.emplace_back(name);
   return chosen;
 }
 

@@ -95,7 +95,7 @@ void matmul(Bench& bench) {
           if (flops(m, n, k) > kMostFlops || !bench.fits(2 * (m * k + n * k + m * n))) continue;
           if (!bench.more()) return;
           const Seconds seconds =
-              bench.time(dense_product(bench, m, n, k, gradient), bench.compute(), Runs::warm);
+              bench.time(dense_product(bench, m, n, k, gradient), bench.compute(), Runs::clocked);
           bench.point(gradient ? "native_matmul_gradient" : "native_matmul",
                       gradient ? "bf16 weight gradient by cuBLASLt, C += A^T B; (m, n, k) -> FLOP/s"
                                : "bf16 product by cuBLASLt, C = A B^T; (m, n, k) -> FLOP/s",
@@ -127,7 +127,7 @@ void grouped(Bench& bench) {
             continue;
           if (!bench.more()) return;
           const Seconds seconds = bench.time(experts_product(bench, experts, w.k, w.n, rows, gradient),
-                                             bench.compute(), Runs::warm);
+                                             bench.compute(), Runs::clocked);
           bench.point(
               gradient ? "native_grouped_matmul_gradient" : "native_grouped_matmul",
               fmt::format(

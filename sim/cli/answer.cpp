@@ -103,6 +103,7 @@ std::string answer_json(const Scenario& s, const Prediction& p) {
       {"host_peak_bytes", p.host_peak},
       {"host_capacity_bytes", p.host_capacity},
       {"step_time_s", timed(p.step_time.value_or(0))},
+      {"clock_hz", p.clock ? Json(*p.clock) : Json()},
       {"estimate_s", timed(p.estimate)},
       {"tokens_per_step", p.tokens_per_step},
       {"tokens_per_s_per_gpu", timed(p.tokens_per_s_per_gpu)},
@@ -230,6 +231,9 @@ std::string answer_text(const Scenario& s, const Prediction& p) {
     facts.add(
         {"step time", fmt::format("{} (closed-form estimate {}, {:+.0f} %)", format_seconds(*p.step_time),
                                   format_seconds(p.estimate), 100 * (p.estimate / *p.step_time - 1))});
+    if (p.clock)
+      facts.add({"clock", fmt::format("{:.2f} of {:.2f} GHz, within {:.0f} W", *p.clock * 1e-9,
+                                      s.cluster["largest_clock_hz"] * 1e-9, s.cluster["power_limit_w"])});
     facts.add(
         {"throughput", fmt::format("{:.1f} tokens/s/GPU, MFU {}", p.tokens_per_s_per_gpu, percent(p.mfu))});
   }

@@ -295,8 +295,9 @@ const std::vector<std::string>& optional_figures() {
                                  "native_nvlink_bw",
                                  "native_idle_communicator_bytes"};
     // Of a GPU's power: the limit, what nothing draws, and what one kind of kernels draws at which clock.
-    for (const char* name : {"power_limit_w", "largest_clock_hz"}) all.emplace_back(name);
-    for (const char* kind : {"idle", "matmul", "grouped_matmul", "attention", "memory_bound", "mixed"})
+    for (const char* name : {"power_limit_w", "largest_clock_hz", "idle_power_w", "mixed_matmul_share"})
+      all.emplace_back(name);
+    for (const char* kind : {"matmul", "grouped_matmul", "attention", "memory_bound", "mixed"})
       for (const char* what : {"power_w", "clock_hz"}) all.push_back(fmt::format("{}_{}", kind, what));
     for (const char* beside : {"native_all_gather", "native_reduce_scatter", "native_all_to_all",
                                "copy_engine_all_gather", "copy_engine_reduce_scatter", "host_copies"}) {

@@ -43,7 +43,9 @@ class CostModel {
                       const program::Group* group) const = 0;
 };
 
+// clock: of the multiprocessors, as a share of their largest, where the cluster's tables are at that
+// (power.h).
 std::unique_ptr<CostModel> make_cost_model(Calibration calibration, const cluster::ClusterModel& cluster,
-                                           const plan::Plan& plan, int64_t gpus);
+                                           const plan::Plan& plan, int64_t gpus, double clock = 1);
 
 }  // namespace mop::cost

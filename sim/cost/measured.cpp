@@ -86,7 +86,7 @@ class Known {
 
 class Measured : public CostModel {
  public:
-  Measured(const cluster::ClusterModel& cluster, const plan::Plan& plan, int64_t gpus)
+  Measured(const cluster::ClusterModel& cluster, const plan::Plan& plan, int64_t gpus, double clock)
       : c_(cluster, plan.native()),
         torch_(!plan.native()),
         rooms_(!torch_ && cluster.figures.contains("native_all_gather_matmul_slowdown")),
@@ -94,6 +94,7 @@ class Measured : public CostModel {
         checkpointed_(plan.recompute == plan::Recompute::full),
         gpus_per_node_(cluster.gpus_per_node()),
         gpus_(gpus),
+        clock_(clock),
         hbm_bw_(c_.table("memory_bound").at({1e15}).value),
         gather_(interference(c_["all_gather_matmul_slowdown"], c_["all_gather_slowdown"])),
         reduce_(interference(c_["reduce_scatter_matmul_slowdown"], c_["reduce_scatter_slowdown"])),
@@ -282,7 +283,9 @@ class Measured : public CostModel {
                                                       : nullptr;
         const cluster::Table* const own = !torch_ && other != nullptr ? c_.find(other) : nullptr;
         const auto rate = (own != nullptr ? *own : c_.table("matmul")).at({v(0), v(1), v(2)});
-        return kernel(std::max({least, flops / rate.value, bytes / hbm_bw_}), bytes, rate.outside, matmul_);
+        const double clock = routers && own != nullptr ? 1 : clock_;  // bytes
+        return kernel(std::max({least, flops / (clock * rate.value), bytes / hbm_bw_}), bytes, rate.outside,
+                      matmul_);
       }
       case OpKind::grouped_gemm: {
         if (flops <= 0) return kernel(least, 0, false, matmul_);
@@ -294,8 +297,9 @@ class Measured : public CostModel {
         // gradients that are added to. (One layer of Qwen3 with 109 such took 0.2 to 0.4 ms more a product
         // than one with 39.)
         const double beyond = std::max(0.0, v(4) - v(3)) * 2 * v(1) * v(2) * (op.does.transpose_a ? 2 : 1);
-        Price p = kernel(std::max({least, flops / rate.value, (bytes - beyond) / hbm_bw_}) + beyond / hbm_bw_,
-                         bytes, rate.outside, grouped_);
+        Price p = kernel(
+            std::max({least, flops / (clock_ * rate.value), (bytes - beyond) / hbm_bw_}) + beyond / hbm_bw_,
+            bytes, rate.outside, grouped_);
         // Between two kernels is room.
         if (program::alone(v(0) / v(3), v(1), op.does.transpose_a)) p.demand.takes_room = false;
         return p;
@@ -319,7 +323,7 @@ class Measured : public CostModel {
                                static_cast<double>(a.heads * a.batch), static_cast<double>(a.q_len)})
                 : c_.table(forward ? "attention_forward" : "attention_backward")
                       .at({qk, width, parallel, length});
-        return kernel(std::max({least, flops / rate.value, bytes / hbm_bw_}), bytes, rate.outside,
+        return kernel(std::max({least, flops / (clock_ * rate.value), bytes / hbm_bw_}), bytes, rate.outside,
                       attention_);
       }
       case OpKind::copy_h2d:
@@ -450,8 +454,10 @@ class Measured : public CostModel {
     const bool packs =
         !torch_ && op.kind == OpKind::all_to_all && program::packs(op.does.exchange) && buffer > 0;
     const double packing = packs ? 2 * buffer / c_.table("memory_bound").at({2 * buffer}).value : 0;
+    const bool apart = packs && op.region == 0;  // kernels of their own, which links have nothing to do with
     Price p{{}, 0, outside};
-    double seconds = std::max({on_nvlink, on_nic, c_["kernel_ns"] / kSecond}) + packing;
+    double seconds = std::max({on_nvlink, on_nic, c_["kernel_ns"] / kSecond}) + (apart ? 0 : packing);
+    if (apart) p.after = kernel(packing, 2 * buffer, false, memory_).demand;
     if (reduces && meets == Resource::crossbar) {
       // Parts land in pieces, and a kernel adds up each (sim/program/landing.h).
       const double part = v(0) / n, read = part * (op.does.accumulate ? n + 2 : n + 1);
@@ -465,7 +471,7 @@ class Measured : public CostModel {
     p.demand = lasting(seconds);
     Demand& d = p.demand;
     d.needs_room = rooms_ && meets == Resource::sm;
-    if (packs) use(d, Resource::hbm, 2 * buffer, hbm_bw_, seconds);
+    if (packs && !apart) use(d, Resource::hbm, 2 * buffer, hbm_bw_, seconds);
     // A collective that the network holds back moves fewer bytes through the SMs a second.
     const double busy =
         on_nic > 0 ? std::clamp(std::max(on_nvlink, nic / c_["nvlink_bw"]) / seconds, 0.1, 1.0) : 1.0;
@@ -485,6 +491,7 @@ class Measured : public CostModel {
                 // there first
   bool compiled_, checkpointed_;
   int64_t gpus_per_node_, gpus_;
+  double clock_;  // that of the tables being 1
   double hbm_bw_;
   Interference gather_, reduce_, exchange_, copied_gather_, copied_reduce_;
   KernelUse matmul_, grouped_, attention_, memory_;
@@ -494,8 +501,8 @@ class Measured : public CostModel {
 }  // namespace
 
 std::unique_ptr<CostModel> make_measured(const cluster::ClusterModel& cluster, const plan::Plan& plan,
-                                         int64_t gpus) {
-  return std::make_unique<Measured>(cluster, plan, gpus);
+                                         int64_t gpus, double clock) {
+  return std::make_unique<Measured>(cluster, plan, gpus, clock);
 }
 
 }  // namespace mop::cost

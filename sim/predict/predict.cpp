@@ -5,9 +5,12 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
+#include <numeric>
 
 #include "sim/base/error.h"
 #include "sim/base/quantity.h"
+#include "sim/cost/power.h"
 #include "sim/predict/checks.h"
 #include "sim/predict/estimate.h"
 #include "sim/predict/loads.h"
@@ -202,14 +205,34 @@ void memory(const Scenario& s, const Kinds& kinds, Details& d, Prediction& p) {
   p.why_not = fmt::format("{}", fmt::join(reasons, "; "));
 }
 
-void simulate(const Scenario& s, const Kinds& kinds,
-              const std::vector<std::vector<program::ExpertLoad>>& loads, const PredictOptions& options,
-              Details& d) {
-  const auto cost = cost::make_cost_model(s.calibration, s.cluster, s.plan, s.gpus());
-  for (size_t k = 0; k < loads.size(); ++k)
-    d.schedules.push_back(make_schedule(d.program(k), loads[k], *cost));
-  d.fold =
-      fold(kinds.of_rank, d.programs.front().groups, std::min(s.used_per_node(), s.gpus()), options.unfold);
+double seconds(engine::Time ns) {
+  return static_cast<double>(ns) * 1e-9;
+}
+
+double total(const cost::Work& work) {
+  return std::accumulate(work.begin(), work.end(), 0.0);
+}
+
+// Of the compute stream that has most of it, tensor work as of the largest clock.
+cost::Work most_work(const Details& d, double clock) {
+  cost::Work most{};
+  for (size_t k = 0; k < d.schedules.size(); ++k) {
+    const Schedule& schedule = d.schedules[k];
+    cost::Work work{};
+    for (size_t task = 0; task < schedule.graph.tasks.size(); ++task) {
+      const program::Op& op = d.program(k).ops[schedule.op_of_task[task]];
+      if (op.stream != Stream::compute) continue;
+      const cost::Draws draws = cost::draws(op.kind);
+      work[static_cast<size_t>(draws)] +=
+          seconds(schedule.graph.demands[schedule.graph.tasks[task].demand].duration) *
+          (draws == cost::Draws::memory ? 1 : clock);
+    }
+    if (total(work) > total(most)) most = work;
+  }
+  return most;
+}
+
+void run(Details& d) {
   engine::Machine machine;
   for (Schedule& schedule : d.schedules) machine.graphs.push_back(std::move(schedule.graph));
   for (const RankClass& c : d.fold.classes) machine.ranks.push_back({c.kind, c.node, c.per_node, c.meeting});
@@ -219,8 +242,34 @@ void simulate(const Scenario& s, const Kinds& kinds,
   for (size_t k = 0; k < d.schedules.size(); ++k) d.schedules[k].graph = std::move(machine.graphs[k]);
 }
 
-double seconds(engine::Time ns) {
-  return static_cast<double>(ns) * 1e-9;
+void simulate(const Scenario& s, const Kinds& kinds,
+              const std::vector<std::vector<program::ExpertLoad>>& loads, const PredictOptions& options,
+              Details& d) {
+  const auto price = [&](double clock) {
+    const auto cost = cost::make_cost_model(s.calibration, s.cluster, s.plan, s.gpus(), clock);
+    d.schedules.clear();
+    for (size_t k = 0; k < loads.size(); ++k)
+      d.schedules.push_back(make_schedule(d.program(k), loads[k], *cost));
+  };
+  d.fold =
+      fold(kinds.of_rank, d.programs.front().groups, std::min(s.used_per_node(), s.gpus()), options.unfold);
+  price(1);
+  const std::optional<cost::Power> power = s.plan.native() && s.calibration == cost::Calibration::measured
+                                               ? cost::Power::of(s.cluster)
+                                               : std::nullopt;
+  if (!power) return run(d);
+  // The clock depends on how much of the step is tensor work, and that on the clock.
+  constexpr double kBusy = 0.98, kSettled = 0.003;  // of a step, at first; of the clock
+  const cost::Work work = most_work(d, 1);
+  double clock = power->clock(work, total(work) / kBusy, 1);
+  for (int turn = 0;; ++turn) {
+    price(clock);
+    run(d);
+    const double next = power->clock(work, seconds(d.report.step_time), clock);
+    if (std::abs(next / clock - 1) < kSettled || turn == 4) break;
+    clock = next;
+  }
+  d.clock = clock * s.cluster["largest_clock_hz"];
 }
 
 // Where a kind of work happens, for bound_by.
@@ -238,6 +287,7 @@ void explain(const Scenario& s, const Details& d, Prediction& p) {
   p.steady = r.steady;
   p.operations = r.tasks;
   p.step_time = seconds(r.step_time);
+  p.clock = d.clock;
   // Sums by component and kind, then by component and place, before any text is made.
   constexpr size_t kKinds = static_cast<size_t>(OpKind::next_batch) + 1;
   std::array<std::array<engine::Time, kKinds>, program::kComponents> by_kind{};

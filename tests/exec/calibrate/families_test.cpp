@@ -18,7 +18,10 @@ std::string error_of(const std::string& text) {
 
 TEST(Families, AllOrThoseThatAreNamed) {
   EXPECT_EQ(parse_families("").size(), families().size());
-  EXPECT_EQ(parse_families("attention,matmul"), (std::vector<std::string>{"attention", "matmul"}));
+  EXPECT_EQ(parse_families("memory,adam"), (std::vector<std::string>{"memory", "adam"}));
+  // Tables of one clock, and what draws power at it.
+  EXPECT_EQ(parse_families("attention,memory"),
+            (std::vector<std::string>{"attention", "memory", "matmul", "grouped", "power"}));
   EXPECT_NE(error_of("matmull").find("unknown benchmark 'matmull'; did you mean 'matmul'?"),
             std::string::npos)
       << error_of("matmull");
