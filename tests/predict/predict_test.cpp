@@ -45,6 +45,41 @@ TEST(Predict, IsDeterministic) {
   }
 }
 
+// Within less power products are slower, and with them the step; with plenty all is as without a limit.
+TEST(Predict, ClockFollowsThePowerLimit) {
+  Scenario s = make("olmoe-1b-7b", "h200x4", 1, mop_plan(1, 4, 1, 4), 4096, 8);
+  const Prediction free = predict(s);
+  EXPECT_FALSE(free.clock);
+  const std::pair<const char*, double> figures[]{
+      {"largest_clock_hz", 2e9},          {"idle_power_w", 120},
+      {"memory_bound_power_w", 500},      {"matmul_power_w", 700},
+      {"matmul_clock_hz", 1.5e9},         {"grouped_matmul_power_w", 700},
+      {"grouped_matmul_clock_hz", 1.6e9}, {"attention_power_w", 690},
+      {"attention_clock_hz", 1.7e9},      {"mixed_power_w", 700},
+      {"mixed_clock_hz", 1.85e9},         {"mixed_matmul_share", 0.5}};
+  for (const auto& [name, value] : figures) s.cluster.figures[name].value = value;
+  double before = 0, clock = 3e9;
+  for (const double watts : {5000.0, 800.0, 700.0, 600.0, 500.0}) {
+    SCOPED_TRACE(watts);
+    s.cluster.figures["power_limit_w"].value = watts;
+    const Prediction p = predict(s);
+    ASSERT_TRUE(p.clock && p.step_time);
+    if (watts == 5000) {
+      EXPECT_EQ(*p.clock, 2e9);
+      EXPECT_EQ(*p.step_time, *free.step_time);
+    } else {
+      EXPECT_LT(*p.clock, clock);
+      EXPECT_GT(*p.step_time, before);
+      EXPECT_LT(*p.step_time, *free.step_time * 2e9 / *p.clock);  // not all of it is products
+    }
+    before = *p.step_time, clock = *p.clock;
+  }
+  Scenario torch = make("olmoe-1b-7b", "h200x4", 1, "fsdp2", 4096, 8);
+  const double eager = *predict(torch).step_time;
+  torch.cluster.figures = s.cluster.figures;
+  EXPECT_EQ(*predict(torch).step_time, eager);  // its tables are of a warm GPU
+}
+
 TEST(Predict, AddsUp) {
   for (const std::string& plan : plans()) {
     SCOPED_TRACE(plan);
