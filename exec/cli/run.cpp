@@ -307,14 +307,16 @@ struct Run {
         line["tokens_per_s_per_gpu"] = per_gpu;
         line["model_flops_per_s_per_gpu"] = flops_rate(s, per_second);
         line["mfu"] = mfu(s, per_second);
+        line["clock_hz"] = r.clock_hz > 0 ? Json(r.clock_hz) : Json();
       }
       line["seconds"] = r.seconds;
       fmt::print("{}\n", line.dump());
     } else {
       const std::string speed =
-          on_gpus() ? fmt::format("{:>8.0f} tokens/s/GPU  {:>4.0f} TFLOP/s  MFU {:.1f} %", per_gpu,
-                                  flops_rate(s, per_second) * 1e-12, 100 * mfu(s, per_second))
-                    : fmt::format("{:>9.0f} tokens/s", per_second);
+          on_gpus()
+              ? fmt::format("{:>8.0f} tokens/s/GPU  {:>4.0f} TFLOP/s  MFU {:.1f} %  {:.2f} GHz", per_gpu,
+                            flops_rate(s, per_second) * 1e-12, 100 * mfu(s, per_second), r.clock_hz * 1e-9)
+              : fmt::format("{:>9.0f} tokens/s", per_second);
       fmt::print(
           "step {:>5}  loss {:>9.5f}  grad norm {:>9}  lr {:.3e}  {}  {}  rows/expert {:.2f}x  {} exposed\n",
           r.step + 1, r.loss, r.gradient_norm ? fmt::format("{:.4f}", *r.gradient_norm) : "-",
@@ -358,6 +360,7 @@ struct Run {
            {"gradient_norm", step.gradient_norm ? Json(*step.gradient_norm) : Json()},
            {"learning_rate", step.learning_rate},
            {"expert_imbalance", step.expert_imbalance},
+           {"clock_hz", step.clock_hz},
            {"planning_stall_s", static_cast<double>(step.overlap.planning_stall) * 1e-9},
            {"exposed_communication_s", static_cast<double>(step.overlap.exposed_communication) * 1e-9},
            {"seconds", step.seconds}});

@@ -122,6 +122,7 @@ Rank::Rank(int device, int rank, const program::StepProgram& program, const inte
   }
   check(cudaDeviceSynchronize(),
         "constants of the device");  // streams that do not block would not wait for their copies
+  clock_.look(streams_[static_cast<size_t>(Stream::compute)]);
 }
 
 // In the first slot of every buffer.
@@ -257,6 +258,7 @@ int64_t Rank::rounds(uint32_t event, const Call& plan) {
 
 void Rank::synchronize() {
   for (cudaStream_t stream : streams_) wait_until([&] { return cudaStreamQuery(stream); });
+  clock_.look(streams_[static_cast<size_t>(Stream::compute)]);
   if (finite_) finite_->look();
   std::array<int32_t, kFlags> flags{};
   check(cudaMemcpy(flags.data(), flags_.get(), sizeof flags, cudaMemcpyDeviceToHost), "flags");

@@ -18,6 +18,7 @@
 #include "exec/cuda/finite_watch.h"
 #include "exec/cuda/memory.h"
 #include "exec/cuda/peer_memory.h"
+#include "exec/cuda/step_clock.h"
 #include "exec/interpreter/backend.h"
 #include "exec/interpreter/memory.h"
 #include "kernels/activation.h"
@@ -55,6 +56,7 @@ class Rank final : public interpreter::Backend {
   void synchronize() override;
 
   int64_t workspace_bytes() const { return workspace_bytes_; }
+  double clock_hz() const { return clock_.hz(); }  // of the multiprocessors, between the last two synchronize
   cpu::ExpertRows& expert_rows() { return rows_of_experts_; }
   std::vector<program::OpSpan> trace() const;  // after synchronize; since clear_trace
   void clear_trace();
@@ -125,6 +127,7 @@ class Rank final : public interpreter::Backend {
   std::vector<bool> recorded_;
   int64_t workspace_bytes_ = 0;
   cpu::ExpertRows rows_of_experts_;
+  StepClock clock_;
 
   DeviceBytes rope_tables_, identity_, flags_;
   const float *cos_ = nullptr, *sin_ = nullptr;

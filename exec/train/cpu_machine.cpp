@@ -82,6 +82,7 @@ class CpuMachine final : public Machine {
   const std::vector<std::vector<int64_t>>& expert_rows() const override {
     return expert_rows_.of_last_step();
   }
+  double clock_hz() const override { return 0; }
   int64_t workspace_bytes() const override { return ranks_.front()->workspace_bytes; }
   int64_t device_bytes_in_use() const override { return 0; }
 

@@ -77,6 +77,7 @@ class CudaMachine final : public Machine {
   const std::vector<std::vector<int64_t>>& expert_rows() const override {
     return backend_->expert_rows().of_last_step();
   }
+  double clock_hz() const override { return backend_->clock_hz(); }
   int64_t workspace_bytes() const override { return backend_->workspace_bytes(); }
   int64_t device_bytes_in_use() const override {
     size_t free = 0, total = 0;

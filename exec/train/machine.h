@@ -53,6 +53,9 @@ class Machine {
   // Of all groups that the ranks of this process are in, and as often as ranks of theirs are here.
   virtual const std::vector<std::vector<int64_t>>& expert_rows() const = 0;
 
+  // Mean clock of the multiprocessors of this process's GPU in the last step; 0: no GPU, or no step before
+  // it.
+  virtual double clock_hz() const = 0;
   virtual int64_t workspace_bytes() const = 0;  // of a rank, beside its arenas
   // Memory of the GPU in use, whoever uses it: context, libraries and NCCL as well. 0: no GPU.
   virtual int64_t device_bytes_in_use() const = 0;

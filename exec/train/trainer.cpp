@@ -119,6 +119,7 @@ StepReport Trainer::step() {
   if (!std::isfinite(report.loss)) not_finite(report);
   if (options_.trace)
     report.overlap = interpreter::summarize(prepared_.program, machine_->trace(machine_->ranks().front()));
+  report.clock_hz = machine_->clock_hz();
   report.expert_imbalance = machine_->take_expert_imbalance();
   position_ = batches_.front().end_of_step();
   ++step_;

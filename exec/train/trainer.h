@@ -33,6 +33,7 @@ struct StepReport {
   std::optional<double> gradient_norm;  // before clipping; none where the plan does not clip
   double learning_rate = 0;
   double seconds = 0;
+  double clock_hz = 0;               // of the multiprocessors of this process's GPU; 0: not known
   double expert_imbalance = 1;       // rows of the fullest expert over the mean, worst layer of this process
   interpreter::StepSummary overlap;  // of the process's first rank; with trace only
 };

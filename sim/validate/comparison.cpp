@@ -54,12 +54,12 @@ std::vector<OpDifference> differences(const OpSums& measured, const OpSums& pred
   return result;
 }
 
-// Rows of the fullest expert over the mean, median of the steps that the step time is of.
-std::optional<double> measured_imbalance(const Json& detail) {
+// Median of the steps that the step time is of.
+std::optional<double> of_steps(const Json& detail, const char* what) {
   std::vector<double> seen;
   const Json steps = detail.value("steps", Json::array());
   for (size_t i = steps.size() / 2; i < steps.size(); ++i)
-    if (steps[i].contains("expert_imbalance")) seen.push_back(steps[i]["expert_imbalance"]);
+    if (steps[i].contains(what)) seen.push_back(steps[i][what]);
   if (seen.empty()) return std::nullopt;
   std::ranges::nth_element(seen, seen.begin() + static_cast<std::ptrdiff_t>(seen.size() / 2));
   return seen[seen.size() / 2];
@@ -124,7 +124,12 @@ Comparison compare(const store::RunRecord& measurement, const store::RunRecord* 
                                     format_seconds(measured.wait), format_seconds(predicted.wait)));
   }
   // A ratio of experts here, of ranks there: told apart in words, and never compared.
-  if (const std::optional<double> imbalance = measured_imbalance(detail); imbalance && *imbalance > 1.05)
+  if (const std::optional<double> clock = of_steps(detail, "clock_hz"); clock && *clock > 0 && p.clock)
+    c.notes.push_back(
+        fmt::format("the clock of process 0's GPU was {:.2f} GHz (predicted of the slowest: {:.2f})",
+                    *clock * 1e-9, *p.clock * 1e-9));
+  if (const std::optional<double> imbalance = of_steps(detail, "expert_imbalance");
+      imbalance && *imbalance > 1.05)
     c.notes.push_back(fmt::format(
         "the fullest expert had {:.2f} times the mean rows; predicted for {} routing, the fullest rank with "
         "{:.2f} times the mean",
