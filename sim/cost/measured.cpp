@@ -300,8 +300,8 @@ class Measured : public CostModel {
         Price p = kernel(
             std::max({least, flops / (clock_ * rate.value), (bytes - beyond) / hbm_bw_}) + beyond / hbm_bw_,
             bytes, rate.outside, grouped_);
-        // Between two kernels is room.
-        if (program::alone(v(0) / v(3), v(1), op.does.transpose_a)) p.demand.takes_room = false;
+        if (program::alone(v(0) / v(3), v(1), op.does.transpose_a))
+          p.demand.kernels = static_cast<uint16_t>(std::clamp<int64_t>(s.v[3], 1, UINT16_MAX));
         return p;
       }
       case OpKind::attention_fwd:

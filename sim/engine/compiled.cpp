@@ -24,7 +24,9 @@ CompiledDemand compile(const Demand& demand, size_t graph, size_t index) {
   check(demand.weight >= 1 && demand.weight <= kFull, graph, "demand {} has weight {}, not 1 to 2^20", index,
         demand.weight);
   check(demand.uses <= demand.use.size(), graph, "demand {} has {} uses, at most 8 fit", index, demand.uses);
-  CompiledDemand compiled{demand.duration, demand.weight, 0, 0, demand.takes_room, demand.needs_room, {}};
+  check(demand.kernels >= 1, graph, "demand {} has no kernel", index);
+  CompiledDemand compiled{demand.duration,   demand.weight,  0, 0, demand.takes_room,
+                          demand.needs_room, demand.kernels, {}};
   for (size_t u = 0; u < demand.uses; ++u) {
     const Use& use = demand.use[u];
     const auto resource = static_cast<int>(use.resource);

@@ -19,6 +19,7 @@ struct CompiledDemand {
   uint16_t mask;  // bit by resource used
   uint8_t uses;
   bool takes_room, needs_room;
+  uint16_t kernels;
   std::array<Use, 8> use;
 };
 

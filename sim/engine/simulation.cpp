@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstdlib>
+#include <utility>
 
 #include "sim/base/error.h"
 
@@ -204,9 +205,11 @@ void Simulation::start(uint32_t s, Cause cause) {
 
 void Simulation::finish_work(uint32_t s) {
   Slot& slot = slots_[s];
+  if (slot.behind > 0) return go_on(s);
   if (slot.demand->duration > 0) {
+    RankState& rank = ranks_[slot.rank];
     release(slot);
-    if (slot.demand->takes_room) make_room(ranks_[slot.rank], slot);
+    if (slot.demand->takes_room) rank.taking &= ~(1u << slot.stream), let_in(rank, slot);
   }
   if (slot.meeting == kNone) {
     complete(s);
@@ -327,14 +330,40 @@ void Simulation::begin_records(RankState& rank, int32_t step) {
 // ---- Room ----
 
 // What starts at the same time leaves room: which of the two is considered first must not matter.
-uint32_t Simulation::earlier(const RankState& rank, const Slot& slot) const {
+uint32_t Simulation::earlier(const RankState& rank, const Slot& slot) {
   uint32_t streams = 0;
   for (uint32_t taking = rank.taking & ~(1u << slot.stream); taking; taking &= taking - 1) {
     const auto stream = static_cast<uint32_t>(std::countr_zero(taking));
     const Slot& other = slots_[rank.first_slot + stream];
-    if (rank.records[other.set][other.task].start < now_) streams |= 1u << stream;
+    if (rank.records[other.set][other.task].start < now_ && stop_behind_kernel(rank.first_slot + stream))
+      streams |= 1u << stream;
   }
   return streams;
+}
+
+bool Simulation::stop_behind_kernel(uint32_t s) {
+  Slot& slot = slots_[s];
+  if (slot.behind > 0 || slot.demand->kernels == 1) return true;
+  account(slot);
+  const int64_t all = slot.demand->duration * kFull,
+                kernel = std::max<int64_t>(1, all / slot.demand->kernels), done = all - slot.remaining,
+                ended = done / kernel;
+  if (done == ended * kernel) return false;
+  if (ended + 1 >= slot.demand->kernels) return true;  // the last one
+  const int64_t left = (ended + 1) * kernel - done;
+  slot.behind = slot.remaining - left;
+  slot.remaining = left;
+  heap_.set(s, slot.rate == 0 ? kNever : now_ + (left + slot.rate - 1) / slot.rate);
+  return true;
+}
+
+// The next kernel, beside those that have waited for the end of this one.
+void Simulation::go_on(uint32_t s) {
+  Slot& slot = slots_[s];
+  account(slot);
+  slot.remaining += std::exchange(slot.behind, 0);
+  heap_.set(s, slot.rate == 0 ? kNever : now_ + (slot.remaining + slot.rate - 1) / slot.rate);
+  let_in(ranks_[slot.rank], slot);
 }
 
 void Simulation::admit(uint32_t s) {
@@ -345,9 +374,8 @@ void Simulation::admit(uint32_t s) {
   heap_.set(s, now_ + slot.demand->duration);
 }
 
-void Simulation::make_room(RankState& rank, const Slot& slot) {
+void Simulation::let_in(RankState& rank, const Slot& slot) {
   const uint32_t bit = 1u << slot.stream;
-  rank.taking &= ~bit;
   for (uint32_t without = rank.without; without; without &= without - 1) {
     const auto stream = static_cast<uint32_t>(std::countr_zero(without));
     Slot& other = slots_[rank.first_slot + stream];

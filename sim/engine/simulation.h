@@ -43,7 +43,8 @@ enum class State : uint8_t {
 // One stream of one rank: its running task, or the next.
 struct alignas(64) Slot {
   const CompiledDemand* demand = nullptr;
-  int64_t remaining = 0;  // work in ns x kFull, as of `since`
+  int64_t remaining = 0;  // work in ns x kFull, as of `since`; where somebody waits for room, of this kernel
+  int64_t behind = 0;     // then: of the kernels behind it
   Time since = 0;
   uint32_t rate = 0;
   uint32_t rank = 0;
@@ -124,10 +125,13 @@ class Simulation {
   void end_step_everywhere(int32_t step, Cause cause);
   void begin_records(RankState& rank, int32_t step);
 
-  // Who gets room. earlier: the streams of a rank whose running tasks leave none to what starts now.
-  uint32_t earlier(const RankState& rank, const Slot& slot) const;
+  // Who gets room. earlier: the streams of a rank whose running tasks leave none to what starts now, each
+  // until the end of its kernel. let_in: those that wait for nobody but this slot.
+  uint32_t earlier(const RankState& rank, const Slot& slot);
+  bool stop_behind_kernel(uint32_t s);  // whether its kernel has not just ended
+  void go_on(uint32_t s);
   void admit(uint32_t s);
-  void make_room(RankState& rank, const Slot& slot);
+  void let_in(RankState& rank, const Slot& slot);
 
   // Who holds which resources, and how fast that lets them run.
   void acquire(Slot& slot);

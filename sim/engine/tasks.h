@@ -41,13 +41,15 @@ struct Use {
 // What one task asks for. Running alone it takes `duration`; when the shares on a resource add up to more
 // than kFull, the tasks there slow down, weighted max-min fairly: task i progresses at rate min(1, level x
 // weight). Room: a kernel whose blocks stay on every multiprocessor until it ends leaves none to what starts
-// later; what needs room makes no progress until those have ended that had started before it.
+// later; what needs room makes no progress until those have ended that had started before it. Of a task of
+// several such kernels, `kernels` of equal work, until the one has ended that runs.
 struct Demand {
   Time duration = 0;  // up to 2^42: 73 minutes
   uint32_t weight =
       1;  // 1 .. kFull: inversely proportional to the bytes/s drawn at full speed, so bytes are shared fairly
   uint8_t uses = 0;
   bool takes_room = false, needs_room = false;
+  uint16_t kernels = 1;
   std::array<Use, 8> use{};
   void add(Resource resource, uint32_t share) { use[uses++] = {resource, share}; }
 };

@@ -320,6 +320,26 @@ TEST(Room, WhatStartsBesideAKernelThatTookItAllWaits) {
   EXPECT_EQ(spans[next].end, begin + 2000);        // which it does not hold up
 }
 
+// Between kernels, not in the midst of one; those that run on lose nothing.
+TEST(Room, ThereIsSomeBetweenTheKernelsOfATask) {
+  for (const auto& [before, end] : {std::pair{300, 500}, {500, 500}, {501, 750}, {760, 1000}}) {
+    SCOPED_TRACE(before);
+    Program p;
+    const uint32_t copy = p.task(1, before), big = p.task(0, 1000), small = p.task(1, 50, {copy}),
+                   other = p.task(2, before + 10), late = p.task(2, 30, {other});
+    p.graph.demands[p[big].demand].takes_room = true;
+    p.graph.demands[p[big].demand].kernels = 4;
+    for (const uint32_t t : {small, late}) p.graph.demands[p[t].demand].needs_room = true;
+    p.task(3, 1);
+    p.barrier();
+    const std::vector<Span> spans = run_steps(machine_of({p}), 2).ranks[0].spans;
+    const Time begin = spans[big].start;
+    EXPECT_EQ(spans[small].end, begin + end + 50);
+    EXPECT_EQ(spans[late].end, begin + (before + 10 > end ? end + 250 : end) + 30);
+    EXPECT_EQ(spans[big].end, begin + 1000);
+  }
+}
+
 TEST(Room, ThereIsSomeForWhatStartsFirstOrAtTheSameTime) {
   for (const Time first : {0, 10}) {
     Program p;

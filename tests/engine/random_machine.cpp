@@ -22,6 +22,8 @@ Demand draw_demand(bool contention, std::mt19937& random) {
     const uint32_t room = below(random, 3);
     demand.takes_room = room == 0;
     demand.needs_room = room == 1;
+    if (demand.takes_room) demand.kernels = static_cast<uint16_t>(1 + below(random, 4));
+    demand.duration = demand.duration / demand.kernels * demand.kernels;  // whole times of each
     return demand;
   }
   const uint32_t uses = below(random, 4);

@@ -18,7 +18,8 @@ struct Instance {
   int step;
   double remaining = 0, start = kInfinity, work_end = kInfinity, end = kInfinity;
   bool arrived = false;
-  std::vector<size_t> room_of;  // instances of its rank that must end before it gets room
+  // Instances of its rank of which no more work than this must be left before it gets room.
+  std::vector<std::pair<size_t, double>> room_of;
   std::vector<std::pair<size_t, size_t>>
       meets;  // (rank, instance) of all that meet; just itself without a communicator
 };
@@ -88,16 +89,20 @@ struct Slow {
     return graph(r).demands[graph(r).tasks[i.task].demand];
   }
   bool has_room(size_t r, const Instance& i) const {
-    return std::all_of(i.room_of.begin(), i.room_of.end(),
-                       [&](size_t other) { return ranks[r][other].work_end < kInfinity; });
+    return std::all_of(i.room_of.begin(), i.room_of.end(), [&](const auto& of) {
+      const Instance& other = ranks[r][of.first];
+      return other.work_end < kInfinity || (of.second > 0 && other.remaining <= of.second + kEpsilon);
+    });
   }
   void start(size_t r, Instance& i) {
     i.start = now;
     if (!demand(r, i).needs_room || i.remaining == 0) return;
     for (size_t other = 0; other < ranks[r].size(); ++other) {
       const Instance& before = ranks[r][other];
-      if (running(before) && before.start < now - kEpsilon && demand(r, before).takes_room)
-        i.room_of.push_back(other);
+      if (!running(before) || before.start >= now - kEpsilon || !demand(r, before).takes_room) continue;
+      const auto all = double(demand(r, before).duration), kernel = all / demand(r, before).kernels;
+      const double ended = std::ceil((all - before.remaining) / kernel - kEpsilon / kernel);
+      i.room_of.emplace_back(other, std::max(0.0, all - ended * kernel));
     }
   }
 
@@ -218,8 +223,14 @@ struct Slow {
         }
       }
       share(flows);
-      for (size_t f = 0; f < flows.size(); ++f)
+      for (size_t f = 0; f < flows.size(); ++f) {
         next = std::min(next, now + owners[f]->remaining / flows[f].rate);
+        for (const Instance& i : ranks[flows[f].rank])  // those that wait for the end of one of its kernels
+          for (const auto& [other, left] : i.room_of)
+            if (running(i) && &ranks[flows[f].rank][other] == owners[f] &&
+                owners[f]->remaining > left + kEpsilon)
+              next = std::min(next, now + (owners[f]->remaining - left) / flows[f].rate);
+      }
       if (next == kInfinity) throw std::runtime_error("the reference is stuck");
       for (size_t f = 0; f < flows.size(); ++f) owners[f]->remaining -= (next - now) * flows[f].rate;
       now = next;
