@@ -11,6 +11,7 @@
 #include "kernels/check.h"
 #include "kernels/clock.h"
 #include "kernels/norm.h"
+#include "sim/base/median.h"
 
 namespace mop::calibrate {
 namespace {
@@ -95,6 +96,7 @@ void power(Bench& bench) {
          for (int i = 0; i < kTurns; ++i) memory(s);
        }}};
   double of_memory = 0;
+  std::vector<std::vector<double>> clocks;  // by kind of tensor work and GPU, over the median's; of process 0
   for (const Kind& kind : kinds) {
     if (!bench.more()) return;
     const double seconds =
@@ -105,12 +107,26 @@ void power(Bench& bench) {
     if (!kind.work) continue;
     bench.figure(fmt::format("{}_clock_hz", kind.name),
                  fmt::format("clock of the multiprocessors under {} alone", kind.what), {drawn.hertz});
+    std::vector<double> all = bench.at_first({drawn.hertz});
+    if (std::string_view(kind.name) != "memory_bound" && !all.empty()) {
+      const double middle = median(all);
+      for (double& one : all) one /= middle;
+      clocks.push_back(std::move(all));
+    }
     if (std::string_view(kind.name) == "memory_bound") of_memory = drawn.seconds;
     if (std::string_view(kind.name) == "mixed")
       bench.figure("mixed_matmul_share", "of that time, the products' share",
                    {std::clamp(1 - kTurns * of_memory / drawn.seconds, 0.01, 0.99)});
   }
   bench.release();
+  if (bench.rank() != 0 || clocks.empty()) return;
+  FoundTable& table = bench.findings().tables["gpu_clock"];
+  table.what = "clock under tensor work over that of the host's median GPU; (GPU, from 1) -> ratio";
+  for (size_t gpu = 0; gpu < clocks.front().size(); ++gpu) {
+    std::vector<double> seen;
+    for (const std::vector<double>& of_kind : clocks) seen.push_back(of_kind[gpu]);
+    table.points.emplace_back(std::vector{static_cast<double>(gpu + 1)}, reading_of(std::move(seen)));
+  }
 }
 
 }  // namespace mop::calibrate

@@ -126,6 +126,7 @@ constexpr std::array kOptionalTables{
     TableForm{"native_window_attention_forward", 2, 3},
     TableForm{"native_window_attention_backward", 2, 3},
     TableForm{"native_memory_bound", 0, 1},
+    TableForm{"gpu_clock", 0, 1},  // GPU of a node, from 1 -> its clock under tensor work over the median's
     TableForm{"native_all_gather", 0, 2},
     TableForm{"native_reduce_scatter", 0, 2},
     TableForm{"native_all_reduce", 0, 2},

@@ -51,15 +51,19 @@ std::optional<Power> Power::of(const cluster::ClusterModel& cluster) {
     p.at_largest_[static_cast<size_t>(kTensor[i])] =
         std::max(0.0, figure(name + "_power_w") - p.idle_) / std::pow(clock, p.exponent_);
   }
+  if (const auto found = cluster.tables.find("gpu_clock"); found != cluster.tables.end())
+    for (int64_t gpu = 1; gpu <= cluster.gpus_per_node(); ++gpu)
+      p.over_median_.push_back(found->second.table.at({static_cast<double>(gpu)}).value);
   return p;
 }
 
-double Power::clock(const Work& work, double seconds, double at) const {
+double Power::clock(const Work& work, double seconds, double at, double over_median) const {
   double tensor = 0, drawn = 0;
   for (const Draws kind : kTensor) {
     tensor += work[static_cast<size_t>(kind)];
     drawn += work[static_cast<size_t>(kind)] * at_largest_[static_cast<size_t>(kind)];
   }
+  drawn *= std::pow(over_median, -exponent_);
   const double memory = work[static_cast<size_t>(Draws::memory)] * (memory_ - idle_);
   const auto within = [&](double clock) {
     const double lasts = std::max(tensor / clock, seconds + tensor * (1 / clock - 1 / at));

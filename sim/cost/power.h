@@ -6,6 +6,7 @@
 #pragma once
 #include <array>
 #include <optional>
+#include <vector>
 
 #include "sim/cluster/cluster.h"
 #include "sim/program/program.h"
@@ -27,12 +28,20 @@ class Power {
 
   // The clock, as a share of the largest, with which the mean power of a step stays within the limit. The
   // step takes `seconds` with the clock `at`, and is longer or shorter by as much as its tensor work is.
-  double clock(const Work& work, double seconds, double at) const;
+  // over_median: of the GPU, as below.
+  double clock(const Work& work, double seconds, double at, double over_median = 1) const;
+
+  // GPUs of a host differ: the clock that the node's gpu-th, from 0, has under tensor work, over the
+  // median's.
+  double over_median(int64_t gpu) const {
+    return static_cast<size_t>(gpu) < over_median_.size() ? over_median_[static_cast<size_t>(gpu)] : 1;
+  }
 
  private:
   double limit_ = 0, idle_ = 0, memory_ = 0;
   std::array<double, kDraws> at_largest_{};  // watts above idle, of tensor work
   double exponent_ = 0;                      // of the clock in these
+  std::vector<double> over_median_;          // by GPU of a node; empty: all alike
 };
 
 }  // namespace mop::cost

@@ -27,11 +27,12 @@ using program::OpKind;
 using program::Stream;
 
 // What runs on a rank: its place in the expert group (when loads differ), the expert group (when draws
-// differ) and its place in the context group (when the ring is unbalanced).
+// differ), its place in the context group (when the ring is unbalanced), and its GPU (when clocks differ).
 struct Kinds {
   std::vector<uint32_t> of_rank;
   struct Kind {
     int64_t expert = 0, group = 0, context = 0;
+    double over_median = 1;  // its clock (cost::Power)
   };
   std::vector<Kind> kinds;
 };
@@ -41,18 +42,19 @@ int64_t group_of(int64_t rank, const plan::Span& span) {
   return rank / (span.stride * span.size) * span.stride + rank % span.stride;
 }
 
-Kinds find_kinds(const Scenario& s, const plan::Layout& layout) {
+Kinds find_kinds(const Scenario& s, const plan::Layout& layout, const std::optional<cost::Power>& power) {
   const bool skewed = s.workload.routing.kind != plan::Routing::Kind::balanced && layout.expert.size > 1;
   const bool ring = s.plan.family == plan::Family::fsdp2 && s.plan.context > 1 && !s.plan.balanced_ring;
   Kinds result;
-  std::map<std::array<int64_t, 3>, uint32_t> known;
+  std::map<std::pair<std::array<int64_t, 3>, double>, uint32_t> known;
   for (int64_t r = 0; r < layout.ranks; ++r) {
     const std::array<int64_t, 3> kind{
         skewed ? layout.expert.index(r) : 0,
         skewed && s.workload.routing.independent_groups ? group_of(r, layout.expert) : 0,
         ring ? layout.context.index(r) : 0};
-    const auto [found, fresh] = known.try_emplace(kind, static_cast<uint32_t>(known.size()));
-    if (fresh) result.kinds.push_back({kind[0], kind[1], kind[2]});
+    const double over_median = power ? power->over_median(r % s.used_per_node()) : 1;
+    const auto [found, fresh] = known.try_emplace({kind, over_median}, static_cast<uint32_t>(known.size()));
+    if (fresh) result.kinds.push_back({kind[0], kind[1], kind[2], over_median});
     result.of_rank.push_back(found->second);
   }
   return result;
@@ -213,23 +215,18 @@ double total(const cost::Work& work) {
   return std::accumulate(work.begin(), work.end(), 0.0);
 }
 
-// Of the compute stream that has most of it, tensor work as of the largest clock.
-cost::Work most_work(const Details& d, double clock) {
-  cost::Work most{};
-  for (size_t k = 0; k < d.schedules.size(); ++k) {
-    const Schedule& schedule = d.schedules[k];
-    cost::Work work{};
-    for (size_t task = 0; task < schedule.graph.tasks.size(); ++task) {
-      const program::Op& op = d.program(k).ops[schedule.op_of_task[task]];
-      if (op.stream != Stream::compute) continue;
-      const cost::Draws draws = cost::draws(op.kind);
-      work[static_cast<size_t>(draws)] +=
-          seconds(schedule.graph.demands[schedule.graph.tasks[task].demand].duration) *
-          (draws == cost::Draws::memory ? 1 : clock);
-    }
-    if (total(work) > total(most)) most = work;
+// On the compute stream, tensor work as of the largest clock. clock: of the schedule.
+cost::Work work_of(const Schedule& schedule, const program::StepProgram& program, double clock) {
+  cost::Work work{};
+  for (size_t task = 0; task < schedule.graph.tasks.size(); ++task) {
+    const program::Op& op = program.ops[schedule.op_of_task[task]];
+    if (op.stream != Stream::compute) continue;
+    const cost::Draws draws = cost::draws(op.kind);
+    work[static_cast<size_t>(draws)] +=
+        seconds(schedule.graph.demands[schedule.graph.tasks[task].demand].duration) *
+        (draws == cost::Draws::memory ? 1 : clock);
   }
-  return most;
+  return work;
 }
 
 void run(Details& d) {
@@ -242,34 +239,41 @@ void run(Details& d) {
   for (size_t k = 0; k < d.schedules.size(); ++k) d.schedules[k].graph = std::move(machine.graphs[k]);
 }
 
-void simulate(const Scenario& s, const Kinds& kinds,
+void simulate(const Scenario& s, const Kinds& kinds, const std::optional<cost::Power>& power,
               const std::vector<std::vector<program::ExpertLoad>>& loads, const PredictOptions& options,
               Details& d) {
-  const auto price = [&](double clock) {
-    const auto cost = cost::make_cost_model(s.calibration, s.cluster, s.plan, s.gpus(), clock);
+  std::vector<double> clocks(loads.size(), 1);  // by kind of rank
+  const auto price = [&] {
+    std::map<double, std::unique_ptr<cost::CostModel>> costs;
     d.schedules.clear();
-    for (size_t k = 0; k < loads.size(); ++k)
+    for (size_t k = 0; k < loads.size(); ++k) {
+      std::unique_ptr<cost::CostModel>& cost = costs[clocks[k]];
+      if (!cost) cost = cost::make_cost_model(s.calibration, s.cluster, s.plan, s.gpus(), clocks[k]);
       d.schedules.push_back(make_schedule(d.program(k), loads[k], *cost));
+    }
   };
   d.fold =
       fold(kinds.of_rank, d.programs.front().groups, std::min(s.used_per_node(), s.gpus()), options.unfold);
-  price(1);
-  const std::optional<cost::Power> power = s.plan.native() && s.calibration == cost::Calibration::measured
-                                               ? cost::Power::of(s.cluster)
-                                               : std::nullopt;
+  price();
   if (!power) return run(d);
-  // The clock depends on how much of the step is tensor work, and that on the clock.
-  constexpr double kBusy = 0.98, kSettled = 0.003;  // of a step, at first; of the clock
-  const cost::Work work = most_work(d, 1);
-  double clock = power->clock(work, total(work) / kBusy, 1);
-  for (int turn = 0;; ++turn) {
-    price(clock);
+  // A clock depends on how much of the step is tensor work, and that on the clocks.
+  constexpr double kBusy = 0.98, kSettled = 0.003;  // of a step, at first; of a clock
+  constexpr int kTurns = 5;
+  std::vector<cost::Work> work;
+  for (size_t k = 0; k < loads.size(); ++k) work.push_back(work_of(d.schedules[k], d.program(k), 1));
+  for (int turn = 0; turn < kTurns; ++turn) {
+    bool settled = turn > 0;
+    for (size_t k = 0; k < loads.size(); ++k) {
+      const double lasted = turn > 0 ? seconds(d.report.step_time) : total(work[k]) / kBusy,
+                   next = power->clock(work[k], lasted, clocks[k], kinds.kinds[k].over_median);
+      settled = settled && std::abs(next / clocks[k] - 1) < kSettled;
+      clocks[k] = next;
+    }
+    if (settled) break;
+    price();
     run(d);
-    const double next = power->clock(work, seconds(d.report.step_time), clock);
-    if (std::abs(next / clock - 1) < kSettled || turn == 4) break;
-    clock = next;
   }
-  d.clock = clock * s.cluster["largest_clock_hz"];
+  d.clock = std::ranges::min(clocks) * s.cluster["largest_clock_hz"];
 }
 
 // Where a kind of work happens, for bound_by.
@@ -382,7 +386,10 @@ Prediction predict(const Scenario& s, const PredictOptions& options, Details* de
   p.tokens_per_step = tokens_per_step(s);
   p.model_flops_per_token = model_flops(s).total();
 
-  const Kinds kinds = find_kinds(s, layout);
+  const std::optional<cost::Power> power = s.plan.native() && s.calibration == cost::Calibration::measured
+                                               ? cost::Power::of(s.cluster)
+                                               : std::nullopt;
+  const Kinds kinds = find_kinds(s, layout, power);
   std::map<int64_t, std::vector<std::vector<program::ExpertLoad>>> loads_of_group;
   std::vector<std::vector<program::ExpertLoad>>& loads = d.loads;
   for (const Kinds::Kind& kind : kinds.kinds) {
@@ -404,7 +411,7 @@ Prediction predict(const Scenario& s, const PredictOptions& options, Details* de
   memory(s, kinds, d, p);
   p.classes = kinds.kinds.size();
   if (p.fits && !options.only_memory) {
-    simulate(s, kinds, loads, options, d);
+    simulate(s, kinds, power, loads, options, d);
     p.classes = d.fold.classes.size();
     explain(s, d, p);
     p.estimate = s.calibration == cost::Calibration::measured ? estimate_step_time(s) : 0;

@@ -32,7 +32,7 @@ struct Prediction {
   std::vector<Named> memory;  // HBM by what it holds, at the peak, constants included: adds up to hbm_peak
   std::vector<Named> host_memory;
   std::optional<double> step_time;  // empty when it does not fit
-  std::optional<double> clock;      // Hz of the multiprocessors that the power limit allows, where it is known
+  std::optional<double> clock;      // Hz of the slowest GPU within its power limit, where that is known
   double estimate = 0;              // closed form, beside the event result
   int64_t tokens_per_step = 0;
   double model_flops_per_token = 0;
@@ -62,8 +62,8 @@ struct Details {
   Fold fold;
   engine::Report report;
   std::optional<double> clock;  // as in the prediction
-  program::Arena hbm, host;  // of the worst rank
-  size_t worst = 0;          // its kind
+  program::Arena hbm, host;     // of the worst rank
+  size_t worst = 0;             // its kind
 };
 
 struct PredictOptions {

@@ -74,6 +74,17 @@ TEST(Predict, ClockFollowsThePowerLimit) {
     }
     before = *p.step_time, clock = *p.clock;
   }
+  // One GPU that is slower makes the step longer, by less than it is slower.
+  s.cluster.figures["power_limit_w"].value = 700;
+  const double alike = *predict(s).step_time;
+  const std::vector<std::vector<double>> clocks{{1, 1}, {2, 1}, {3, 0.96}, {4, 1.01}};
+  s.cluster.tables["gpu_clock"].table = cluster::Table("gpu_clock", 0, 1, clocks);
+  Details details;
+  const Prediction apart = predict(s, {}, &details);
+  EXPECT_GT(*apart.step_time, 1.01 * alike);
+  EXPECT_LT(*apart.step_time, alike / 0.96);
+  EXPECT_EQ(details.schedules.size(), 3U);
+  EXPECT_EQ(*predict(s, {.unfold = true}).step_time, *apart.step_time);
   Scenario torch = make("olmoe-1b-7b", "h200x4", 1, "fsdp2", 4096, 8);
   const double eager = *predict(torch).step_time;
   torch.cluster.figures = s.cluster.figures;
