@@ -68,6 +68,9 @@ void link(Bench& bench, const Job& exchange, const Job& gather) {
   if (!of_exchange.empty() && !of_gather.empty())
     rates = {part * (static_cast<double>(kExchangeBytes) / (exchange.alone * median(of_exchange)) +
                      static_cast<double>(kBytes) / (gather.alone * median(of_gather)))};
+  bench.figure("native_all_to_all_beside_gather_slowdown",
+               "all-to-all of 128 MiB by NCCL beside an all-gather of 1 GiB by copy engines", of_exchange);
+  bench.figure("copy_engine_all_gather_beside_exchange_slowdown", "the all-gather beside those", of_gather);
   bench.figure(
       "native_nvlink_bw",
       "all-to-all of 128 MiB by NCCL and all-gather of 1 GiB by copy engines at once, sum, each way, "

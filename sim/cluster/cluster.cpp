@@ -294,7 +294,9 @@ const std::vector<std::string>& optional_figures() {
                                  "native_first_communicator_bytes",
                                  "native_first_p2p_bytes",
                                  "native_nvlink_bw",
-                                 "native_idle_communicator_bytes"};
+                                 "native_idle_communicator_bytes",
+                                 "native_all_to_all_beside_gather_slowdown",
+                                 "copy_engine_all_gather_beside_exchange_slowdown"};
     // Of a GPU's power: the limit, what nothing draws, and what one kind of kernels draws at which clock.
     for (const char* name : {"power_limit_w", "largest_clock_hz", "idle_power_w", "mixed_matmul_share"})
       all.emplace_back(name);

@@ -99,10 +99,8 @@ class Measured : public CostModel {
         gather_(interference(c_["all_gather_matmul_slowdown"], c_["all_gather_slowdown"])),
         reduce_(interference(c_["reduce_scatter_matmul_slowdown"], c_["reduce_scatter_slowdown"])),
         exchange_(interference(c_["all_to_all_matmul_slowdown"], c_["all_to_all_slowdown"])),
-        copied_gather_(interference(c_.figure("copy_engine_all_gather_matmul_slowdown", 1),
-                                    c_.figure("copy_engine_all_gather_slowdown", 1))),
-        copied_reduce_(interference(c_.figure("copy_engine_reduce_scatter_matmul_slowdown", 1),
-                                    c_.figure("copy_engine_reduce_scatter_slowdown", 1))),
+        copied_gather_(copied("copy_engine_all_gather")),
+        copied_reduce_(copied("copy_engine_reduce_scatter")),
         matmul_{1, copies() ? 1.0 : 0.0, 1},
         grouped_(use_of("grouped_matmul")),
         attention_(use_of("attention")),
@@ -216,6 +214,20 @@ class Measured : public CostModel {
     }
   }
 
+  // Copy engines meet kernels at the crossbar, and NCCL on the links, where they take what they want: there,
+  // how much each of the two loses says who gives way, if it was measured. The share of the crossbar is then
+  // what slows a matmul down as measured.
+  Interference copied(const std::string& name) const {
+    const double matmul = std::max(1.0, c_.figure(name + "_matmul_slowdown", 1));
+    const Interference at_crossbar = interference(matmul, c_.figure(name + "_slowdown", 1));
+    const double exchange = c_.figure("native_all_to_all_beside_gather_slowdown", 0),
+                 gather = c_.figure("copy_engine_all_gather_beside_exchange_slowdown", 0);
+    if (exchange == 0 || gather == 0) return at_crossbar;
+    const double weight = exchange_.weight * std::max(1.0, exchange) / std::max(1.0, gather);
+    if (weight <= at_crossbar.weight) return at_crossbar;
+    return {weight >= matmul ? 1 - 1 / matmul : (matmul - 1) / weight, weight};
+  }
+
   static constexpr double kUntouched = 1.01;  // a slowdown up to which a kernel is none the slower
 
   // Two jobs share a resource as interference() has it: a kernel that is x times slower beside a collective,
@@ -236,7 +248,8 @@ class Measured : public CostModel {
                      of_it = c_.figure(name + "_slowdown", 1);
         if (of_kind == 0 || of_matmul <= 1) continue;
         const double x = std::max(1.0, of_kind);
-        const Interference with = interference(of_matmul, of_it);
+        const Interference with =
+            name.starts_with("copy_engine") ? copied(name) : interference(of_matmul, of_it);
         const double part = std::clamp((x - 1) / (of_matmul - 1), 0.0, 1.0),
                      y = std::max(1.0,
                                   c_.figure(name + "_under_" + kind + "_slowdown", 1 + part * (of_it - 1)));
