@@ -1,7 +1,5 @@
 #include "exec/cuda/step_clock.h"
 
-#include <utility>
-
 #include "kernels/check.h"
 
 namespace mop::cuda {

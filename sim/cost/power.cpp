@@ -1,12 +1,16 @@
 #include "sim/cost/power.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cmath>
+
+#include "sim/base/error.h"
 
 namespace mop::cost {
 namespace {
 
-constexpr double kLeastClock = 0.3;
+constexpr double kLeastClock = 0.3, kLeastExponent = 1.05, kMostExponent = 3;
 constexpr std::array kTensor{Draws::matmul, Draws::grouped_matmul, Draws::attention};
 constexpr std::array kNames{"matmul", "grouped_matmul", "attention"};
 
@@ -27,27 +31,34 @@ Draws draws(program::OpKind kind) {
 }
 
 std::optional<Power> Power::of(const cluster::ClusterModel& cluster) {
+  if (!cluster.figures.contains("largest_clock_hz")) return std::nullopt;
   const auto figure = [&](const std::string& name) {
     const auto found = cluster.figures.find(name);
-    return found == cluster.figures.end() ? 0 : found->second.value;
+    if (found == cluster.figures.end())
+      throw UserError(
+          fmt::format("cluster {} has products as of the largest clock, and no {}: measure again with mop "
+                      "calibrate --only "
+                      "power",
+                      cluster.name, name));
+    return found->second.value;
   };
   Power p;
   p.limit_ = figure("power_limit_w");
   p.idle_ = figure("idle_power_w");
   p.memory_ = figure("memory_bound_power_w");
   const double largest = figure("largest_clock_hz"), share = figure("mixed_matmul_share");
-  if (p.limit_ <= 0 || largest <= 0 || share <= 0) return std::nullopt;
   // Watts above idle are to the clock's power e: of products alone, and of products among memory-bound
-  // kernels, where they have the rest of what is drawn.
+  // kernels, where they have the rest of what is drawn. Where products alone stay within the limit any e will
+  // do.
   const double alone = figure("matmul_power_w") - p.idle_,
                among = (figure("mixed_power_w") - (1 - share) * p.memory_) / share - p.idle_,
                faster = figure("mixed_clock_hz") / figure("matmul_clock_hz");
-  if (!(alone > 0 && among > alone && faster > 1)) return std::nullopt;
-  p.exponent_ = std::clamp(std::log(among / alone) / std::log(faster), 1.05, 3.0);
+  p.exponent_ = alone > 0 && among > alone && faster > 1
+                    ? std::clamp(std::log(among / alone) / std::log(faster), kLeastExponent, kMostExponent)
+                    : kMostExponent;
   for (size_t i = 0; i < kTensor.size(); ++i) {
     const std::string name = kNames[i];
-    const double clock = figure(name + "_clock_hz") / largest;
-    if (!(clock > 0)) return std::nullopt;
+    const double clock = std::min(1.0, figure(name + "_clock_hz") / largest);
     p.at_largest_[static_cast<size_t>(kTensor[i])] =
         std::max(0.0, figure(name + "_power_w") - p.idle_) / std::pow(clock, p.exponent_);
   }

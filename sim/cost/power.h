@@ -23,7 +23,8 @@ using Work = std::array<double, kDraws>;
 
 class Power {
  public:
-  // Nothing where the cluster's file has no such figures; then its tables are of a warm GPU's clock.
+  // Nothing where the cluster's file has no such figures; then its tables are of a warm GPU's clock. Errors:
+  // UserError where some are missing.
   static std::optional<Power> of(const cluster::ClusterModel& cluster);
 
   // The clock, as a share of the largest, with which the mean power of a step stays within the limit. The

@@ -1,8 +1,10 @@
 #include "sim/cost/power.h"
 
-#include <gtest/gtest.h>
+#include <gmock/gmock.h>
 
 #include <cmath>
+
+#include "tests/error_of.h"
 
 namespace mop::cost {
 namespace {
@@ -28,7 +30,7 @@ TEST(Power, NothingWithoutFigures) {
   EXPECT_FALSE(Power::of({}));
   cluster::ClusterModel c = cluster();
   c.figures.erase("mixed_matmul_share");
-  EXPECT_FALSE(Power::of(c));
+  EXPECT_THAT(error_of([&] { Power::of(c); }), ::testing::HasSubstr("no mixed_matmul_share"));
 }
 
 TEST(Power, WhatWasMeasuredAloneComesBack) {
@@ -40,6 +42,31 @@ TEST(Power, WhatWasMeasuredAloneComesBack) {
   EXPECT_EQ(power->clock({0, 0, 1, 0}, 1, 1), 1);  // 600 W
   EXPECT_EQ(power->clock({0, 0, 0, 1}, 1, 1), 1);
   EXPECT_EQ(power->clock({1, 0, 0, 0}, 10, 1), 1);  // waits most of the time
+}
+
+// Of two GPUs the one with the lower clock under products alone has it in a step, too.
+TEST(Power, GpusDiffer) {
+  cluster::ClusterModel c = cluster();
+  c.figures["gpus_per_node"].value = 2;
+  c.tables["gpu_clock"].table =
+      cluster::Table("gpu_clock", 0, 1, std::vector<std::vector<double>>{{1, 0.95}, {2, 1.02}});
+  const auto power = Power::of(c);
+  ASSERT_TRUE(power);
+  EXPECT_NEAR(power->over_median(0), 0.95, 1e-12);
+  EXPECT_NEAR(power->over_median(1), 1.02, 1e-12);
+  const double alone = std::pow(600.0 / 800, 1 / 1.5);
+  EXPECT_NEAR(power->clock({1, 0, 0, 0}, 1, 1, 0.95), 0.95 * alone, 1e-6);
+}
+
+// Where nothing reaches the limit the clock is the largest.
+TEST(Power, PlentyOfIt) {
+  cluster::ClusterModel c = cluster();
+  c.figures["power_limit_w"].value = 2000;
+  for (const char* kind : {"matmul", "grouped_matmul", "mixed"})
+    c.figures[std::string(kind) + "_clock_hz"].value = 2e9;
+  const auto power = Power::of(c);
+  ASSERT_TRUE(power);
+  EXPECT_EQ(power->clock({1, 1, 1, 1}, 4, 1), 1);
 }
 
 // The mean power is the limit's at any clock below the largest.
