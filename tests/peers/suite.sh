@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# The validation suite on this host's GPUs: suite.sh OUT MOP [LABEL...]
+# Works in OUT, on copies of hwmodels/ and scenarios/: makes the tokens, calibrates the host (CALIBRATE=0: not) into its hwmodels/, then makes the runs of
+# scenarios/validation/suite.toml that LABELs name, in that order (default: all for as many GPUs as the host has), and that suite.db has not.
+# CLUSTER (default: h200x4 on 4 GPUs, h200x2 on fewer): the suite's name for such a host.
+# UNTIL=SECONDS: all ends by then, counted from here; runs that 45 seconds are not left for are left out, and said.
+# OUT: suite.db, hwmodels/CLUSTER.json, log.txt (a line a run), runs.txt (what they print), traces/.
+set -u
+out=$(realpath -m "$1"); mop=$(realpath -m "$2"); shift 2
+here=$(cd "$(dirname "$0")" && pwd); root=$(dirname "$(dirname "$here")")
+gpus=$(nvidia-smi -L | wc -l); gpus=$((gpus > 4 ? 4 : gpus))
+[ "$gpus" -gt 0 ] || { echo "no GPU is here (nvidia-smi -L)" >&2; exit 2; }
+cluster=${CLUSTER:-$([ "$gpus" -eq 4 ] && echo h200x4 || echo h200x2)}
+begin=$SECONDS
+export NCCL_NVLS_ENABLE=0 MOP_HOME=$out PATH=$(dirname "$mop"):$PATH
+mkdir -p "$out" && cd "$out" || exit 2
+cp -rn "$root/hwmodels" "$root/scenarios" .
+say() { echo "[$((SECONDS - begin)) s] $*" | tee -a log.txt; }
+
+for tokens in "zipf 150000" "zipf50k 50000" "zipf32k 32000" "hot 16"; do
+  [ -s "${tokens% *}.bin" ] || python3 "$here/zipf_tokens.py" $tokens &
+done
+wait
+if [ "${CALIBRATE:-1}" = 1 ]; then
+  "$mop" calibrate --gpus "$gpus" --base "$cluster" --out calibrated.json > calibrate.txt 2>&1 && mv calibrated.json "hwmodels/$cluster.json"
+  say "calibrate: exit status $?"
+fi
+"$mop" validate --suite scenarios/validation/suite.toml --commands --missing --db suite.db > commands.sh || exit 2
+mkdir -p traces
+eval "$(sed -n '/^on_nodes()/,/^)/p' commands.sh)"
+[ $# -gt 0 ] || set -- $(grep -E -- "--gpus $gpus |^on_nodes" commands.sh | sed -n 's/.*--label \(held-out\/\)\?\([^ ]*\).*/\2/p')
+for label in "$@"; do
+  left=$((${UNTIL:-1000000} - (SECONDS - begin)))
+  [ "$left" -gt 45 ] || { say "$label: left out, $left s are left"; continue; }
+  line=$(grep -E -- "--label (held-out/)?$label " commands.sh) || { say "$label: no run that is missing is called so"; continue; }
+  started=$SECONDS
+  echo "== $label" >> runs.txt
+  (eval "$line") >> runs.txt 2>&1 &
+  run=$!
+  (sleep "$left"; pkill -x "$(basename "$mop")") & watch=$!
+  wait $run
+  say "$label: exit status $?, $((SECONDS - started)) s"
+  kill $watch 2> /dev/null
+done
+"$mop" validate --db suite.db | tail -12
