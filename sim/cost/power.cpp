@@ -62,9 +62,11 @@ std::optional<Power> Power::of(const cluster::ClusterModel& cluster) {
     p.at_largest_[static_cast<size_t>(kTensor[i])] =
         std::max(0.0, figure(name + "_power_w") - p.idle_) / std::pow(clock, p.exponent_);
   }
-  if (const auto found = cluster.tables.find("gpu_clock"); found != cluster.tables.end())
-    for (int64_t gpu = 1; gpu <= cluster.gpus_per_node(); ++gpu)
-      p.over_median_.push_back(found->second.table.at({static_cast<double>(gpu)}).value);
+  const auto found = cluster.tables.find("gpu_clock");
+  if (found == cluster.tables.end()) return p;
+  const auto clock_of = [&](int64_t gpu) { return found->second.table.at({static_cast<double>(gpu + 1)}); };
+  if (clock_of(cluster.gpus_per_node() - 1).outside) return p;  // of a smaller host
+  for (int64_t gpu = 0; gpu < cluster.gpus_per_node(); ++gpu) p.over_median_.push_back(clock_of(gpu).value);
   return p;
 }
 

@@ -56,6 +56,8 @@ TEST(Power, GpusDiffer) {
   EXPECT_NEAR(power->over_median(1), 1.02, 1e-12);
   const double alone = std::pow(600.0 / 800, 1 / 1.5);
   EXPECT_NEAR(power->clock({1, 0, 0, 0}, 1, 1, 0.95), 0.95 * alone, 1e-6);
+  c.figures["gpus_per_node"].value = 8;  // a file that has those of a smaller host as its base
+  EXPECT_EQ(Power::of(c)->over_median(0), 1);
 }
 
 // Where nothing reaches the limit the clock is the largest.
