@@ -281,6 +281,14 @@ struct Validate {
                    format_seconds(*c->step_s), c->measured.plan});
       fmt::print("{}", plans.text());
     }
+    if (const std::vector<validate::KindErrors> kinds = validate::kind_errors(comparisons); !kinds.empty()) {
+      TextTable errors({"kind of operation", "runs where it has 2 % of the step", "median error", "largest"},
+                       "lrrr");
+      for (const validate::KindErrors& kind : kinds)
+        errors.add({kind.kind, std::to_string(kind.errors.size()), percent(kind.median()),
+                    percent(kind.errors.back())});
+      fmt::print("\n{}", errors.text());
+    }
     TextTable judged({"bound", "at most", "is", "", "of"}, "lrrll");
     for (const validate::Verdict& v : verdicts) {
       const bool number = v.name == "predicted";
