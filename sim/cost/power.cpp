@@ -36,9 +36,8 @@ std::optional<Power> Power::of(const cluster::ClusterModel& cluster) {
     const auto found = cluster.figures.find(name);
     if (found == cluster.figures.end())
       throw UserError(
-          fmt::format("cluster {} has products as of the largest clock, and no {}: measure again with mop "
-                      "calibrate --only "
-                      "power",
+          fmt::format("cluster {} has products as of the largest clock, and no {}: measure it again with "
+                      "mop calibrate --only power",
                       cluster.name, name));
     return found->second.value;
   };

@@ -215,16 +215,14 @@ double total(const cost::Work& work) {
   return std::accumulate(work.begin(), work.end(), 0.0);
 }
 
-// On the compute stream, tensor work as of the largest clock. clock: of the schedule.
-cost::Work work_of(const Schedule& schedule, const program::StepProgram& program, double clock) {
+// On the compute stream; of a schedule at the largest clock.
+cost::Work work_of(const Schedule& schedule, const program::StepProgram& program) {
   cost::Work work{};
   for (size_t task = 0; task < schedule.graph.tasks.size(); ++task) {
     const program::Op& op = program.ops[schedule.op_of_task[task]];
     if (op.stream != Stream::compute) continue;
-    const cost::Draws draws = cost::draws(op.kind);
-    work[static_cast<size_t>(draws)] +=
-        seconds(schedule.graph.demands[schedule.graph.tasks[task].demand].duration) *
-        (draws == cost::Draws::memory ? 1 : clock);
+    work[static_cast<size_t>(cost::draws(op.kind))] +=
+        seconds(schedule.graph.demands[schedule.graph.tasks[task].demand].duration);
   }
   return work;
 }
@@ -260,7 +258,7 @@ void simulate(const Scenario& s, const Kinds& kinds, const std::optional<cost::P
   constexpr double kBusy = 0.98, kSettled = 0.003;  // of a step, at first; of a clock
   constexpr int kTurns = 5;
   std::vector<cost::Work> work;
-  for (size_t k = 0; k < loads.size(); ++k) work.push_back(work_of(d.schedules[k], d.program(k), 1));
+  for (size_t k = 0; k < loads.size(); ++k) work.push_back(work_of(d.schedules[k], d.program(k)));
   for (int turn = 0; turn < kTurns; ++turn) {
     bool settled = turn > 0;
     for (size_t k = 0; k < loads.size(); ++k) {
