@@ -279,10 +279,11 @@ Seconds Bench::time(const Work& work, cudaStream_t stream, Runs runs, bool mine)
     }
     launching = std::chrono::duration<double>(Clock::now() - begin).count() / (repeats * batch);
     check(cudaStreamSynchronize(stream), "a benchmark");
+    const double largest = clocked ? largest_clock() : 1;
     Seconds all;
     for (int r = 0; r < repeats; ++r) {
       const auto first = static_cast<size_t>(2 * r);
-      const double clock = clocked ? clock_between(first, first + 1) / largest_clock() : 1;
+      const double clock = clocked ? clock_between(first, first + 1) / largest : 1;
       ensure(clock > 0, "the clock was read before and behind");
       all.push_back(std::max(1e-9, clock * seconds_between(event(first), event(first + 1)) / batch));
     }

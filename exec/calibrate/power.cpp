@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
+#include <string_view>
 #include <thread>
 
 #include "exec/calibrate/benchmarks.h"
@@ -81,7 +82,8 @@ void power(Bench& bench) {
   const AttentionWork attention = attention_work(bench, attention_shape(128, 128, 96, 4096, 0));
   attention.forward(bench.compute());  // what backward starts from
   struct Kind {
-    const char *name, *what;
+    std::string_view name;
+    const char* what;
     Work work;
   };
   const std::vector<Kind> kinds{
@@ -108,13 +110,13 @@ void power(Bench& bench) {
     bench.figure(fmt::format("{}_clock_hz", kind.name),
                  fmt::format("clock of the multiprocessors under {} alone", kind.what), {drawn.hertz});
     std::vector<double> all = bench.at_first({drawn.hertz});
-    if (std::string_view(kind.name) != "memory_bound" && !all.empty()) {
+    if (kind.name != "memory_bound" && !all.empty()) {
       const double middle = median(all);
       for (double& one : all) one /= middle;
       clocks.push_back(std::move(all));
     }
-    if (std::string_view(kind.name) == "memory_bound") of_memory = drawn.seconds;
-    if (std::string_view(kind.name) == "mixed")
+    if (kind.name == "memory_bound") of_memory = drawn.seconds;
+    if (kind.name == "mixed")
       bench.figure("mixed_matmul_share", "of that time, the products' share",
                    {std::clamp(1 - kTurns * of_memory / drawn.seconds, 0.01, 0.99)});
   }

@@ -22,11 +22,20 @@ std::string bytes_text(int64_t bytes) {
   return format_bytes(static_cast<double>(bytes));
 }
 
+// Rounded up; also of an address.
+size_t whole_pages(size_t bytes) {
+  return (bytes + kHugePage - 1) / kHugePage * kHugePage;
+}
+
+size_t at_least_one(int64_t bytes) {
+  return static_cast<size_t>(std::max<int64_t>(bytes, 1));
+}
+
 // The driver gives pages of 2 MiB in any case; another process maps a piece that does not end with one by
 // pages of 4 KiB: 130 GiB take 2.5 s and a table of 260 MiB for each.
-size_t whole_pages(int64_t bytes) {
-  const auto size = static_cast<size_t>(std::max<int64_t>(bytes, 1));
-  return size < kHugePage ? size : (size + kHugePage - 1) / kHugePage * kHugePage;
+size_t on_device(int64_t bytes) {
+  const size_t size = at_least_one(bytes);
+  return size < kHugePage ? size : whole_pages(size);
 }
 
 // Of /proc/meminfo, in bytes.
@@ -53,7 +62,7 @@ bool grows() {
 
 DeviceBytes device_bytes(int64_t bytes, const char* what) {
   std::byte* p = nullptr;
-  if (cudaMalloc(reinterpret_cast<void**>(&p), whole_pages(bytes)) != cudaSuccess) {
+  if (cudaMalloc(reinterpret_cast<void**>(&p), on_device(bytes)) != cudaSuccess) {
     cudaGetLastError();
     size_t free = 0, total = 0;
     cudaMemGetInfo(&free, &total);
@@ -68,8 +77,8 @@ DeviceBytes device_bytes(int64_t bytes, const char* what) {
 
 PinnedBytes pinned_bytes(int64_t bytes, const char* what) {
   std::byte* p = nullptr;
-  if (cudaHostAlloc(reinterpret_cast<void**>(&p), static_cast<size_t>(std::max<int64_t>(bytes, 1)),
-                    cudaHostAllocPortable) != cudaSuccess) {
+  if (cudaHostAlloc(reinterpret_cast<void**>(&p), at_least_one(bytes), cudaHostAllocPortable) !=
+      cudaSuccess) {
     cudaGetLastError();
     throw UserError(fmt::format("{} needs {} of pinned host memory, which this host does not give", what,
                                 bytes_text(bytes)));
@@ -77,8 +86,7 @@ PinnedBytes pinned_bytes(int64_t bytes, const char* what) {
   return PinnedBytes(p);
 }
 
-PinnedSlab::PinnedSlab(int64_t bytes)
-    : bytes_((static_cast<size_t>(std::max<int64_t>(bytes, 1)) + kHugePage - 1) / kHugePage * kHugePage) {
+PinnedSlab::PinnedSlab(int64_t bytes) : bytes_(whole_pages(at_least_one(bytes))) {
   const auto fail = [&](const char* why) {
     throw UserError(fmt::format(
         "{} of pinned host memory cannot be had ({}): {} is available; take fewer ranks a host, or "
@@ -89,8 +97,7 @@ PinnedSlab::PinnedSlab(int64_t bytes)
   void* const mapped = mmap(nullptr, bytes_ + kHugePage, PROT_READ | PROT_WRITE,
                             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (mapped == MAP_FAILED) fail(std::strerror(errno));
-  const auto begin = reinterpret_cast<uintptr_t>(mapped),
-             start = (begin + kHugePage - 1) / kHugePage * kHugePage;
+  const auto begin = reinterpret_cast<uintptr_t>(mapped), start = whole_pages(begin);
   if (start > begin) munmap(mapped, start - begin);
   if (start - begin < kHugePage) munmap(reinterpret_cast<void*>(start + bytes_), kHugePage - (start - begin));
   data_ = reinterpret_cast<std::byte*>(start);

@@ -353,7 +353,7 @@ bool Simulation::stop_behind_kernel(uint32_t s) {
   const int64_t left = (ended + 1) * kernel - done;
   slot.behind = slot.remaining - left;
   slot.remaining = left;
-  heap_.set(s, slot.rate == 0 ? kNever : now_ + (left + slot.rate - 1) / slot.rate);
+  expect_end(s);
   return true;
 }
 
@@ -362,7 +362,7 @@ void Simulation::go_on(uint32_t s) {
   Slot& slot = slots_[s];
   account(slot);
   slot.remaining += std::exchange(slot.behind, 0);
-  heap_.set(s, slot.rate == 0 ? kNever : now_ + (slot.remaining + slot.rate - 1) / slot.rate);
+  expect_end(s);
   let_in(ranks_[slot.rank], slot);
 }
 
@@ -498,9 +498,14 @@ void Simulation::set_rate(uint32_t s, uint32_t rate) {
   if (slot.rate == rate) return;
   account(slot);
   slot.rate = rate;
+  expect_end(s);
+}
+
+void Simulation::expect_end(uint32_t s) {
+  const Slot& slot = slots_[s];
   // Rounded down, a rate can be 0. Whoever saturates the resource then moves, and the rate is found anew when
   // it ends.
-  heap_.set(s, rate == 0 ? kNever : now_ + (slot.remaining + rate - 1) / rate);
+  heap_.set(s, slot.rate == 0 ? kNever : now_ + (slot.remaining + slot.rate - 1) / slot.rate);
 }
 
 // ---- Sums ----

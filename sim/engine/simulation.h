@@ -140,6 +140,7 @@ class Simulation {
   void solve_dirty();
   void solve(const uint32_t* ranks, size_t count, const NodeState& node);
   void set_rate(uint32_t s, uint32_t rate);
+  void expect_end(uint32_t s);  // of what remains now, at its rate
 
   // Sums over the window of the last step.
   void account(Slot& slot);

@@ -75,8 +75,9 @@ Constants constants(const Scenario& s, const program::StepProgram& program) {
   };
   c.context = static_cast<int64_t>(figure("context_bytes"));
   c.libraries = static_cast<int64_t>(figure("library_bytes"));
-  const auto communicator = [&](const program::Group& group, bool pairwise) {
-    c.communicators += static_cast<int64_t>(figure("communicator_bytes"));
+  const auto whole = static_cast<int64_t>(figure("communicator_bytes"));
+  const auto communicator = [&](const program::Group& group, bool pairwise, int64_t bytes) {
+    c.communicators += bytes;
     const cost::Placement at = cost::place(group, s.used_per_node(), s.gpus());
     if (pairwise)
       c.communicators += static_cast<int64_t>((at.local() - 1) * figure("communicator_p2p_bytes"));
@@ -85,7 +86,7 @@ Constants constants(const Scenario& s, const program::StepProgram& program) {
     std::vector<bool> pairwise(program.groups.size(), false);
     for (const program::Op& op : program.ops)
       if (program::is_pairwise(op.kind)) pairwise[op.group] = true;
-    for (size_t g = 0; g < program.groups.size(); ++g) communicator(program.groups[g], pairwise[g]);
+    for (size_t g = 0; g < program.groups.size(); ++g) communicator(program.groups[g], pairwise[g], whole);
     return c;
   }
   const auto copied = [&](const program::Op& op) {
@@ -96,12 +97,12 @@ Constants constants(const Scenario& s, const program::StepProgram& program) {
     const auto found = s.cluster.figures.find(name);
     return found == s.cluster.figures.end() ? int64_t{0} : static_cast<int64_t>(found->second.value);
   };
+  const int64_t found_idle = measured("native_idle_communicator_bytes"),
+                idle = found_idle > 0 ? found_idle : whole;
   bool pairs = false;
   for (const program::Meeting& m : program::meetings(program, copied)) {
-    communicator({program::Axis::world, m.span.size, m.span.stride}, m.pairwise);
+    communicator({program::Axis::world, m.span.size, m.span.stride}, m.pairwise, m.collective ? whole : idle);
     pairs |= m.pairwise;
-    if (const int64_t idle = measured("native_idle_communicator_bytes"); !m.collective && idle > 0)
-      c.communicators -= static_cast<int64_t>(figure("communicator_bytes")) - idle;
   }
   if (c.communicators > 0) c.communicators += measured("native_first_communicator_bytes");
   if (pairs) c.communicators += measured("native_first_p2p_bytes");

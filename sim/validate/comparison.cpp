@@ -123,11 +123,11 @@ Comparison compare(const store::RunRecord& measurement, const store::RunRecord* 
       c.notes.push_back(fmt::format("collectives waited {} for the last rank (predicted: {})",
                                     format_seconds(measured.wait), format_seconds(predicted.wait)));
   }
-  // A ratio of experts here, of ranks there: told apart in words, and never compared.
   if (const std::optional<double> clock = of_steps(detail, "clock_hz"); clock && *clock > 0 && p.clock)
     c.notes.push_back(
         fmt::format("the clock of process 0's GPU was {:.2f} GHz (predicted of the slowest: {:.2f})",
                     *clock * 1e-9, *p.clock * 1e-9));
+  // A ratio of experts here, of ranks there: told apart in words, and never compared.
   if (const std::optional<double> imbalance = of_steps(detail, "expert_imbalance");
       imbalance && *imbalance > 1.05)
     c.notes.push_back(fmt::format(

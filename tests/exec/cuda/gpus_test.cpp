@@ -42,6 +42,13 @@ std::string too_few(int needed) {
   return gpus() >= needed ? "" : fmt::format("{} GPUs are needed, {} are here", needed, gpus());
 }
 
+// Among the processes that mop run started; 0: none.
+pid_t rank_1(const std::vector<pid_t>& children) {
+  for (const pid_t child : children)
+    if (environment_of(child, "RANK") == "1") return child;
+  return 0;
+}
+
 struct Step {
   int64_t number = 0;
   double loss = 0, norm = 0;
@@ -206,9 +213,7 @@ TEST_F(Gpus, KilledTheyEndTogetherAndResume) {
   ASSERT_TRUE(within(kPatience, [&] { return steps_of(process.out()).size() >= 10; })) << process.err();
   const std::vector<pid_t> children = process.children();
   ASSERT_EQ(static_cast<int>(children.size()), n);
-  pid_t victim = 0;
-  for (const pid_t child : children)
-    if (environment_of(child, "RANK") == "1") victim = child;
+  const pid_t victim = rank_1(children);
   ASSERT_GT(victim, 0);
   kill(victim, SIGKILL);
   EXPECT_EQ(process.wait(30s), 1);
@@ -248,9 +253,7 @@ TEST_F(Gpus, StoppedTheOthersEndWithinThirtySeconds) {
   Process process = start(
       words({"tiny-qwen3-moe", mop_plan(2, 2, 2, 2), 2}, "checkpoints", "5e-4", 1000000, {"--gpus", "2"}));
   ASSERT_TRUE(within(kPatience, [&] { return steps_of(process.out()).size() >= 3; })) << process.err();
-  pid_t victim = 0;
-  for (const pid_t child : process.children())
-    if (environment_of(child, "RANK") == "1") victim = child;
+  const pid_t victim = rank_1(process.children());
   ASSERT_GT(victim, 0);
   kill(victim, SIGSTOP);
   EXPECT_EQ(process.wait(30s), 1);
