@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
+#include <optional>
 #include <string_view>
 #include <thread>
 
@@ -19,45 +20,87 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// The clock settles within tens of milliseconds; the counter of joules goes on every hundred at most.
-constexpr auto kSettle = std::chrono::milliseconds(250), kWatch = std::chrono::milliseconds(500);
-constexpr size_t kAhead = 2;  // batches on the stream
-constexpr double kBatchSeconds = 10e-3;
+// The loop that keeps the power within the limit has settled within half a second.
+constexpr auto kSettle = std::chrono::milliseconds(700), kWatch = std::chrono::milliseconds(800);
+constexpr size_t kAhead = 2;             // rounds on the stream
+constexpr double kRoundSeconds = 20e-3;  // longer than the driver takes to tell the power
+constexpr double kBurstSeconds = 6e-3, kRestSeconds = 24e-3;
+constexpr size_t kMarked = 5;              // rounds whose clocks are read
+constexpr int kProducts = 4, kNorms = 15;  // by turns: three fourths of the time products
 
-struct Drawn {
-  double watts, hertz, seconds;  // mean clock; of one time the work
+struct Part {
+  const Work* work;
+  int times;
 };
 
-// While `work`, which takes about `seconds`, is done again and again; no work: while nothing is.
-Drawn watch(Bench& bench, const Work& work, double seconds) {
+struct Drawn {
+  double watts = 0;
+  struct OfPart {
+    double hertz, share;  // the clock, and the share of the time
+  };
+  std::vector<OfPart> parts;
+};
+
+// While rounds of `parts` follow one another, or, with a rest, each some time after the end of the one
+// before.
+Drawn watch(Bench& bench, const std::vector<Part>& parts, double rest) {
   bench.peers().barrier();
-  std::array<cudaEvent_t, kAhead> ends{};
-  for (cudaEvent_t& end : ends)
-    kernels::check(cudaEventCreateWithFlags(&end, cudaEventDisableTiming), "an event");
-  const int batch = work ? std::max(1, static_cast<int>(kBatchSeconds / seconds)) : 0;
+  cudaStream_t const stream = bench.compute();
+  const size_t marks = parts.size() + 1;
+  std::vector<cudaEvent_t> events(kMarked * marks + kAhead);
+  for (cudaEvent_t& event : events) kernels::check(cudaEventCreate(&event), "an event");
+  const auto mark = [&](size_t index) {
+    bench.read_clock(index, stream);
+    kernels::check(cudaEventRecord(events[index], stream), "an event");
+  };
+  const auto round = [&](std::optional<size_t> marked) {
+    for (size_t p = 0; p < parts.size(); ++p) {
+      if (marked) mark(*marked * marks + p);
+      for (int i = 0; i < parts[p].times; ++i) (*parts[p].work)(stream);
+    }
+    if (marked) mark(*marked * marks + parts.size());
+  };
+  const auto pause = [&] {
+    if (rest <= 0) return;
+    kernels::check(cudaStreamSynchronize(stream), "work that draws power");
+    std::this_thread::sleep_for(std::chrono::duration<double>(rest));
+  };
+  Drawn drawn;
+  int told = 0, rounds = 0;
   const Clock::time_point begin = Clock::now();
   Clock::time_point from{}, now = begin;
-  double joules = 0;
-  int64_t batches = 0;
-  for (size_t turn = 0; batches == 0 || now - from < kWatch; turn = (turn + 1) % kAhead, now = Clock::now()) {
-    kernels::check(cudaEventSynchronize(ends[turn]), "work that draws power");
-    if (batches > 0) {
-      ++batches;
-    } else if (now - begin >= kSettle) {
-      from = now, joules = bench.sensor()->joules(), batches = 1;
-      bench.read_clock(0, bench.compute());
-    }
-    for (int i = 0; i < batch; ++i) work(bench.compute());
-    if (!work) std::this_thread::sleep_for(std::chrono::milliseconds(10));
-    kernels::check(cudaEventRecord(ends[turn], bench.compute()), "an event");
+  for (size_t turn = 0; told == 0 || now - from < kWatch; turn = (turn + 1) % kAhead, now = Clock::now()) {
+    cudaEvent_t const end = events[kMarked * marks + turn];
+    kernels::check(cudaEventSynchronize(end), "work that draws power");
+    if (told == 0 && now - begin >= kSettle) from = now;
+    if (now - begin >= kSettle) drawn.watts += bench.sensor()->watts(), ++told, ++rounds;
+    round({});
+    kernels::check(cudaEventRecord(end, stream), "an event");
+    pause();
   }
-  bench.read_clock(1, bench.compute());
-  const double drawn = bench.sensor()->joules() - joules,
-               lasted = std::chrono::duration<double>(Clock::now() - from).count();
-  kernels::check(cudaStreamSynchronize(bench.compute()), "work that draws power");
-  for (cudaEvent_t end : ends) cudaEventDestroy(end);
-  return {drawn / lasted, bench.clock_between(0, 1),
-          lasted / static_cast<double>(std::max<int64_t>(1, (batches - 1) * batch))};
+  const double every = std::chrono::duration<double>(now - from).count() / rounds;
+  drawn.watts /= told;
+  for (size_t r = 0; r < kMarked; ++r) round(r), pause();
+  kernels::check(cudaStreamSynchronize(stream), "work that draws power");
+  for (size_t p = 0; p < parts.size(); ++p) {
+    std::vector<double> hertz, shares;
+    for (size_t r = 1; r < kMarked; ++r) {
+      float all = 0, own = 0;
+      const size_t first = r * marks;
+      hertz.push_back(bench.clock_between(first + p, first + p + 1));
+      kernels::check(cudaEventElapsedTime(&own, events[first + p], events[first + p + 1]), "an event");
+      kernels::check(cudaEventElapsedTime(&all, events[first], events[first + parts.size()]), "an event");
+      shares.push_back(rest > 0 ? own * 1e-3 / every : own / all);
+    }
+    drawn.parts.push_back({median(hertz), median(shares)});
+  }
+  for (cudaEvent_t event : events) cudaEventDestroy(event);
+  return drawn;
+}
+
+int times_within(Bench& bench, const Work& work, double seconds) {
+  const double once = bench.agreed(bench.time(work, bench.compute(), Runs::one_by_one));
+  return std::max(1, static_cast<int>(seconds / once + 0.5));
 }
 
 }  // namespace
@@ -75,51 +118,66 @@ void power(Bench& bench) {
   const int64_t rows = 32768, hidden = 2048;
   const kernels::Matrix x = bench.matrix(rows, hidden), w = bench.matrix(1, hidden),
                         residual = bench.matrix(rows, hidden), y = bench.matrix(rows, hidden);
-  constexpr int kTurns = 9;  // about as long as the product
-  const Work product = dense_product(bench, 8192, 8192, 8192, false), memory = [=](cudaStream_t s) {
-    kernels::rms_norm({x, w, residual, y, x, 1e-6F}, s);
-  };
+  const Work memory = [=](cudaStream_t s) { kernels::rms_norm({x, w, residual, y, x, 1e-6F}, s); };
+  // The shapes of a step: what products draw differs by a tenth from one to another.
+  const std::array dense{dense_product(bench, 32768, 5120, 2048, false),
+                         dense_product(bench, 32768, 2048, 2048, false)};
+  const std::array deep{dense_product(bench, 8192, 8192, 8192, false),
+                        dense_product(bench, 32768, 5760, 2880, false),
+                        dense_product(bench, 2048, 4096, 32768, true)};
+  const std::array experts{experts_product(bench, 128, 2048, 1536, 65536, false),
+                           experts_product(bench, 128, 768, 2048, 65536, false),
+                           experts_product(bench, 32, 2048, 1536, 65536, true)};
   const AttentionWork attention = attention_work(bench, attention_shape(128, 128, 96, 4096, 0));
-  attention.forward(bench.compute());  // what backward starts from
+  const auto in_turn = [](const auto& works) -> Work {
+    return [works](cudaStream_t s) {
+      for (const Work& work : works) work(s);
+    };
+  };
   struct Kind {
     std::string_view name;
     const char* what;
     Work work;
   };
   const std::vector<Kind> kinds{
-      {"idle", "nothing, the context being there", {}},
-      {"matmul", "8192^3 products", product},
-      {"grouped_matmul", "grouped products of 32 experts, (262144, 1536, 2048)",
-       experts_product(bench, 32, 2048, 1536, 262144, false)},
-      {"attention", "attention backward, 96 heads of 128, 4096 tokens", attention.backward},
-      {"memory_bound", "RMSNorm of 32768 x 2048 with its residual", memory},
-      {"mixed", "8192^3 products and nine such RMSNorms by turns", [=](cudaStream_t s) {
-         product(s);
-         for (int i = 0; i < kTurns; ++i) memory(s);
-       }}};
-  double of_memory = 0;
+      {"matmul", "products of (32768, 5120, 2048) and (32768, 2048, 2048)", in_turn(dense)},
+      {"deep_matmul", "products of 8192^3, (32768, 5760, 2880) and (2048, 4096, 32768)", in_turn(deep)},
+      {"grouped_matmul", "products of 128 experts of 512 rows, and weight gradients of 32 of 2048",
+       in_turn(experts)},
+      {"attention", "attention, 96 heads of 128, 4096 tokens",
+       in_turn(std::array{attention.forward, attention.backward})}};
+  const auto figures = [&](const std::string& name, const std::string& what, const Drawn& drawn) {
+    bench.figure(name + "_power_w", "drawn by " + what, {drawn.watts});
+    if (!drawn.parts.empty())
+      bench.figure(name + "_clock_hz", "clock of the multiprocessors under " + what, {drawn.parts[0].hertz});
+  };
+  const double idle = watch(bench, {}, kRoundSeconds).watts;
+  bench.figure("idle_power_w", "drawn by nothing, the context being there", {idle});
+  const int norms = times_within(bench, memory, kRoundSeconds);
+  bench.figure("memory_bound_power_w", "drawn by RMSNorm of 32768 x 2048 with its residual in a row",
+               {watch(bench, {{&memory, norms}}, 0).watts});
   std::vector<std::vector<double>> clocks;  // by kind of tensor work and GPU, over the median's; of process 0
   for (const Kind& kind : kinds) {
-    if (!bench.more()) return;
-    const double seconds =
-        kind.work ? bench.agreed(bench.time(kind.work, bench.compute(), Runs::one_by_one)) : 0;
-    const Drawn drawn = watch(bench, kind.work, seconds);
-    bench.figure(fmt::format("{}_power_w", kind.name), fmt::format("drawn by {} alone", kind.what),
-                 {drawn.watts});
-    if (!kind.work) continue;
-    bench.figure(fmt::format("{}_clock_hz", kind.name),
-                 fmt::format("clock of the multiprocessors under {} alone", kind.what), {drawn.hertz});
-    std::vector<double> all = bench.at_first({drawn.hertz});
-    if (kind.name != "memory_bound" && !all.empty()) {
-      const double middle = median(all);
-      for (double& one : all) one /= middle;
-      clocks.push_back(std::move(all));
-    }
-    if (kind.name == "memory_bound") of_memory = drawn.seconds;
-    if (kind.name == "mixed")
-      bench.figure("mixed_matmul_share", "of that time, the products' share",
-                   {std::clamp(1 - kTurns * of_memory / drawn.seconds, 0.01, 0.99)});
+    const std::string name(kind.name), what = kind.what;
+    const Drawn alone = watch(bench, {{&kind.work, times_within(bench, kind.work, kRoundSeconds)}}, 0);
+    figures(name, what + " in a row", alone);
+    Drawn burst = watch(bench, {{&kind.work, times_within(bench, kind.work, kBurstSeconds)}}, kRestSeconds);
+    burst.watts = idle + (burst.watts - idle) / burst.parts[0].share;
+    figures(name + "_burst", what + fmt::format(", a fifth of the time and nothing in the rest"), burst);
+    std::vector<double> all = bench.at_first({alone.parts[0].hertz});
+    if (all.empty()) continue;
+    const double middle = median(all);
+    for (double& one : all) one /= middle;
+    clocks.push_back(std::move(all));
   }
+  const Drawn mixed = watch(bench, {{&deep[0], kProducts}, {&memory, kNorms}}, 0);
+  const std::string by_turns =
+      fmt::format("{} products of 8192^3 and {} such RMSNorms by turns", kProducts, kNorms);
+  bench.figure("mixed_power_w", "drawn by " + by_turns, {mixed.watts});
+  bench.figure("mixed_matmul_share", "of the time of " + by_turns + ", the products'",
+               {mixed.parts[0].share});
+  bench.figure("mixed_matmul_clock_hz", "clock of the products of " + by_turns, {mixed.parts[0].hertz});
+  bench.figure("mixed_memory_bound_clock_hz", "clock of the RMSNorms of " + by_turns, {mixed.parts[1].hertz});
   bench.release();
   if (bench.rank() != 0 || clocks.empty()) return;
   FoundTable& table = bench.findings().tables["gpu_clock"];

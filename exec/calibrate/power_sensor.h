@@ -9,13 +9,14 @@ class PowerSensor {
   // Of the current GPU; nothing where the library is missing or does not tell.
   static std::optional<PowerSensor> of_this_gpu();
 
-  double joules() const;  // since some time long ago
+  double watts() const;  // of the last tenth of a second or so; its means and its joules lag by a second
   double limit_watts() const;
 
  private:
+  struct Field;
   void* device_ = nullptr;
-  int (*energy_)(void*, unsigned long long*) = nullptr;  // millijoules
-  int (*limit_)(void*, unsigned*) = nullptr;             // milliwatts
+  int (*fields_)(void*, int, Field*) = nullptr;
+  int (*limit_)(void*, unsigned*) = nullptr;  // milliwatts
 };
 
 }  // namespace mop::calibrate

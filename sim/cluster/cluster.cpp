@@ -297,11 +297,15 @@ const std::vector<std::string>& optional_figures() {
                                  "native_idle_communicator_bytes",
                                  "native_all_to_all_beside_gather_slowdown",
                                  "copy_engine_all_gather_beside_exchange_slowdown"};
-    // Of a GPU's power: the limit, what nothing draws, and what one kind of kernels draws at which clock.
-    for (const char* name : {"power_limit_w", "largest_clock_hz", "idle_power_w", "mixed_matmul_share"})
+    // Of a GPU's power: the limit, what nothing draws, and what one kind of kernels draws at which clock, in
+    // a row and in bursts; products and memory-bound kernels by turns.
+    for (const char* name :
+         {"power_limit_w", "largest_clock_hz", "idle_power_w", "memory_bound_power_w", "mixed_power_w",
+          "mixed_matmul_share", "mixed_matmul_clock_hz", "mixed_memory_bound_clock_hz"})
       all.emplace_back(name);
-    for (const char* kind : {"matmul", "grouped_matmul", "attention", "memory_bound", "mixed"})
-      for (const char* what : {"power_w", "clock_hz"}) all.push_back(fmt::format("{}_{}", kind, what));
+    for (const char* kind : {"matmul", "deep_matmul", "grouped_matmul", "attention"})
+      for (const char* what : {"power_w", "clock_hz", "burst_power_w", "burst_clock_hz"})
+        all.push_back(fmt::format("{}_{}", kind, what));
     for (const char* beside : {"native_all_gather", "native_reduce_scatter", "native_all_to_all",
                                "copy_engine_all_gather", "copy_engine_reduce_scatter", "host_copies"}) {
       for (const char* kernel : {"", "_matmul", "_grouped_matmul", "_attention", "_memory_bound"})

@@ -4,6 +4,7 @@
 #include <string>
 
 #include "sim/cluster/cluster.h"
+#include "sim/cost/power.h"
 #include "sim/engine/tasks.h"
 #include "sim/plan/plan.h"
 #include "sim/program/program.h"
@@ -20,6 +21,7 @@ struct Price {
   engine::Demand demand;
   engine::Time launch_ns = 0;  // CPU time to launch it
   bool outside = false;        // beyond the shapes that were measured
+  Draws draws = Draws::memory;
   // Of an exchange, what each rank does with what it has received; both come by turns, so many times.
   engine::Demand after{};
   int turns = 1;
@@ -43,9 +45,8 @@ class CostModel {
                       const program::Group* group) const = 0;
 };
 
-// clock: of the multiprocessors, as a share of their largest, where the cluster's tables are at that
-// (power.h).
+// clocks: of the multiprocessors, where the cluster's tables are as of the largest.
 std::unique_ptr<CostModel> make_cost_model(Calibration calibration, const cluster::ClusterModel& cluster,
-                                           const plan::Plan& plan, int64_t gpus, double clock = 1);
+                                           const plan::Plan& plan, int64_t gpus, const Clocks& clocks = {});
 
 }  // namespace mop::cost

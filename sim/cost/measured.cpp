@@ -86,7 +86,7 @@ class Known {
 
 class Measured : public CostModel {
  public:
-  Measured(const cluster::ClusterModel& cluster, const plan::Plan& plan, int64_t gpus, double clock)
+  Measured(const cluster::ClusterModel& cluster, const plan::Plan& plan, int64_t gpus, const Clocks& clocks)
       : c_(cluster, plan.native()),
         torch_(!plan.native()),
         rooms_(!torch_ && cluster.figures.contains("native_all_gather_matmul_slowdown")),
@@ -94,7 +94,7 @@ class Measured : public CostModel {
         checkpointed_(plan.recompute == plan::Recompute::full),
         gpus_per_node_(cluster.gpus_per_node()),
         gpus_(gpus),
-        clock_(clock),
+        clocks_(clocks.tensor),
         hbm_bw_(c_.table("memory_bound").at({1e15}).value),
         gather_(interference(c_["all_gather_matmul_slowdown"], c_["all_gather_slowdown"])),
         reduce_(interference(c_["reduce_scatter_matmul_slowdown"], c_["reduce_scatter_slowdown"])),
@@ -282,6 +282,15 @@ class Measured : public CostModel {
     return p;
   }
 
+  // At the clock of its kind. rate: at the largest.
+  Price tensor(Draws draws, double flops, double rate, double least, double bytes, bool outside,
+               const KernelUse& of) const {
+    const double clock = clocks_[static_cast<size_t>(draws)];
+    Price p = kernel(std::max({least, flops / (clock * rate), bytes / hbm_bw_}), bytes, outside, of);
+    p.draws = draws;
+    return p;
+  }
+
   Price local(const program::Op& op, const Shape& s) const {
     const auto v = [&](int i) { return static_cast<double>(s.v[i]); };
     const double flops = program::flops(op.kind, s), bytes = program::hbm_bytes(op.kind, s);
@@ -296,9 +305,9 @@ class Measured : public CostModel {
                                                       : nullptr;
         const cluster::Table* const own = !torch_ && other != nullptr ? c_.find(other) : nullptr;
         const auto rate = (own != nullptr ? *own : c_.table("matmul")).at({v(0), v(1), v(2)});
-        const double clock = routers && own != nullptr ? 1 : clock_;  // bytes
-        return kernel(std::max({least, flops / (clock * rate.value), bytes / hbm_bw_}), bytes, rate.outside,
-                      matmul_);
+        if (routers && own != nullptr)  // bytes, which no clock holds up
+          return kernel(std::max({least, flops / rate.value, bytes / hbm_bw_}), bytes, rate.outside, matmul_);
+        return tensor(draws_of_product(v(2)), flops, rate.value, least, bytes, rate.outside, matmul_);
       }
       case OpKind::grouped_gemm: {
         if (flops <= 0) return kernel(least, 0, false, matmul_);
@@ -310,11 +319,15 @@ class Measured : public CostModel {
         // gradients that are added to. (One layer of Qwen3 with 109 such took 0.2 to 0.4 ms more a product
         // than one with 39.)
         const double beyond = std::max(0.0, v(4) - v(3)) * 2 * v(1) * v(2) * (op.does.transpose_a ? 2 : 1);
+        const bool alone = program::alone(v(0) / v(3), v(1), op.does.transpose_a);
+        const Draws draws =
+            alone ? draws_of_product(op.does.transpose_a ? v(0) / v(3) : v(2)) : Draws::grouped_matmul;
+        const double clock = clocks_[static_cast<size_t>(draws)];
         Price p = kernel(
-            std::max({least, flops / (clock_ * rate.value), (bytes - beyond) / hbm_bw_}) + beyond / hbm_bw_,
+            std::max({least, flops / (clock * rate.value), (bytes - beyond) / hbm_bw_}) + beyond / hbm_bw_,
             bytes, rate.outside, grouped_);
-        if (program::alone(v(0) / v(3), v(1), op.does.transpose_a))
-          p.demand.kernels = static_cast<uint16_t>(std::clamp<int64_t>(s.v[3], 1, UINT16_MAX));
+        p.draws = draws;
+        if (alone) p.demand.kernels = static_cast<uint16_t>(std::clamp<int64_t>(s.v[3], 1, UINT16_MAX));
         return p;
       }
       case OpKind::attention_fwd:
@@ -336,8 +349,7 @@ class Measured : public CostModel {
                                static_cast<double>(a.heads * a.batch), static_cast<double>(a.q_len)})
                 : c_.table(forward ? "attention_forward" : "attention_backward")
                       .at({qk, width, parallel, length});
-        return kernel(std::max({least, flops / (clock_ * rate.value), bytes / hbm_bw_}), bytes, rate.outside,
-                      attention_);
+        return tensor(Draws::attention, flops, rate.value, least, bytes, rate.outside, attention_);
       }
       case OpKind::copy_h2d:
       case OpKind::copy_d2h:
@@ -504,7 +516,7 @@ class Measured : public CostModel {
                 // there first
   bool compiled_, checkpointed_;
   int64_t gpus_per_node_, gpus_;
-  double clock_;  // that of the tables being 1
+  std::array<double, kTensorDraws> clocks_;  // those of the tables being 1
   double hbm_bw_;
   Interference gather_, reduce_, exchange_, copied_gather_, copied_reduce_;
   KernelUse matmul_, grouped_, attention_, memory_;
@@ -514,8 +526,8 @@ class Measured : public CostModel {
 }  // namespace
 
 std::unique_ptr<CostModel> make_measured(const cluster::ClusterModel& cluster, const plan::Plan& plan,
-                                         int64_t gpus, double clock) {
-  return std::make_unique<Measured>(cluster, plan, gpus, clock);
+                                         int64_t gpus, const Clocks& clocks) {
+  return std::make_unique<Measured>(cluster, plan, gpus, clocks);
 }
 
 }  // namespace mop::cost

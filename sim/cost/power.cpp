@@ -4,30 +4,46 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "sim/base/error.h"
 
 namespace mop::cost {
 namespace {
 
-constexpr double kLeastClock = 0.3, kLeastExponent = 1.05, kMostExponent = 3;
-constexpr std::array kTensor{Draws::matmul, Draws::grouped_matmul, Draws::attention};
-constexpr std::array kNames{"matmul", "grouped_matmul", "attention"};
+constexpr double kLeastClock = 0.3, kMostExponent = 4;
+constexpr std::array kTensor{"matmul", "deep_matmul", "grouped_matmul", "attention"};
+constexpr auto kMixed = static_cast<size_t>(Draws::deep_matmul), kMemory = static_cast<size_t>(Draws::memory);
 
 }  // namespace
 
-Draws draws(program::OpKind kind) {
-  switch (kind) {
-    case program::OpKind::gemm:
-      return Draws::matmul;
-    case program::OpKind::grouped_gemm:
-      return Draws::grouped_matmul;
-    case program::OpKind::attention_fwd:
-    case program::OpKind::attention_bwd:
-      return Draws::attention;
-    default:
-      return Draws::memory;
-  }
+Draws draws_of_product(double k) {
+  constexpr double kDeep = 2560;
+  return k < kDeep ? Draws::matmul : Draws::deep_matmul;
+}
+
+double Work::lasts(const Clocks& clocks) const {
+  double sum = seconds[kMemory];
+  for (size_t k = 0; k < kTensorDraws; ++k) sum += seconds[k] / clocks.tensor[k];
+  return sum;
+}
+
+double Power::Draw::watts(double clock) const {
+  return at_largest * std::pow(clock, exponent);
+}
+
+// Where the clocks hardly differ nothing is learnt of the exponent: the cube, of a voltage that rises with
+// the clock.
+Power::Draw Power::Draw::through(double clock_a, double watts_a, double clock_b, double watts_b) {
+  constexpr double kApart = 1.02, kCube = 3;
+  if (watts_a <= 0) return {};
+  Draw draw{0, kCube};
+  if (clock_b > kApart * clock_a)
+    draw.exponent = watts_b > watts_a ? std::clamp(std::log(watts_b / watts_a) / std::log(clock_b / clock_a),
+                                                   0.0, kMostExponent)
+                                      : 0;
+  draw.at_largest = watts_a / std::pow(clock_a, draw.exponent);
+  return draw;
 }
 
 std::optional<Power> Power::of(const cluster::ClusterModel& cluster) {
@@ -41,26 +57,26 @@ std::optional<Power> Power::of(const cluster::ClusterModel& cluster) {
                       cluster.name, name));
     return found->second.value;
   };
+  const double largest = figure("largest_clock_hz");
+  const auto clock = [&](const std::string& name) {
+    return std::min(1.0, figure(name + "_clock_hz") / largest);
+  };
   Power p;
-  p.limit_ = figure("power_limit_w");
   p.idle_ = figure("idle_power_w");
-  p.memory_ = figure("memory_bound_power_w");
-  const double largest = figure("largest_clock_hz"), share = figure("mixed_matmul_share");
-  // Watts above idle are to the clock's power e: of products alone, and of products among memory-bound
-  // kernels, where they have the rest of what is drawn. Where products alone stay within the limit any e will
-  // do.
-  const double alone = figure("matmul_power_w") - p.idle_,
-               among = (figure("mixed_power_w") - (1 - share) * p.memory_) / share - p.idle_,
-               faster = figure("mixed_clock_hz") / figure("matmul_clock_hz");
-  p.exponent_ = alone > 0 && among > alone && faster > 1
-                    ? std::clamp(std::log(among / alone) / std::log(faster), kLeastExponent, kMostExponent)
-                    : kMostExponent;
-  for (size_t i = 0; i < kTensor.size(); ++i) {
-    const std::string name = kNames[i];
-    const double clock = std::min(1.0, figure(name + "_clock_hz") / largest);
-    p.at_largest_[static_cast<size_t>(kTensor[i])] =
-        std::max(0.0, figure(name + "_power_w") - p.idle_) / std::pow(clock, p.exponent_);
+  p.limit_ = figure("power_limit_w");
+  for (size_t k = 0; k < kTensorDraws; ++k) {
+    const std::string name = kTensor[k];
+    p.most_[k] = clock(name + "_burst");
+    p.draw_[k] = Draw::through(clock(name), figure(name + "_power_w") - p.idle_, p.most_[k],
+                               figure(name + "_burst_power_w") - p.idle_);
   }
+  // Deep products among memory-bound kernels: what those draw at the clock that is then set is the rest.
+  const double share = figure("mixed_matmul_share"), products = clock("mixed_matmul"),
+               set = clock("mixed_memory_bound"), of_memory = figure("memory_bound_power_w") - p.idle_,
+               rest = (figure("mixed_power_w") - p.idle_ - share * p.draw_[kMixed].watts(products)) /
+                      (1 - share);
+  p.sag_ = std::min(1.0, products / set);
+  p.draw_[kMemory] = Draw::through(set, std::clamp(rest, 0.3 * of_memory, of_memory), 1, of_memory);
   const auto found = cluster.tables.find("gpu_clock");
   if (found == cluster.tables.end()) return p;
   const auto clock_of = [&](int64_t gpu) { return found->second.table.at({static_cast<double>(gpu + 1)}); };
@@ -69,22 +85,33 @@ std::optional<Power> Power::of(const cluster::ClusterModel& cluster) {
   return p;
 }
 
-double Power::clock(const Work& work, double seconds, double at, double over_median) const {
-  double tensor = 0, drawn = 0;
-  for (const Draws kind : kTensor) {
-    tensor += work[static_cast<size_t>(kind)];
-    drawn += work[static_cast<size_t>(kind)] * at_largest_[static_cast<size_t>(kind)];
-  }
-  drawn *= std::pow(over_median, -exponent_);
-  const double memory = work[static_cast<size_t>(Draws::memory)] * (memory_ - idle_);
-  const auto within = [&](double clock) {
-    const double lasts = std::max(tensor / clock, seconds + tensor * (1 / clock - 1 / at));
-    return idle_ * lasts + drawn * std::pow(clock, exponent_ - 1) + memory <= limit_ * lasts;
+Clocks Power::at(double set) const {
+  Clocks clocks;
+  clocks.set = set;
+  for (size_t k = 0; k < kTensorDraws; ++k) clocks.tensor[k] = std::min(most_[k], sag_ * set);
+  return clocks;
+}
+
+// A GPU whose clock is lower than the median's draws what that one draws at its own.
+Clocks Power::clocks(const Work& work, double seconds, const Clocks& now, double over_median) const {
+  const double rest = std::max(0.0, seconds - work.lasts(now));
+  const auto within = [&](double set) {
+    const Clocks clocks = at(set);
+    double joules = (work.seconds[kMemory] + work.moved) * draw_[kMemory].watts(set / over_median);
+    for (size_t k = 0; k < kTensorDraws; ++k)
+      joules += work.seconds[k] / clocks.tensor[k] * draw_[k].watts(clocks.tensor[k] / over_median);
+    return joules <= (limit_ - idle_) * (work.lasts(clocks) + rest);
   };
-  if (within(1)) return 1;
+  if (within(1)) return at(1);
   double low = kLeastClock, high = 1;
   for (int i = 0; i < 40; ++i) (within((low + high) / 2) ? low : high) = (low + high) / 2;
-  return low;
+  return at(low);
+}
+
+double Power::mean_clock(const Work& work, double seconds, const Clocks& clocks) const {
+  const double tensor = std::accumulate(work.seconds.begin(), work.seconds.begin() + kTensorDraws, 0.0),
+               others = std::max(0.0, seconds - (work.lasts(clocks) - work.seconds[kMemory]));
+  return (tensor + others * clocks.set) / std::max(seconds, work.lasts(clocks));
 }
 
 }  // namespace mop::cost

@@ -1,25 +1,40 @@
-// The clock that a GPU keeps within its power limit. Tensor cores draw more than the limit at the largest
-// clock: in a row, 8192^3 products hold an H200 at 1.52 of 1.98 GHz, grouped products at 1.63, attention's
-// backward at 1.74, while memory-bound kernels draw 519 W and a GPU that waits 124 (4 x H200, 2026-11-27). So
-// what a product takes depends on what runs before and behind it: the clock follows within some milliseconds,
-// and one clock for a step is the model here.
+// The clocks that a GPU keeps within its power limit. Two things hold the clock of the multiprocessors down.
+// While tensor cores work, the voltage sags and the clock with it, at once: even for a moment and with power
+// to spare, 8192^3 products run at 1.61 of an H200's 1.98 GHz. And a loop of some hundred milliseconds sets
+// the clock so that the mean power stays within the limit: in a row such products run at 1.36 GHz, among
+// memory-bound kernels, a fourth of the time, at 1.48 while those run at 1.64 (H200, 2026-11-27). So what a
+// product takes depends on how busy the step is with products. One setting for a step is the model here.
 #pragma once
 #include <array>
+#include <cstdint>
 #include <optional>
 #include <vector>
 
 #include "sim/cluster/cluster.h"
-#include "sim/program/program.h"
 
 namespace mop::cost {
 
-// Kinds of work that draw differently.
-enum class Draws : uint8_t { matmul, grouped_matmul, attention, memory };
-inline constexpr size_t kDraws = 4;
-Draws draws(program::OpKind kind);  // of an operation on the compute stream
+// Kinds of work that draw differently, those of the tensor cores first. A product that adds up few products
+// for each of its results (k of 2048) stores more often, and draws a fifth less above idle than one that adds
+// up many. grouped_matmul: of many experts in one kernel.
+enum class Draws : uint8_t { matmul, deep_matmul, grouped_matmul, attention, memory };
+inline constexpr size_t kTensorDraws = 4, kDraws = 5;
+Draws draws_of_product(double k);
 
-// Seconds of each in a step, with the multiprocessors at their largest clock.
-using Work = std::array<double, kDraws>;
+// Shares of the largest clock: what the loop has set, which all have but tensor work, by kind.
+struct Clocks {
+  double set = 1;
+  std::array<double, kTensorDraws> tensor{1, 1, 1, 1};
+};
+
+// What a step does: seconds of each kind on the compute stream, with the multiprocessors at their largest
+// clock, and seconds for which what other streams move would keep all of HBM busy.
+struct Work {
+  std::array<double, kDraws> seconds{};
+  double moved = 0;
+  // Of the compute stream.
+  double lasts(const Clocks& clocks) const;
+};
 
 class Power {
  public:
@@ -27,10 +42,12 @@ class Power {
   // UserError where some are missing.
   static std::optional<Power> of(const cluster::ClusterModel& cluster);
 
-  // The clock, as a share of the largest, with which the mean power of a step stays within the limit. The
-  // step takes `seconds` with the clock `at`, and is longer or shorter by as much as its tensor work is.
-  // over_median: of the GPU, as below.
-  double clock(const Work& work, double seconds, double at, double over_median = 1) const;
+  // With which the mean power of a step stays within the limit. The step takes `seconds` with the clocks
+  // `at`, and is longer or shorter by as much as its tensor work is. over_median: of the GPU, as below.
+  Clocks clocks(const Work& work, double seconds, const Clocks& at, double over_median = 1) const;
+
+  // Of a step with these clocks, by time, which is what a measurement of a step sees.
+  double mean_clock(const Work& work, double seconds, const Clocks& clocks) const;
 
   // GPUs of a host differ: the clock that the node's gpu-th, from 0, has under tensor work, over the
   // median's.
@@ -39,10 +56,19 @@ class Power {
   }
 
  private:
-  double limit_ = 0, idle_ = 0, memory_ = 0;
-  std::array<double, kDraws> at_largest_{};  // watts above idle, of tensor work
-  double exponent_ = 0;                      // of the clock in these
-  std::vector<double> over_median_;          // by GPU of a node; empty: all alike
+  // Watts above idle: `at_largest` times the clock's power `exponent`.
+  struct Draw {
+    double at_largest = 0, exponent = 1;
+    double watts(double clock) const;
+    static Draw through(double clock_a, double watts_a, double clock_b, double watts_b);
+  };
+  Clocks at(double set) const;
+
+  double limit_ = 0, idle_ = 0;
+  double sag_ = 1;                           // clock under tensor work over the one that is set
+  std::array<double, kTensorDraws> most_{};  // clock under it that nothing limits
+  std::array<Draw, kDraws> draw_{};
+  std::vector<double> over_median_;  // by GPU of a node; empty: all alike
 };
 
 }  // namespace mop::cost

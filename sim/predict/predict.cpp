@@ -212,22 +212,6 @@ double seconds(engine::Time ns) {
   return static_cast<double>(ns) * 1e-9;
 }
 
-double total(const cost::Work& work) {
-  return std::accumulate(work.begin(), work.end(), 0.0);
-}
-
-// On the compute stream; of a schedule at the largest clock.
-cost::Work work_of(const Schedule& schedule, const program::StepProgram& program) {
-  cost::Work work{};
-  for (size_t task = 0; task < schedule.graph.tasks.size(); ++task) {
-    const program::Op& op = program.ops[schedule.op_of_task[task]];
-    if (op.stream != Stream::compute) continue;
-    work[static_cast<size_t>(cost::draws(op.kind))] +=
-        seconds(schedule.graph.demands[schedule.graph.tasks[task].demand].duration);
-  }
-  return work;
-}
-
 void run(Details& d) {
   engine::Machine machine;
   for (Schedule& schedule : d.schedules) machine.graphs.push_back(std::move(schedule.graph));
@@ -241,12 +225,12 @@ void run(Details& d) {
 void simulate(const Scenario& s, const Kinds& kinds, const std::optional<cost::Power>& power,
               const std::vector<std::vector<program::ExpertLoad>>& loads, const PredictOptions& options,
               Details& d) {
-  std::vector<double> clocks(loads.size(), 1);  // by kind of rank
+  std::vector<cost::Clocks> clocks(loads.size());  // by kind of rank
   const auto price = [&] {
-    std::map<double, std::unique_ptr<cost::CostModel>> costs;
+    std::map<double, std::unique_ptr<cost::CostModel>> costs;  // by the clock that is set
     d.schedules.clear();
     for (size_t k = 0; k < loads.size(); ++k) {
-      std::unique_ptr<cost::CostModel>& cost = costs[clocks[k]];
+      std::unique_ptr<cost::CostModel>& cost = costs[clocks[k].set];
       if (!cost) cost = cost::make_cost_model(s.calibration, s.cluster, s.plan, s.gpus(), clocks[k]);
       d.schedules.push_back(make_schedule(d.program(k), loads[k], *cost));
     }
@@ -259,20 +243,23 @@ void simulate(const Scenario& s, const Kinds& kinds, const std::optional<cost::P
   constexpr double kBusy = 0.98, kSettled = 0.003;  // of a step, at first; of a clock
   constexpr int kTurns = 5;
   std::vector<cost::Work> work;
-  for (size_t k = 0; k < loads.size(); ++k) work.push_back(work_of(d.schedules[k], d.program(k)));
+  for (size_t k = 0; k < loads.size(); ++k) work.push_back(d.schedules[k].work);
   for (int turn = 0; turn < kTurns; ++turn) {
     bool settled = turn > 0;
     for (size_t k = 0; k < loads.size(); ++k) {
-      const double lasted = turn > 0 ? seconds(d.report.step_time) : total(work[k]) / kBusy,
-                   next = power->clock(work[k], lasted, clocks[k], kinds.kinds[k].over_median);
-      settled = settled && std::abs(next / clocks[k] - 1) < kSettled;
+      const double lasted = turn > 0 ? seconds(d.report.step_time) : work[k].lasts(clocks[k]) / kBusy;
+      const cost::Clocks next = power->clocks(work[k], lasted, clocks[k], kinds.kinds[k].over_median);
+      settled = settled && std::abs(next.set / clocks[k].set - 1) < kSettled;
       clocks[k] = next;
     }
     if (settled) break;
     price();
     run(d);
   }
-  d.clock = std::ranges::min(clocks) * s.cluster["largest_clock_hz"];
+  double slowest = 1;
+  for (size_t k = 0; k < loads.size(); ++k)
+    slowest = std::min(slowest, power->mean_clock(work[k], seconds(d.report.step_time), clocks[k]));
+  d.clock = slowest * s.cluster["largest_clock_hz"];
 }
 
 // Where a kind of work happens, for bound_by.

@@ -37,6 +37,19 @@ struct Hash {
   }
 };
 
+double seconds_of(const engine::Demand& demand) {
+  return 1e-9 * static_cast<double>(demand.duration);
+}
+
+// For which it would keep all of HBM busy.
+double seconds_of_hbm(const engine::Demand& demand) {
+  double share = 0;
+  for (int use = 0; use < demand.uses; ++use)
+    if (demand.use[static_cast<size_t>(use)].resource == engine::Resource::hbm)
+      share += static_cast<double>(demand.use[static_cast<size_t>(use)].share) / engine::kFull;
+  return share * seconds_of(demand);
+}
+
 }  // namespace
 
 Shape routed_shape(const program::StepProgram& program, const Op& op, const program::ExpertLoad& load,
@@ -111,6 +124,7 @@ Schedule make_schedule(const program::StepProgram& program, const std::vector<pr
     int turns;
     bool outside;
     double flops, bytes;
+    cost::Draws draws;
   };
   std::unordered_map<Key, Known, Hash> known;
   std::vector<bool> flagged(program.ops.size(), false);
@@ -151,11 +165,15 @@ Schedule make_schedule(const program::StepProgram& program, const std::vector<pr
       found = known
                   .emplace(key, Known{demand, followed, static_cast<uint32_t>(price.launch_ns), price.turns,
                                       price.outside, program::flops(op.kind, shape),
-                                      program::hbm_bytes(op.kind, shape)})
+                                      program::hbm_bytes(op.kind, shape), price.draws})
                   .first;
     }
     const Known& k = found->second;
     schedule.flops += k.flops;
+    if (op.stream == program::Stream::compute)
+      schedule.work.seconds[static_cast<size_t>(k.draws)] += seconds_of(graph.demands[k.demand]);
+    else
+      schedule.work.moved += k.turns * seconds_of_hbm(graph.demands[k.demand]);
     if (op.stream == program::Stream::compute) schedule.hbm_bytes += k.bytes;
     if (k.outside && !flagged[id]) flagged[id] = true, schedule.outside.push_back(id);
     engine::Task task;

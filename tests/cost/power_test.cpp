@@ -9,22 +9,51 @@
 namespace mop::cost {
 namespace {
 
-// Tensor work draws 800 W above idle at the largest clock, attention 500, with the clock to the power 1.5.
+// A GPU of 2 GHz at most that draws 100 W when idle and is kept at 690. Tensor work has 0.9 of the clock that
+// is set, 1.6 GHz at most; products draw 900 W above idle at that, attention 500, with the clock's power 2.5;
+// memory-bound kernels 400 at 2 GHz, with its power 2.
+constexpr double kMost = 0.8, kSag = 0.9;
+double tensor_watts(double of_most, double clock) {
+  return of_most * std::pow(clock / kMost, 2.5);
+}
+double memory_watts(double clock) {
+  return 400 * clock * clock;
+}
+double alone(double of_most) {  // the clock in a row
+  return std::min(kMost, kMost * std::pow(590 / of_most, 1 / 2.5));
+}
+
 cluster::ClusterModel cluster() {
-  const auto clock_of = [](double watts) { return std::pow(600 / watts, 1 / 1.5); };
-  const double mixed = std::pow((700 - 0.5 * 400 - 0.5 * 100) / (0.5 * 800), 1 / 1.5);
+  double set = 1;
+  const double share = 0.75;
+  while (share * tensor_watts(900, std::min(kMost, kSag * set)) + (1 - share) * memory_watts(set) > 590)
+    set -= 1e-5;
   cluster::ClusterModel c;
-  const std::pair<const char*, double> figures[]{
-      {"power_limit_w", 700},          {"largest_clock_hz", 2e9},
-      {"idle_power_w", 100},           {"memory_bound_power_w", 400},
-      {"matmul_power_w", 700},         {"matmul_clock_hz", 2e9 * clock_of(800)},
-      {"grouped_matmul_power_w", 700}, {"grouped_matmul_clock_hz", 2e9 * clock_of(800)},
-      {"attention_power_w", 600},      {"attention_clock_hz", 2e9},
-      {"mixed_power_w", 700},          {"mixed_clock_hz", 2e9 * mixed},
-      {"mixed_matmul_share", 0.5}};
+  const std::pair<const char*, double> figures[]{{"power_limit_w", 690},
+                                                 {"largest_clock_hz", 2e9},
+                                                 {"idle_power_w", 100},
+                                                 {"memory_bound_power_w", 500},
+                                                 {"mixed_power_w", 690},
+                                                 {"mixed_matmul_share", share},
+                                                 {"mixed_matmul_clock_hz", 2e9 * kSag * set},
+                                                 {"mixed_memory_bound_clock_hz", 2e9 * set}};
   for (const auto& [name, value] : figures) c.figures[name].value = value;
+  for (const auto& [name, watts] : {std::pair{"matmul", 900.0}, std::pair{"deep_matmul", 900.0},
+                                    std::pair{"grouped_matmul", 900.0}, std::pair{"attention", 500.0}}) {
+    const std::string kind = name;
+    c.figures[kind + "_clock_hz"].value = 2e9 * alone(watts);
+    c.figures[kind + "_power_w"].value = 100 + tensor_watts(watts, alone(watts));
+    c.figures[kind + "_burst_clock_hz"].value = 2e9 * kMost;
+    c.figures[kind + "_burst_power_w"].value = 100 + watts;
+  }
   return c;
 }
+
+Work work(double matmul, double grouped, double attention, double memory) {
+  return {{matmul / 2, matmul / 2, grouped, attention, memory}, 0};
+}
+constexpr auto kMatmul = static_cast<size_t>(Draws::matmul),
+               kAttention = static_cast<size_t>(Draws::attention);
 
 TEST(Power, NothingWithoutFigures) {
   EXPECT_FALSE(Power::of({}));
@@ -36,12 +65,18 @@ TEST(Power, NothingWithoutFigures) {
 TEST(Power, WhatWasMeasuredAloneComesBack) {
   const auto power = Power::of(cluster());
   ASSERT_TRUE(power);
-  const double alone = std::pow(600.0 / 800, 1 / 1.5);
-  EXPECT_NEAR(power->clock({1, 0, 0, 0}, 1, 1), alone, 1e-6);
-  EXPECT_NEAR(power->clock({0, 3, 0, 0}, 3 / 0.8, 0.8), alone, 1e-6);
-  EXPECT_EQ(power->clock({0, 0, 1, 0}, 1, 1), 1);  // 600 W
-  EXPECT_EQ(power->clock({0, 0, 0, 1}, 1, 1), 1);
-  EXPECT_EQ(power->clock({1, 0, 0, 0}, 10, 1), 1);  // waits most of the time
+  const Work products = work(1, 0, 0, 0);
+  const Clocks row = power->clocks(products, products.lasts({}), {});
+  EXPECT_NEAR(row.tensor[kMatmul], alone(900), 1e-4);
+  EXPECT_NEAR(row.set, alone(900) / kSag, 1e-4);
+  EXPECT_NEAR(power->mean_clock(products, products.lasts(row), row), alone(900), 1e-4);
+  const Clocks attention = power->clocks(work(0, 0, 1, 0), 1, {});
+  EXPECT_EQ(attention.set, 1);  // 600 W
+  EXPECT_NEAR(attention.tensor[kAttention], kMost, 1e-9);
+  EXPECT_EQ(power->clocks(work(0, 0, 0, 1), 1, {}).set, 1);
+  const Clocks seldom = power->clocks(products, 10, {});  // waits most of the time
+  EXPECT_EQ(seldom.set, 1);
+  EXPECT_NEAR(seldom.tensor[kMatmul], kMost, 1e-9);
 }
 
 // Of two GPUs the one with the lower clock under products alone has it in a step, too.
@@ -54,41 +89,53 @@ TEST(Power, GpusDiffer) {
   ASSERT_TRUE(power);
   EXPECT_NEAR(power->over_median(0), 0.95, 1e-12);
   EXPECT_NEAR(power->over_median(1), 1.02, 1e-12);
-  const double alone = std::pow(600.0 / 800, 1 / 1.5);
-  EXPECT_NEAR(power->clock({1, 0, 0, 0}, 1, 1, 0.95), 0.95 * alone, 1e-6);
+  const Work products = work(1, 0, 0, 0);
+  EXPECT_NEAR(power->clocks(products, products.lasts({}), {}, 0.95).tensor[kMatmul], 0.95 * alone(900), 1e-4);
   c.figures["gpus_per_node"].value = 8;  // a file that has those of a smaller host as its base
   EXPECT_EQ(Power::of(c)->over_median(0), 1);
 }
 
-// Where nothing reaches the limit the clock is the largest.
+// Where nothing reaches the limit only the sag is left.
 TEST(Power, PlentyOfIt) {
   cluster::ClusterModel c = cluster();
   c.figures["power_limit_w"].value = 2000;
-  for (const char* kind : {"matmul", "grouped_matmul", "mixed"})
-    c.figures[std::string(kind) + "_clock_hz"].value = 2e9;
+  for (const char* kind : {"matmul", "deep_matmul", "grouped_matmul"}) {
+    c.figures[std::string(kind) + "_clock_hz"].value = 2e9 * kMost;
+    c.figures[std::string(kind) + "_power_w"].value = 1000;
+  }
   const auto power = Power::of(c);
   ASSERT_TRUE(power);
-  EXPECT_EQ(power->clock({1, 1, 1, 1}, 4, 1), 1);
+  const Clocks clocks = power->clocks(work(1, 1, 1, 1), 4, {});
+  EXPECT_EQ(clocks.set, 1);
+  EXPECT_NEAR(clocks.tensor[kMatmul], kMost, 1e-9);
 }
 
-// The mean power is the limit's at any clock below the largest.
+// The mean power is what it is kept at, at any clock below the largest.
 TEST(Power, StaysWithinTheLimit) {
   const auto power = Power::of(cluster());
   ASSERT_TRUE(power);
   for (const double idle : {0.0, 0.05, 0.2})
     for (const double memory : {0.0, 0.1, 0.3})
-      for (const double attention : {0.0, 0.4}) {
-        const Work work{0.5, 0.4, attention, memory};
-        const double tensor = 0.9 + attention, at = 0.85, seconds = tensor / at + memory + idle,
-                     clock = power->clock(work, seconds, at), lasts = tensor / clock + memory + idle;
-        const double watts = 100 + (0.9 / clock * 800 * std::pow(clock, 1.5) +
-                                    attention / clock * 500 * std::pow(clock, 1.5) + memory * 300) /
-                                       lasts;
-        if (clock < 1)
-          EXPECT_NEAR(watts, 700, 0.01);
-        else
-          EXPECT_LE(watts, 700);
-      }
+      for (const double attention : {0.0, 0.4})
+        for (const double moved : {0.0, 0.1}) {
+          Work all = work(0.5, 0.4, attention, memory);
+          all.moved = moved;
+          Clocks now;
+          now.tensor.fill(0.7);
+          const double seconds = all.lasts(now) + idle;
+          const Clocks c = power->clocks(all, seconds, now);
+          const double lasts = all.lasts(c) + idle;
+          double joules = (memory + moved) * memory_watts(c.set);
+          for (size_t k = 0; k < kTensorDraws; ++k)
+            joules +=
+                all.seconds[k] / c.tensor[k] *
+                (k == kAttention ? 500 * std::pow(c.tensor[k] / kMost, 3)  // its clock was never held down
+                                 : tensor_watts(900, c.tensor[k]));
+          if (c.set < 1)
+            EXPECT_NEAR(100 + joules / lasts, 690, 0.5);
+          else
+            EXPECT_LE(100 + joules / lasts, 690.5);
+        }
 }
 
 }  // namespace

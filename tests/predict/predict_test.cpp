@@ -50,13 +50,29 @@ TEST(Predict, ClockFollowsThePowerLimit) {
   Scenario s = make("olmoe-1b-7b", "h200x4", 1, mop_plan(1, 4, 1, 4), 4096, 8);
   const Prediction free = predict(s);
   EXPECT_FALSE(free.clock);
-  const std::pair<const char*, double> figures[]{
-      {"largest_clock_hz", 2e9},          {"idle_power_w", 120},
-      {"memory_bound_power_w", 500},      {"matmul_power_w", 700},
-      {"matmul_clock_hz", 1.5e9},         {"grouped_matmul_power_w", 700},
-      {"grouped_matmul_clock_hz", 1.6e9}, {"attention_power_w", 690},
-      {"attention_clock_hz", 1.7e9},      {"mixed_power_w", 700},
-      {"mixed_clock_hz", 1.85e9},         {"mixed_matmul_share", 0.5}};
+  const std::pair<const char*, double> figures[]{{"largest_clock_hz", 2e9},
+                                                 {"idle_power_w", 120},
+                                                 {"memory_bound_power_w", 500},
+                                                 {"matmul_power_w", 700},
+                                                 {"matmul_clock_hz", 1.5e9},
+                                                 {"matmul_burst_power_w", 1400},
+                                                 {"matmul_burst_clock_hz", 2e9},
+                                                 {"deep_matmul_power_w", 700},
+                                                 {"deep_matmul_clock_hz", 1.5e9},
+                                                 {"deep_matmul_burst_power_w", 1400},
+                                                 {"deep_matmul_burst_clock_hz", 2e9},
+                                                 {"grouped_matmul_power_w", 700},
+                                                 {"grouped_matmul_clock_hz", 1.6e9},
+                                                 {"grouped_matmul_burst_power_w", 1300},
+                                                 {"grouped_matmul_burst_clock_hz", 2e9},
+                                                 {"attention_power_w", 690},
+                                                 {"attention_clock_hz", 1.7e9},
+                                                 {"attention_burst_power_w", 1100},
+                                                 {"attention_burst_clock_hz", 2e9},
+                                                 {"mixed_power_w", 700},
+                                                 {"mixed_matmul_share", 0.5},
+                                                 {"mixed_matmul_clock_hz", 1.7e9},
+                                                 {"mixed_memory_bound_clock_hz", 1.7e9}};
   for (const auto& [name, value] : figures) s.cluster.figures[name].value = value;
   double before = 0, clock = 3e9;
   for (const double watts : {5000.0, 800.0, 700.0, 600.0, 500.0}) {
