@@ -27,6 +27,7 @@ constexpr double kRoundSeconds = 20e-3;  // longer than the driver takes to tell
 constexpr double kBurstSeconds = 6e-3, kRestSeconds = 24e-3;
 constexpr size_t kMarked = 5;              // rounds whose clocks are read
 constexpr int kProducts = 4, kNorms = 15;  // by turns: three fourths of the time products
+constexpr double kMixedSeconds = 8e-3;
 
 struct Part {
   const Work* work;
@@ -41,9 +42,9 @@ struct Drawn {
   std::vector<OfPart> parts;
 };
 
-// While rounds of `parts` follow one another, or, with a rest, each some time after the end of the one
-// before.
-Drawn watch(Bench& bench, const std::vector<Part>& parts, double rest) {
+// While rounds of `parts`, `seconds` long, follow one another, or, with a rest, each some time after the end
+// of the one before. As many on every rank, since parts may be collective.
+Drawn watch(Bench& bench, const std::vector<Part>& parts, double seconds, double rest) {
   bench.peers().barrier();
   cudaStream_t const stream = bench.compute();
   const size_t marks = parts.size() + 1;
@@ -66,20 +67,22 @@ Drawn watch(Bench& bench, const std::vector<Part>& parts, double rest) {
     std::this_thread::sleep_for(std::chrono::duration<double>(rest));
   };
   Drawn drawn;
-  int told = 0, rounds = 0;
-  const Clock::time_point begin = Clock::now();
-  Clock::time_point from{}, now = begin;
-  for (size_t turn = 0; told == 0 || now - from < kWatch; turn = (turn + 1) % kAhead, now = Clock::now()) {
-    cudaEvent_t const end = events[kMarked * marks + turn];
+  const auto rounds_in = [&](std::chrono::duration<double> time) {
+    return std::max<size_t>(3, static_cast<size_t>(time.count() / (seconds + rest)));
+  };
+  const size_t settle = rounds_in(kSettle), watched = rounds_in(kWatch);
+  Clock::time_point from;
+  for (size_t r = 0; r < settle + watched; ++r) {
+    cudaEvent_t const end = events[kMarked * marks + r % kAhead];
     kernels::check(cudaEventSynchronize(end), "work that draws power");
-    if (told == 0 && now - begin >= kSettle) from = now;
-    if (now - begin >= kSettle) drawn.watts += bench.sensor()->watts(), ++told, ++rounds;
+    if (r == settle) from = Clock::now();
+    if (r >= settle) drawn.watts += bench.sensor()->watts() / static_cast<double>(watched);
     round({});
     kernels::check(cudaEventRecord(end, stream), "an event");
     pause();
   }
-  const double every = std::chrono::duration<double>(now - from).count() / rounds;
-  drawn.watts /= told;
+  const double every =
+      std::chrono::duration<double>(Clock::now() - from).count() / static_cast<double>(watched);
   for (size_t r = 0; r < kMarked; ++r) round(r), pause();
   kernels::check(cudaStreamSynchronize(stream), "work that draws power");
   for (size_t p = 0; p < parts.size(); ++p) {
@@ -98,9 +101,11 @@ Drawn watch(Bench& bench, const std::vector<Part>& parts, double rest) {
   return drawn;
 }
 
-int times_within(Bench& bench, const Work& work, double seconds) {
+// In a row, or, with a rest, in bursts.
+Drawn watch(Bench& bench, const Work& work, double seconds, double rest = 0) {
   const double once = bench.agreed(bench.time(work, bench.compute(), Runs::one_by_one));
-  return std::max(1, static_cast<int>(seconds / once + 0.5));
+  const int times = std::max(1, static_cast<int>(seconds / once + 0.5));
+  return watch(bench, {{&work, times}}, times * once, rest);
 }
 
 }  // namespace
@@ -151,17 +156,21 @@ void power(Bench& bench) {
     if (!drawn.parts.empty())
       bench.figure(name + "_clock_hz", "clock of the multiprocessors under " + what, {drawn.parts[0].hertz});
   };
-  const double idle = watch(bench, {}, kRoundSeconds).watts;
+  const double idle = watch(bench, std::vector<Part>(), 0, kRoundSeconds).watts;
   bench.figure("idle_power_w", "drawn by nothing, the context being there", {idle});
-  const int norms = times_within(bench, memory, kRoundSeconds);
   bench.figure("memory_bound_power_w", "drawn by RMSNorm of 32768 x 2048 with its residual in a row",
-               {watch(bench, {{&memory, norms}}, 0).watts});
+               {watch(bench, memory, kRoundSeconds).watts});
+  if (bench.ranks() > 1) {
+    const Work gather = by_copy_engines(bench, Collective::all_gather, bench.ranks(), int64_t{1} << 30);
+    bench.figure("link_power_w", "drawn by all-gathers of 1 GiB by copy engines in a row",
+                 {watch(bench, gather, kRoundSeconds).watts});
+  }
   std::vector<std::vector<double>> clocks;  // by kind of tensor work and GPU, over the median's; of process 0
   for (const Kind& kind : kinds) {
     const std::string name(kind.name), what = kind.what;
-    const Drawn alone = watch(bench, {{&kind.work, times_within(bench, kind.work, kRoundSeconds)}}, 0);
+    const Drawn alone = watch(bench, kind.work, kRoundSeconds);
     figures(name, what + " in a row", alone);
-    Drawn burst = watch(bench, {{&kind.work, times_within(bench, kind.work, kBurstSeconds)}}, kRestSeconds);
+    Drawn burst = watch(bench, kind.work, kBurstSeconds, kRestSeconds);
     burst.watts = idle + (burst.watts - idle) / burst.parts[0].share;
     figures(name + "_burst", what + fmt::format(", a fifth of the time and nothing in the rest"), burst);
     std::vector<double> all = bench.at_first({alone.parts[0].hertz});
@@ -170,7 +179,7 @@ void power(Bench& bench) {
     for (double& one : all) one /= middle;
     clocks.push_back(std::move(all));
   }
-  const Drawn mixed = watch(bench, {{&deep[0], kProducts}, {&memory, kNorms}}, 0);
+  const Drawn mixed = watch(bench, {{&deep[0], kProducts}, {&memory, kNorms}}, kMixedSeconds, 0);
   const std::string by_turns =
       fmt::format("{} products of 8192^3 and {} such RMSNorms by turns", kProducts, kNorms);
   bench.figure("mixed_power_w", "drawn by " + by_turns, {mixed.watts});

@@ -300,8 +300,8 @@ const std::vector<std::string>& optional_figures() {
     // Of a GPU's power: the limit, what nothing draws, and what one kind of kernels draws at which clock, in
     // a row and in bursts; products and memory-bound kernels by turns.
     for (const char* name :
-         {"power_limit_w", "largest_clock_hz", "idle_power_w", "memory_bound_power_w", "mixed_power_w",
-          "mixed_matmul_share", "mixed_matmul_clock_hz", "mixed_memory_bound_clock_hz"})
+         {"power_limit_w", "largest_clock_hz", "idle_power_w", "memory_bound_power_w", "link_power_w",
+          "mixed_power_w", "mixed_matmul_share", "mixed_matmul_clock_hz", "mixed_memory_bound_clock_hz"})
       all.emplace_back(name);
     for (const char* kind : {"matmul", "deep_matmul", "grouped_matmul", "attention"})
       for (const char* what : {"power_w", "clock_hz", "burst_power_w", "burst_clock_hz"})

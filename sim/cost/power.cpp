@@ -64,6 +64,7 @@ std::optional<Power> Power::of(const cluster::ClusterModel& cluster) {
   Power p;
   p.idle_ = figure("idle_power_w");
   p.limit_ = figure("power_limit_w");
+  if (cluster.gpus_per_node() > 1) p.links_ = std::max(0.0, figure("link_power_w") - p.idle_);
   for (size_t k = 0; k < kTensorDraws; ++k) {
     const std::string name = kTensor[k];
     p.most_[k] = clock(name + "_burst");
@@ -97,7 +98,8 @@ Clocks Power::clocks(const Work& work, double seconds, const Clocks& now, double
   const double rest = std::max(0.0, seconds - work.lasts(now));
   const auto within = [&](double set) {
     const Clocks clocks = at(set);
-    double joules = (work.seconds[kMemory] + work.moved) * draw_[kMemory].watts(set / over_median);
+    double joules =
+        (work.seconds[kMemory] + work.hbm) * draw_[kMemory].watts(set / over_median) + work.links * links_;
     for (size_t k = 0; k < kTensorDraws; ++k)
       joules += work.seconds[k] / clocks.tensor[k] * draw_[k].watts(clocks.tensor[k] / over_median);
     return joules <= (limit_ - idle_) * (work.lasts(clocks) + rest);

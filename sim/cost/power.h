@@ -28,10 +28,11 @@ struct Clocks {
 };
 
 // What a step does: seconds of each kind on the compute stream, with the multiprocessors at their largest
-// clock, and seconds for which what other streams move would keep all of HBM busy.
+// clock, and on the other streams seconds for which their kernels would keep all of HBM busy, and exchanges
+// all links.
 struct Work {
   std::array<double, kDraws> seconds{};
-  double moved = 0;
+  double hbm = 0, links = 0;
   // Of the compute stream.
   double lasts(const Clocks& clocks) const;
 };
@@ -64,7 +65,7 @@ class Power {
   };
   Clocks at(double set) const;
 
-  double limit_ = 0, idle_ = 0;
+  double limit_ = 0, idle_ = 0, links_ = 0;  // of links above idle
   double sag_ = 1;                           // clock under tensor work over the one that is set
   std::array<double, kTensorDraws> most_{};  // clock under it that nothing limits
   std::array<Draw, kDraws> draw_{};

@@ -41,11 +41,11 @@ double seconds_of(const engine::Demand& demand) {
   return 1e-9 * static_cast<double>(demand.duration);
 }
 
-// For which it would keep all of HBM busy.
-double seconds_of_hbm(const engine::Demand& demand) {
+// For which it would keep all of a resource busy.
+double seconds_of(const engine::Demand& demand, engine::Resource resource) {
   double share = 0;
   for (int use = 0; use < demand.uses; ++use)
-    if (demand.use[static_cast<size_t>(use)].resource == engine::Resource::hbm)
+    if (demand.use[static_cast<size_t>(use)].resource == resource)
       share += static_cast<double>(demand.use[static_cast<size_t>(use)].share) / engine::kFull;
   return share * seconds_of(demand);
 }
@@ -129,6 +129,10 @@ Schedule make_schedule(const program::StepProgram& program, const std::vector<pr
   std::unordered_map<Key, Known, Hash> known;
   std::vector<bool> flagged(program.ops.size(), false);
 
+  const auto beside = [&](uint32_t demand, int times) {
+    schedule.work.hbm += times * seconds_of(graph.demands[demand], engine::Resource::hbm);
+    schedule.work.links += times * seconds_of(graph.demands[demand], engine::Resource::nvlink_out);
+  };
   const auto add = [&](OpId id, int64_t round) {
     const Op& op = program.ops[id];
     const bool routed = op.routed != Routed::no;
@@ -170,13 +174,15 @@ Schedule make_schedule(const program::StepProgram& program, const std::vector<pr
     }
     const Known& k = found->second;
     schedule.flops += k.flops;
-    if (op.stream == program::Stream::compute)
-      schedule.work.seconds[static_cast<size_t>(k.draws)] += seconds_of(graph.demands[k.demand]);
-    else
-      schedule.work.moved += k.turns * seconds_of_hbm(graph.demands[k.demand]);
     if (op.stream == program::Stream::compute) schedule.hbm_bytes += k.bytes;
     if (k.outside && !flagged[id]) flagged[id] = true, schedule.outside.push_back(id);
     engine::Task task;
+    if (op.stream == program::Stream::compute) {
+      schedule.work.seconds[static_cast<size_t>(k.draws)] += seconds_of(graph.demands[k.demand]);
+    } else {
+      beside(k.demand, k.turns);
+      if (k.followed) beside(k.demand + 1, k.turns);
+    }
     task.demand = k.demand;
     task.launch_ns = k.launch_ns;
     task.comm = program::is_collective(op.kind) ? op.group : engine::kNoComm;

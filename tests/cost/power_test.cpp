@@ -33,6 +33,8 @@ cluster::ClusterModel cluster() {
                                                  {"largest_clock_hz", 2e9},
                                                  {"idle_power_w", 100},
                                                  {"memory_bound_power_w", 500},
+                                                 {"link_power_w", 250},
+                                                 {"gpus_per_node", 2},
                                                  {"mixed_power_w", 690},
                                                  {"mixed_matmul_share", share},
                                                  {"mixed_matmul_clock_hz", 2e9 * kSag * set},
@@ -50,7 +52,7 @@ cluster::ClusterModel cluster() {
 }
 
 Work work(double matmul, double grouped, double attention, double memory) {
-  return {{matmul / 2, matmul / 2, grouped, attention, memory}, 0};
+  return {{matmul / 2, matmul / 2, grouped, attention, memory}};
 }
 constexpr auto kMatmul = static_cast<size_t>(Draws::matmul),
                kAttention = static_cast<size_t>(Draws::attention);
@@ -117,15 +119,16 @@ TEST(Power, StaysWithinTheLimit) {
   for (const double idle : {0.0, 0.05, 0.2})
     for (const double memory : {0.0, 0.1, 0.3})
       for (const double attention : {0.0, 0.4})
-        for (const double moved : {0.0, 0.1}) {
+        for (const double beside : {0.0, 0.1}) {
           Work all = work(0.5, 0.4, attention, memory);
-          all.moved = moved;
+          all.hbm = beside;
+          all.links = 2 * beside;
           Clocks now;
           now.tensor.fill(0.7);
           const double seconds = all.lasts(now) + idle;
           const Clocks c = power->clocks(all, seconds, now);
           const double lasts = all.lasts(c) + idle;
-          double joules = (memory + moved) * memory_watts(c.set);
+          double joules = (memory + beside) * memory_watts(c.set) + 2 * beside * 150;
           for (size_t k = 0; k < kTensorDraws; ++k)
             joules +=
                 all.seconds[k] / c.tensor[k] *

@@ -53,6 +53,7 @@ TEST(Predict, ClockFollowsThePowerLimit) {
   const std::pair<const char*, double> figures[]{{"largest_clock_hz", 2e9},
                                                  {"idle_power_w", 120},
                                                  {"memory_bound_power_w", 500},
+                                                 {"link_power_w", 250},
                                                  {"matmul_power_w", 700},
                                                  {"matmul_clock_hz", 1.5e9},
                                                  {"matmul_burst_power_w", 1400},
