@@ -1,0 +1,72 @@
+"""PyTorch's rates at the shapes of tests/kernels/bench_matmul.cpp, to run beside it on the same GPU: what a GPU does depends on its clock.
+
+kernels_pytorch.py [grouped] [attention] (default: both), TFLOP/s, medians of 15 single runs as there:
+grouped: experts (E, k, n, rows), equal rows, by torch._grouped_mm (CUTLASS): forward (rows, k) x (E, k, n), the gradient of the input (rows, n) x (E, n, k) and
+that of the weights, a product an expert (which PyTorch writes; bench_matmul adds to what is there).
+attention: causal (context, heads, key heads, width) by cuDNN: forward, and backward counted as 2.5 times as many operations.
+"""
+import statistics
+import sys
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+EXPERTS = [(128, 2048, 1536, 65536), (32, 2048, 1536, 65536), (32, 2048, 1536, 262144), (32, 2880, 5760, 32768), (64, 7168, 4096, 65536)]
+ATTENTION = [(s, *heads) for heads in ((32, 4, 128), (64, 8, 64), (8, 1, 128)) for s in (4096, 16384, 65536)] + [(s, 128, 128, (192, 128)) for s in (4096, 8192)]
+
+
+def milliseconds(work):
+    for _ in range(3):
+        work()
+    times = []
+    for _ in range(15):
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        work()
+        end.record()
+        end.synchronize()
+        times.append(begin.elapsed_time(end))
+    return statistics.median(times)
+
+
+def random(*shape):
+    return torch.randn(*shape, device="cuda", dtype=torch.bfloat16)
+
+
+def grouped():
+    print("experts (E, k, n, rows): forward, input gradient, weight gradient; PyTorch", torch.__version__)
+    for experts, k, n, rows in EXPERTS:
+        x, dy, w = random(rows, k), random(rows, n), random(experts, n, k)
+        ends = torch.arange(1, experts + 1, device="cuda", dtype=torch.int32) * (rows // experts)
+        flops = 2 * rows * k * n
+        of = [flops / milliseconds(work) * 1e-9 for work in (
+            lambda: torch._grouped_mm(x, w.transpose(1, 2), ends),
+            lambda: torch._grouped_mm(dy, w, ends),
+            lambda: torch._grouped_mm(dy.t(), x, ends))]
+        print(f"  {str((experts, k, n, rows)):>26} {of[0]:5.0f} {of[1]:5.0f} {of[2]:5.0f}", flush=True)
+        del x, dy, w
+
+
+def attention():
+    print("attention (context, heads, key heads, width): forward, backward; cuDNN", torch.backends.cudnn.version())
+    for context, heads, kv_heads, width in ATTENTION:
+        qk, v_width = width if isinstance(width, tuple) else (width, width)
+        q, k, v = random(1, heads, context, qk), random(1, kv_heads, context, qk), random(1, kv_heads, context, v_width)
+        for t in (q, k, v):
+            t.requires_grad_()
+        flops = context * (context + 1) * heads * (qk + v_width)
+        with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+            def forward():
+                return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=heads != kv_heads)
+            out = forward()
+            gradient = torch.randn_like(out)
+            of = [flops / milliseconds(forward) * 1e-9,
+                  2.5 * flops / milliseconds(lambda: torch.autograd.grad(out, (q, k, v), gradient, retain_graph=True)) * 1e-9]
+        print(f"  {str((context, heads, kv_heads, width)):>32} {of[0]:5.0f} {of[1]:5.0f}", flush=True)
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:] or ("grouped", "attention"):
+        try:
+            {"grouped": grouped, "attention": attention}[name]()
+        except KeyError:
+            sys.exit(f"no benchmark is called {name}: grouped, attention")
