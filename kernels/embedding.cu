@@ -93,21 +93,26 @@ __global__ void __launch_bounds__(kSortThreads) sort_class(const Sort a) {
     }
   }
   __syncthreads();
-#pragma unroll 4
-  for (int64_t i = begin; i < end; i += 32) {
-    const int32_t id = i + lane < end ? a.ids[i + lane] : -1;
-    const bool there = i + lane < end && (id & mask) == of_class;
-    if (!__any_sync(kAllLanes, there)) continue;
-    const unsigned same = __match_any_sync(kAllLanes, there ? id : -1);
-    int32_t* const to = &mine[id >> a.bits];
-    if (there) {
-      const int32_t at = *to + __popc(same & ((1U << lane) - 1));
-      a.tokens[at] = id;
-      a.positions[at] = static_cast<int32_t>(i + lane);
+  constexpr int kAtOnce = 4;
+  for (int64_t i = begin + lane; i - lane < end; i += 32 * kAtOnce) {
+    int32_t ids[kAtOnce];
+#pragma unroll
+    for (int j = 0; j < kAtOnce; ++j) ids[j] = i + j * 32 < end ? a.ids[i + j * 32] : -1;
+#pragma unroll
+    for (int j = 0; j < kAtOnce; ++j) {
+      const bool there = ids[j] >= 0 && (ids[j] & mask) == of_class;
+      if (!__any_sync(kAllLanes, there)) continue;
+      const unsigned same = __match_any_sync(kAllLanes, there ? ids[j] : -1);
+      int32_t* const to = &mine[ids[j] >> a.bits];
+      if (there) {
+        const int32_t at = *to + __popc(same & ((1U << lane) - 1));
+        a.tokens[at] = ids[j];
+        a.positions[at] = static_cast<int32_t>(i + j * 32);
+      }
+      __syncwarp();
+      if (there && lane == __ffs(same) - 1) *to += __popc(same);
+      __syncwarp();
     }
-    __syncwarp();
-    if (there && lane == __ffs(same) - 1) *to += __popc(same);
-    __syncwarp();
   }
 }
 

@@ -368,7 +368,7 @@ void with_partners(const Rotation& r, int64_t group, const Division& division, F
   using std::integral_constant;
   if constexpr (V == kPack) {
     if (r.interleaved) return f(integral_constant<Partners, Partners::same_pack>{});
-    if (r.rotated == group && group == 2 * kPack * division.threads && division.block == kThreads)
+    if (r.rotated == group && group == 2 * kPack * division.threads && division.threads <= 32)
       return f(integral_constant<Partners, Partners::other_pack>{});
   }
   f(integral_constant<Partners, Partners::staged>{});
