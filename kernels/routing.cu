@@ -112,32 +112,33 @@ __global__ void __launch_bounds__(kThreads)
     const float weight = weights != nullptr && row >= 0 ? weights[copy] : 1;
     const unsigned there = __ballot_sync(kAllLanes, row >= 0);
     if (there == 0) continue;
-    constexpr int kAtOnce = V == 1 ? 1 : 2;
-    for (int64_t begin = 0; begin < width; begin += 32 * V * kAtOnce) {  // all lanes stay for the shuffles
-      Pack<V> sum[kAtOnce];
-#pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) {
-        const int64_t col = begin + (i * 32 + lane) * V;
-        if (col < width) sum[i] = load<V>(y.at(token, col));
-      }
-      for (unsigned left = there; left != 0; left &= left - 1) {
-        const int source = __ffs(left) - 1;
-        const int32_t from = __shfl_sync(kAllLanes, row, source);
-        const float factor = __shfl_sync(kAllLanes, weight, source);
+    constexpr int kAtOnce = 4;                                 // rows whose loads are under way together
+    for (int64_t begin = 0; begin < width; begin += 32 * V) {  // all lanes stay for the shuffles
+      const int64_t col = begin + lane * V;
+      Pack<V> sum;
+      if (col < width) sum = load<V>(y.at(token, col));
+      for (unsigned left = there; left != 0;) {
+        const int count = min(__popc(left), kAtOnce);
+        Raw<V, T> more[kAtOnce];
+        float factors[kAtOnce];
 #pragma unroll
         for (int i = 0; i < kAtOnce; ++i) {
-          const int64_t col = begin + (i * 32 + lane) * V;
-          if (col >= width) continue;
-          const Pack<V> more = load<V>(rows.at(from, col));
+          if (i >= count) continue;
+          const int source = __ffs(left) - 1;
+          const int32_t from = __shfl_sync(kAllLanes, row, source);
+          factors[i] = __shfl_sync(kAllLanes, weight, source);
+          if (col < width) more[i] = load_raw<V>(rows.at(from, col));
+          left &= left - 1;
+        }
 #pragma unroll
-          for (int j = 0; j < V; ++j) sum[i][j] += factor * more[j];
+        for (int i = 0; i < kAtOnce; ++i) {
+          if (i >= count || col >= width) continue;
+          const Pack<V> values = unpack(more[i]);
+#pragma unroll
+          for (int j = 0; j < V; ++j) sum[j] += factors[i] * values[j];
         }
       }
-#pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) {
-        const int64_t col = begin + (i * 32 + lane) * V;
-        if (col < width) store<V>(y.at(token, col), sum[i]);
-      }
+      if (col < width) store<V>(y.at(token, col), sum);
     }
   }
 }
