@@ -149,31 +149,32 @@ struct SumPieces {
 
 // ---- sums of squares
 
-constexpr int kSumBlocks = 8 * kMultiprocessors;
-static_assert(kSumBlocks * sizeof(double) == kSquareSumScratch);
+constexpr int kSumResident = 4, kSumBlocks = kSumResident * kMultiprocessors;  // all run from the start
+static_assert(kSumBlocks * sizeof(double) <= kSquareSumScratch);
 
 // Packs of rows of `packs` each; a single row may have a `tail` of less than a pack.
 template <class T, int V>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kSumResident)
     square_sum_kernel(Rows<const T> x, int64_t rows, int64_t packs, int tail, double* partials) {
   const int64_t all = rows * packs, step = int64_t{gridDim.x} * kThreads;
   double sum = 0;
-  constexpr int kAtOnce = 4;
+  constexpr int kAtOnce = sizeof(Raw<V, T>) > sizeof(uint4) ? 4 : 8;  // 128 bytes a thread under way
   for (int64_t begin = int64_t{blockIdx.x} * kThreads + threadIdx.x; begin < all; begin += kAtOnce * step) {
-    Pack<V> values[kAtOnce];
+    Raw<V, T> raw[kAtOnce];
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
       const int64_t pack = begin + i * step;
       if (pack >= all) continue;
       const int64_t row = rows == 1 ? 0 : pack / packs;
-      values[i] = load<V>(x.at(row, (pack - row * packs) * V));
+      raw[i] = load_raw<V>(x.at(row, (pack - row * packs) * V));
     }
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
       if (begin + i * step >= all) continue;
+      const Pack<V> values = unpack(raw[i]);
       float of_pack = 0;
 #pragma unroll
-      for (int j = 0; j < V; ++j) of_pack += values[i][j] * values[i][j];
+      for (int j = 0; j < V; ++j) of_pack += values[j] * values[j];
       sum += of_pack;
     }
   }

@@ -1,3 +1,5 @@
+#include <cuda_pipeline.h>
+
 #include "kernels/map.cuh"
 #include "kernels/norm.h"
 #include "kernels/partials.cuh"
@@ -22,7 +24,10 @@ struct Rotate {
   uint32_t tokens;
   float direction;  // -1: the transposed rotation
 
-  __device__ int32_t position(uint32_t row) const { return positions[row % tokens]; }
+  __device__ const int32_t* at(uint32_t row) const {
+    return positions + (row < tokens ? row : row % tokens);  // no division where there is one sequence
+  }
+  __device__ int32_t position(uint32_t row) const { return *at(row); }
 
   // The packs of a group that this thread holds, rotated in place. position: of its row; it waits for memory,
   // and is asked for early. staged: memory for the whole group. Every thread of the block calls it.
@@ -155,14 +160,11 @@ struct Backward {
   float* partials;  // (blocks, d)
 };
 
-// Several blocks of short norms share a multiprocessor.
 template <int V, Partners P>
 inline constexpr int kMostThreadsOf = P == Partners::other_pack ? kThreads : kMostThreads<V>;
-template <class T, Partners P>
-inline constexpr int kLeastBlocks = P == Partners::other_pack && sizeof(T) == 2 ? 3 : 1;
 
 template <class T, int V, int Packs, Partners P>
-__global__ void __launch_bounds__(kMostThreadsOf<V, P>, kLeastBlocks<T, P>)
+__global__ void __launch_bounds__(kMostThreadsOf<V, P>)
     backward(const Backward<T> a, const Rotate rotate, const Groups groups) {
   extern __shared__ __align__(16) float staged_all[];
   const int threads = groups.threads, thread = threadIdx.x % threads, at_once = blockDim.x / threads;
@@ -239,6 +241,101 @@ __global__ void __launch_bounds__(kMostThreadsOf<V, P>, kLeastBlocks<T, P>)
   store_weight_gradient<V>(dw, groups.packs, threads, a.partials + int64_t{blockIdx.x} * width);
 }
 
+// The same for bf16 and Partners::other_pack. What is loaded ahead waits in shared memory, each thread's in
+// its own part: registers hold enough warps to have the arithmetic of some beside the loads of others.
+constexpr int kBlocksInWarps = 4;  // of a multiprocessor; there are no more of them: all run from the start
+
+__global__ void __launch_bounds__(kThreads, kBlocksInWarps)
+    backward_in_warps(const Backward<bf16> a, const Rotate rotate, const Groups groups) {
+  constexpr int V = kPack, Packs = 2, kAhead = 2;
+  __shared__ Raw<V, bf16> ahead_dy[kAhead][Packs][kThreads], ahead_x[kAhead][Packs][kThreads];
+  __shared__ int32_t ahead_position[kAhead][kThreads];
+  const int threads = groups.threads, thread = threadIdx.x % threads;
+  const uint32_t width = groups.packs * V, step = gridDim.x * (blockDim.x / threads);
+  // Of a row, the group `place`. The way to the thread's next group is without divisions: each is as many
+  // instructions as the arithmetic on a pack.
+  const uint32_t rows_on = step / groups.each, places_on = step % groups.each;
+  struct Where {
+    uint32_t group, row, place;
+  };
+  const auto go_on = [&](Where& at) {
+    at.group += step, at.row += rows_on, at.place += places_on;
+    if (at.place >= groups.each) at.place -= groups.each, ++at.row;
+  };
+  Where at;
+  at.group = (blockIdx.x * blockDim.x + threadIdx.x) / threads;
+  at.row = at.group / groups.each, at.place = at.group % groups.each;
+  Where loaded = at;
+  const auto load_group = [&](int stage) {
+    if (loaded.group < groups.count) {
+      __pipeline_memcpy_async(&ahead_position[stage][threadIdx.x], rotate.at(loaded.row), sizeof(int32_t));
+#pragma unroll
+      for (int i = 0; i < Packs; ++i) {
+        const uint32_t col = loaded.place * width + (thread + i * threads) * V;
+        __pipeline_memcpy_async(&ahead_dy[stage][i][threadIdx.x], a.dy.at(loaded.row, col), sizeof(uint4));
+        __pipeline_memcpy_async(&ahead_x[stage][i][threadIdx.x], a.x.at(loaded.row, col), sizeof(uint4));
+      }
+    }
+    __pipeline_commit();
+    go_on(loaded);
+  };
+  for (int stage = 0; stage < kAhead; ++stage) load_group(stage);
+
+  Pack<V> dw[Packs];
+#pragma unroll
+  for (int i = 0; i < Packs; ++i)
+#pragma unroll
+    for (int j = 0; j < V; ++j) dw[i][j] = 0;
+  const float share = 1 / groups.d;
+  // A warp stays as long as one of its threads has a group: threads sum over their neighbours.
+  for (int stage = 0; __any_sync(kAllLanes, at.group < groups.count); stage = (stage + 1) % kAhead) {
+    __pipeline_wait_prior(kAhead - 1);
+    const bool there = at.group < groups.count;
+    Pack<V> dy[Packs];
+    float sums[2] = {0, 0};  // of x^2, d(normalised) w x
+    if (there) {
+#pragma unroll
+      for (int i = 0; i < Packs; ++i) dy[i] = unpack(ahead_dy[stage][i][threadIdx.x]);
+      rotate.operator()<Partners::other_pack>(dy, nullptr, groups, thread, ahead_position[stage][threadIdx.x],
+                                              true);
+#pragma unroll
+      for (int i = 0; i < Packs; ++i) {
+        const Pack<V> x = unpack(ahead_x[stage][i][threadIdx.x]),
+                      w = load<V>(a.w + (thread + i * threads) * V);
+#pragma unroll
+        for (int j = 0; j < V; ++j) {
+          sums[0] += x[j] * x[j];
+          sums[1] += dy[i][j] * w[j] * x[j];
+        }
+      }
+    }
+    for (int offset = threads / 2; offset > 0; offset /= 2) {
+#pragma unroll
+      for (float& sum : sums) sum += __shfl_xor_sync(kAllLanes, sum, offset);
+    }
+    const float inverse = rsqrtf(sums[0] * share + groups.eps),
+                along_x = sums[1] * share * inverse * inverse * inverse;
+    if (there) {
+#pragma unroll
+      for (int i = 0; i < Packs; ++i) {
+        const Pack<V> x = unpack(ahead_x[stage][i][threadIdx.x]),
+                      w = load<V>(a.w + (thread + i * threads) * V);
+        Pack<V> dx;
+#pragma unroll
+        for (int j = 0; j < V; ++j) {
+          const float scaled = dy[i][j] * inverse;
+          dw[i][j] += scaled * x[j];
+          dx[j] = scaled * w[j] - x[j] * along_x;
+        }
+        store<V>(a.dx.at(at.row, at.place * width + (thread + i * threads) * V), dx);
+      }
+    }
+    load_group(stage);
+    go_on(at);
+  }
+  store_weight_gradient<V>(dw, groups.packs, threads, a.partials + int64_t{blockIdx.x} * width);
+}
+
 // Columns that one group of threads works on: a norm, or a head.
 int64_t group_width(const ConstMatrix& w, const Rotation& rotation) {
   return w ? w.cols : rotation.width;
@@ -271,7 +368,7 @@ void with_partners(const Rotation& r, int64_t group, const Division& division, F
   using std::integral_constant;
   if constexpr (V == kPack) {
     if (r.interleaved) return f(integral_constant<Partners, Partners::same_pack>{});
-    if (r.rotated == group && group == 2 * kPack * division.threads && division.block == kThreads)
+    if (r.rotated == group && group == 2 * kPack * division.threads && division.threads <= 32)
       return f(integral_constant<Partners, Partners::other_pack>{});
   }
   f(integral_constant<Partners, Partners::staged>{});
@@ -398,7 +495,8 @@ void rope_bwd(const RopeBwdArgs& a, cudaStream_t stream) {
   }
   require(same_shape(a.dy, a.x) && a.x.type == a.dy.type && a.dw.cols == a.w.cols,
           "a rotation keeps the shape");
-  const int64_t d = a.w.cols, blocks = norm_blocks(a.dy.rows * (a.dy.cols / d), d);
+  const int64_t d = a.w.cols;
+  int64_t blocks = norm_blocks(a.dy.rows * (a.dy.cols / d), d);
   with_type(a.dy.type, [&](auto type) {
     using T = typename decltype(type)::type;
     with_pack(packed({a.dy, a.x, a.w, a.dx}) && rotates_packs(a.rotation) && aligned(a.scratch), [&](auto v) {
@@ -406,11 +504,20 @@ void rope_bwd(const RopeBwdArgs& a, cudaStream_t stream) {
       const Division division = divide(d / V, Packs);
       const Backward<T> kernel{Rows<const T>(a.dy), Rows<const T>(a.x), Rows<T>(a.dx),
                                static_cast<const T*>(a.w.data), a.scratch};
+      const Rotate rotate = rotate_of(a.rotation, a.positions, a.tokens, -1);
+      const Groups groups = groups_of(a.dy, d, static_cast<int>(d / V), division.threads, a.eps);
       with_partners<V>(a.rotation, d, division, [&](auto partners) {
-        backward<T, V, Packs, partners()>
-            <<<static_cast<unsigned>(blocks), division.block, staged_bytes(partners(), division, d),
-               stream>>>(kernel, rotate_of(a.rotation, a.positions, a.tokens, -1),
-                         groups_of(a.dy, d, static_cast<int>(d / V), division.threads, a.eps));
+        if constexpr (partners() == Partners::other_pack && std::is_same_v<T, bf16>) {
+          blocks = std::min<int64_t>(blocks, kBlocksInWarps * kMultiprocessors);
+          backward_in_warps<<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(
+              {Rows<const bf16>(a.dy), Rows<const bf16>(a.x), Rows<bf16>(a.dx),
+               static_cast<const bf16*>(a.w.data), a.scratch},
+              rotate, groups);
+        } else {
+          backward<T, V, Packs, partners()>
+              <<<static_cast<unsigned>(blocks), division.block, staged_bytes(partners(), division, d),
+                 stream>>>(kernel, rotate, groups);
+        }
       });
     });
   });

@@ -68,18 +68,23 @@ __device__ void copy_row(const RowCopy& copy, int64_t from_row, int64_t to_row, 
   }
 }
 
-// A warp a row.
+// Blocks (flows, slices), a slice being as much of every flow; a warp a row. Flows are usually of ascending
+// tokens, so that the copies of a token are read while it is in the cache: slices at work are of like tokens.
 template <class Unit>
 __global__ void __launch_bounds__(kThreads)
     permute_kernel(const __grid_constant__ Flows flows, const int32_t* order, const int32_t choices,
                    const RowCopy x, const RowCopy dy, const float* weights, float* to_weights) {
   const int lane = threadIdx.x % 32;
-  const int32_t index = blockIdx.x * kWarps + threadIdx.x / 32;
-  if (index >= flows.rows) return;
-  const int32_t row = flows.first_row + index, copy = order[position_of(flows, row)], token = copy / choices;
-  copy_row<Unit>(x, token, row, lane);
-  if (dy.from != nullptr) copy_row<Unit>(dy, token, row, lane);
-  if (weights != nullptr && lane == 0) to_weights[row] = weights[copy];
+  const Flow flow = flows.flow[blockIdx.x];
+  const int32_t slices = gridDim.y, slice = blockIdx.y;
+  const int32_t least = flow.rows / slices, more = flow.rows % slices;  // so many slices have a row more
+  const int32_t begin = slice * least + min(slice, more), end = begin + least + (slice < more ? 1 : 0);
+  for (int32_t i = begin + threadIdx.x / 32; i < end; i += kWarps) {
+    const int32_t row = flow.at + i, copy = order[flow.first_in_order + i], token = copy / choices;
+    copy_row<Unit>(x, token, row, lane);
+    if (dy.from != nullptr) copy_row<Unit>(dy, token, row, lane);
+    if (weights != nullptr && lane == 0) to_weights[row] = weights[copy];
+  }
 }
 
 // row_of (n k): the row of each copy that is in the round; and d_weights of those copies.
@@ -107,32 +112,33 @@ __global__ void __launch_bounds__(kThreads)
     const float weight = weights != nullptr && row >= 0 ? weights[copy] : 1;
     const unsigned there = __ballot_sync(kAllLanes, row >= 0);
     if (there == 0) continue;
-    constexpr int kAtOnce = V == 1 ? 1 : 2;
-    for (int64_t begin = 0; begin < width; begin += 32 * V * kAtOnce) {  // all lanes stay for the shuffles
-      Pack<V> sum[kAtOnce];
-#pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) {
-        const int64_t col = begin + (i * 32 + lane) * V;
-        if (col < width) sum[i] = load<V>(y.at(token, col));
-      }
-      for (unsigned left = there; left != 0; left &= left - 1) {
-        const int source = __ffs(left) - 1;
-        const int32_t from = __shfl_sync(kAllLanes, row, source);
-        const float factor = __shfl_sync(kAllLanes, weight, source);
+    constexpr int kAtOnce = 4;                                 // rows whose loads are under way together
+    for (int64_t begin = 0; begin < width; begin += 32 * V) {  // all lanes stay for the shuffles
+      const int64_t col = begin + lane * V;
+      Pack<V> sum;
+      if (col < width) sum = load<V>(y.at(token, col));
+      for (unsigned left = there; left != 0;) {
+        const int count = min(__popc(left), kAtOnce);
+        Raw<V, T> more[kAtOnce];
+        float factors[kAtOnce];
 #pragma unroll
         for (int i = 0; i < kAtOnce; ++i) {
-          const int64_t col = begin + (i * 32 + lane) * V;
-          if (col >= width) continue;
-          const Pack<V> more = load<V>(rows.at(from, col));
+          if (i >= count) continue;
+          const int source = __ffs(left) - 1;
+          const int32_t from = __shfl_sync(kAllLanes, row, source);
+          factors[i] = __shfl_sync(kAllLanes, weight, source);
+          if (col < width) more[i] = load_raw<V>(rows.at(from, col));
+          left &= left - 1;
+        }
 #pragma unroll
-          for (int j = 0; j < V; ++j) sum[i][j] += factor * more[j];
+        for (int i = 0; i < kAtOnce; ++i) {
+          if (i >= count || col >= width) continue;
+          const Pack<V> values = unpack(more[i]);
+#pragma unroll
+          for (int j = 0; j < V; ++j) sum[j] += factors[i] * values[j];
         }
       }
-#pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) {
-        const int64_t col = begin + (i * 32 + lane) * V;
-        if (col < width) store<V>(y.at(token, col), sum[i]);
-      }
+      if (col < width) store<V>(y.at(token, col), sum);
     }
   }
 }
@@ -158,6 +164,14 @@ void gather(const SentRows& sent, const ConstMatrix& rows, const float* weights,
     });
   });
   check_launch("unpermute");
+}
+
+// Of every flow: so many that a block has a row a warp, but of flows much longer than others several.
+int64_t slices_of(const Flows& flows) {
+  int32_t longest = 0;
+  for (int i = 0; i < flows.count; ++i) longest = std::max(longest, flows.flow[i].rows);
+  const int64_t even = ceil_div(flows.rows, int64_t{flows.count} * kWarps);
+  return std::min({ceil_div(longest, kWarps), 4 * even, int64_t{65535}});
 }
 
 // In bytes, or whatever units all of it is aligned to.
@@ -186,7 +200,8 @@ void permute(const PermuteArgs& a, cudaStream_t stream) {
     constexpr auto kBytes = static_cast<int64_t>(sizeof(Unit));
     for_each_launch(a.sent, [&](const Flows& flows) {
       require(flows.first_row + flows.rows <= a.to_x.rows, "the rows of a round fit into its buffers");
-      permute_kernel<Unit><<<static_cast<unsigned>(ceil_div(flows.rows, kWarps)), kThreads, 0, stream>>>(
+      const dim3 grid(static_cast<unsigned>(flows.count), static_cast<unsigned>(slices_of(flows)));
+      permute_kernel<Unit><<<grid, kThreads, 0, stream>>>(
           flows, a.sent.order, static_cast<int32_t>(a.sent.choices), row_copy(a.x, a.to_x, kBytes),
           row_copy(a.dy, a.to_dy, kBytes), a.weights, a.to_weights);
     });
