@@ -311,8 +311,8 @@ void Rank::profile(bool on) {
   if (spans_.empty()) return;
   if (!on) return recorder_.stop();
   recorder_.start();
-  clock_.look(
-      streams_[static_cast<size_t>(Stream::compute)]);  // CUPTI makes its buffers with the first kernel
+  // CUPTI makes its buffers with the first kernel.
+  clock_.look(streams_[static_cast<size_t>(Stream::compute)]);
 }
 
 }  // namespace mop::cuda

@@ -74,10 +74,11 @@ class CudaMachine final : public Machine {
   void clear_trace() override { backend_->clear_trace(); }
   bool timed_by_events() const override { return !backend_->timed_by_cupti(); }
   void profile(bool on) override {
+    if (on) check(cudaProfilerStart(), "the profiler");  // first, as only one may have CUPTI
     const int64_t before = device_bytes_in_use();
     backend_->profile(on);
-    if (on) cupti_bytes_ += device_bytes_in_use() - before;
-    check(on ? cudaProfilerStart() : cudaProfilerStop(), "the profiler");
+    cupti_bytes_ += device_bytes_in_use() - before;
+    if (!on) check(cudaProfilerStop(), "the profiler");
   }
   double take_expert_imbalance() override { return backend_->expert_rows().end_step(); }
   const std::vector<std::vector<int64_t>>& expert_rows() const override {
