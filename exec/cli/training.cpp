@@ -151,7 +151,10 @@ void train_and_save(train::Trainer& trainer, const train::Prepared& prepared, co
   };
   while (trainer.steps_done() < options.steps && !report.interrupted) {
     const int64_t step = trainer.steps_done();
-    if (step == options.profile_first) trainer.machine().profile(true);
+    if (step == options.profile_first) {
+      trainer.machine().profile(true);
+      peers.barrier();  // nobody waits in the step for those to whom it took longer
+    }
     report.steps.push_back(trainer.step());
     observer.step(report.steps.back());
     if (step == options.profile_last) {

@@ -173,7 +173,7 @@ void World::execute(Rank& rank, const Launch& launch) {
     if (checks != nullptr) checks->after(launch);
     Track& track = rank.tracks[static_cast<size_t>(op.stream)];
     if (track.spans.size() < options_.trace_spans)
-      track.spans.push_back({launch.call.id, start, end});
+      track.spans.push_back({launch.call.id, start, end, end - start});
     else
       ++track.untraced;
   });

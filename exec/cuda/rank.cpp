@@ -14,6 +14,7 @@
 #include "exec/cuda/operands.h"
 #include "kernels/check.h"
 #include "kernels/elementwise.h"
+#include "kernels/fallback.h"
 #include "sim/base/error.h"
 
 namespace mop::cuda {
@@ -185,6 +186,9 @@ void Rank::launch(Stream stream, const Launch& launch) {
     check(cudaEventRecord(span->start, queue), "recording an event");
   }
   nvtxRangePushA(names_[launch.call.id].c_str());
+  // What the CPU does in a stream's turn is no activity of the GPU's.
+  const bool recorded = recorder_.on() && span != nullptr && launch.call.op->kind != OpKind::adam_host;
+  if (recorded) recorder_.begin(static_cast<size_t>(span - spans_.data()));
   try {
     if (program::is_collective(launch.call.op->kind))
       run_exchange(launch.call, queue);
@@ -196,6 +200,7 @@ void Rank::launch(Stream stream, const Launch& launch) {
     throw InternalError(fmt::format("rank {}, operation {} ({}): {}", rank_, launch.call.id,
                                     program_.op_name(launch.call.id), error.what()));
   }
+  if (recorded) recorder_.end();
   nvtxRangePop();
   if (finite_) finite_->after(launch, scratch(stream), queue);
   if (span != nullptr) check(cudaEventRecord(span->end, queue), "recording an event");
@@ -275,24 +280,39 @@ std::optional<std::string> Rank::first_not_finite() const {
   return finite_ && finite_->first() ? std::optional(finite_->first()->what) : std::nullopt;
 }
 
-std::vector<program::OpSpan> Rank::trace() const {
+std::vector<program::OpSpan> Rank::trace() {
   std::vector<program::OpSpan> all;
   for (size_t i = 0; i < used_spans_; ++i) {
     float start = 0, end = 0;
     check(cudaEventElapsedTime(&start, trace_start_, spans_[i].start), "a time");
     check(cudaEventElapsedTime(&end, trace_start_, spans_[i].end), "a time");
-    all.push_back({spans_[i].op, static_cast<int64_t>(static_cast<double>(start) * 1e6),
-                   static_cast<int64_t>(static_cast<double>(end) * 1e6)});
+    const auto begun = static_cast<int64_t>(static_cast<double>(start) * 1e6),
+               ended = static_cast<int64_t>(static_cast<double>(end) * 1e6);
+    all.push_back({spans_[i].op, begun, ended, ended - begun});
   }
+  std::vector<Activity> activities = recorder_.activities();
+  timed_by_cupti_ = !activities.empty();
+  if (recorder_.on() && !timed_by_cupti_)
+    kernels::fallback("operations are timed by events: CUPTI recorded none of them");
+  refine(all, std::move(activities));
   return all;
 }
 
 void Rank::clear_trace() {
   used_spans_ = 0;
+  recorder_.clear();
   if (trace_start_ != nullptr) {
     check(cudaSetDevice(device_), "the device");
     check(cudaEventRecord(trace_start_, streams_[0]), "recording an event");
   }
+}
+
+void Rank::profile(bool on) {
+  if (spans_.empty()) return;
+  if (!on) return recorder_.stop();
+  recorder_.start();
+  // CUPTI makes its buffers with the first kernel.
+  clock_.look(streams_[static_cast<size_t>(Stream::compute)]);
 }
 
 }  // namespace mop::cuda

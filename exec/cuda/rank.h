@@ -14,6 +14,7 @@
 #include "exec/cpu/kernels.h"
 #include "exec/cpu/routing.h"
 #include "exec/cpu/workspace.h"
+#include "exec/cuda/activity_recorder.h"
 #include "exec/cuda/communicators.h"
 #include "exec/cuda/finite_watch.h"
 #include "exec/cuda/memory.h"
@@ -58,8 +59,11 @@ class Rank final : public interpreter::Backend {
   int64_t workspace_bytes() const { return workspace_bytes_; }
   double clock_hz() const { return clock_.hz(); }  // of the multiprocessors, between the last two synchronize
   cpu::ExpertRows& expert_rows() { return rows_of_experts_; }
-  std::vector<program::OpSpan> trace() const;  // after synchronize; since clear_trace
+  std::vector<program::OpSpan> trace();  // after synchronize; since clear_trace
   void clear_trace();
+  // While on, operations are timed by CUPTI where that can be, not by events. Between steps.
+  void profile(bool on);
+  bool timed_by_cupti() const { return timed_by_cupti_; }  // what trace() last gave
   // After synchronize, whether it threw or not.
   std::optional<std::string> first_not_finite() const;
 
@@ -153,6 +157,8 @@ class Rank final : public interpreter::Backend {
   std::vector<Span> spans_;
   size_t used_spans_ = 0;
   cudaEvent_t trace_start_ = nullptr;
+  ActivityRecorder recorder_;
+  bool timed_by_cupti_ = false;
   std::unique_ptr<FiniteWatch> finite_;
 };
 

@@ -74,6 +74,7 @@ class CpuMachine final : public Machine {
   }
   std::vector<program::OpSpan> trace(int rank) const override { return world_->trace(rank); }
   void clear_trace() override { world_->clear_trace(); }
+  bool timed_by_events() const override { return false; }
   void profile(bool) override {}
   double take_expert_imbalance() override {
     const std::lock_guard lock(expert_rows_mutex_);

@@ -72,7 +72,14 @@ class CudaMachine final : public Machine {
   }
   std::vector<program::OpSpan> trace(int) const override { return backend_->trace(); }
   void clear_trace() override { backend_->clear_trace(); }
-  void profile(bool on) override { check(on ? cudaProfilerStart() : cudaProfilerStop(), "the profiler"); }
+  bool timed_by_events() const override { return !backend_->timed_by_cupti(); }
+  void profile(bool on) override {
+    if (on) check(cudaProfilerStart(), "the profiler");  // first, as only one may have CUPTI
+    const int64_t before = device_bytes_in_use();
+    backend_->profile(on);
+    cupti_bytes_ += device_bytes_in_use() - before;
+    if (!on) check(cudaProfilerStop(), "the profiler");
+  }
   double take_expert_imbalance() override { return backend_->expert_rows().end_step(); }
   const std::vector<std::vector<int64_t>>& expert_rows() const override {
     return backend_->expert_rows().of_last_step();
@@ -82,7 +89,7 @@ class CudaMachine final : public Machine {
   int64_t device_bytes_in_use() const override {
     size_t free = 0, total = 0;
     check(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
-    return static_cast<int64_t>(total - free);
+    return static_cast<int64_t>(total - free) - cupti_bytes_;
   }
   std::optional<std::string> first_not_finite() const override { return backend_->first_not_finite(); }
 
@@ -110,6 +117,7 @@ class CudaMachine final : public Machine {
   std::optional<interpreter::Memory> memory_;
   mutable std::optional<cuda::Staging> staging_;
   std::unique_ptr<cuda::Rank> backend_;
+  int64_t cupti_bytes_ = 0;
 };
 
 }  // namespace

@@ -43,7 +43,10 @@ class Machine {
   // What a rank executed since the last clear_trace; nothing where the machine keeps no trace.
   virtual std::vector<program::OpSpan> trace(int rank) const = 0;
   virtual void clear_trace() = 0;
-  // Between the two, an attached profiler records (nsys --capture-range=cudaProfilerApi).
+  // Whether its times are those of events around each operation, and busy counts waits for room as well.
+  virtual bool timed_by_events() const = 0;
+  // Between the two, CUPTI times the operations where there is a trace; or an attached profiler records (nsys
+  // --capture-range=cudaProfilerApi), which leaves CUPTI to nobody else.
   virtual void profile(bool on) = 0;
 
   // Rows of the fullest expert over the mean of all, over an expert group: the worst layer since the last
@@ -57,7 +60,7 @@ class Machine {
   // it.
   virtual double clock_hz() const = 0;
   virtual int64_t workspace_bytes() const = 0;  // of a rank, beside its arenas
-  // Memory of the GPU in use, whoever uses it: context, libraries and NCCL as well. 0: no GPU.
+  // Memory of the GPU in use, whoever uses it: context, libraries and NCCL as well, but not CUPTI. 0: no GPU.
   virtual int64_t device_bytes_in_use() const = 0;
   // The first operation, in issue order, that made a number that is not finite, where somebody watched.
   virtual std::optional<std::string> first_not_finite() const = 0;

@@ -8,9 +8,10 @@
 
 namespace mop::engine {
 
-// start: after the launch, the waits and the meeting; room may come later, and only then resources.
+// start: after the launch, the waits and the meeting; room may come later, and only then resources. busy: the
+// rest of end - start it waited for room.
 struct Span {
-  Time start = 0, end = 0;
+  Time start = 0, end = 0, busy = 0;
 };
 
 // One stretch of the last step's critical path, latest first. `task` = kLaunch: the CPU thread launches.

@@ -21,7 +21,10 @@ Report Simulation::report() {
     out.compute_busy = rank.compute_busy;
     out.spans.resize(rank.graph->size);
     const Record* const records = rank.history.front().get();
-    for (uint32_t t = 0; t < rank.graph->size; ++t) out.spans[t] = {records[t].start, records[t].end};
+    for (uint32_t t = 0; t < rank.graph->size; ++t) {
+      const Record& record = records[t];
+      out.spans[t] = {record.start, record.end, record.end - record.start - record.without_room};
+    }
     const __int128 capacity = static_cast<__int128>(report.step_time) * kFull;
     for (int r = 0; r < kResources; ++r) {
       const size_t resource = static_cast<size_t>(r);

@@ -183,6 +183,7 @@ void Simulation::start(uint32_t s, Cause cause) {
   ++started_;
   Record& record = rank.records[slot.set][slot.task];
   record.start = now_;
+  record.without_room = 0;
   record.cause = cause;
   if (task.computation || task.communication) {
     tally(rank);
@@ -381,6 +382,8 @@ void Simulation::let_in(RankState& rank, const Slot& slot) {
     Slot& other = slots_[rank.first_slot + stream];
     if ((other.room_of &= ~bit) != 0) continue;
     rank.without &= ~(1u << stream);
+    Record& record = rank.records[other.set][other.task];
+    record.without_room = now_ - record.start;
     admit(rank.first_slot + stream);
   }
 }

@@ -28,7 +28,7 @@ struct Cause {
 };
 
 struct Record {
-  Time start, end;
+  Time start, end, without_room;
   Cause cause;
 };
 

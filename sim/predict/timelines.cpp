@@ -21,11 +21,14 @@ std::vector<program::RankTimeline> timelines(const Scenario& scenario, const Det
     timeline.spans.reserve(spans.size());
     for (size_t task = 0; task < spans.size(); ++task) {
       const program::OpId op = op_of_task[task];
+      const engine::Span& span = spans[task];
       // The turns of an exchange and of what follows it are one operation.
-      if (task > 0 && op == op_of_task[task - 1] && timeline.program->ops[op].region == 0)
-        timeline.spans.back().end = spans[task].end;
-      else
-        timeline.spans.push_back({op, spans[task].start, spans[task].end});
+      if (task > 0 && op == op_of_task[task - 1] && timeline.program->ops[op].region == 0) {
+        timeline.spans.back().end = span.end;
+        timeline.spans.back().busy += span.busy;
+      } else {
+        timeline.spans.push_back({op, span.start, span.end, span.busy});
+      }
     }
   }
   return all;

@@ -132,10 +132,12 @@ void write_timeline(const std::string& path, std::span<const RankTimeline> ranks
           pid, stream, stream);
       for (const OpSpan& span : here) {
         const Op& op = program.ops[span.op];
+        const bool waited = span.busy < span.end - span.start;
         file.event(
-            R"({{"ph": "X", "pid": {}, "tid": {}, "name": {}, "cat": "{}", "ts": {:.3f}, "dur": {:.3f}, "args": {{{}}}}})",
+            R"({{"ph": "X", "pid": {}, "tid": {}, "name": {}, "cat": "{}", "ts": {:.3f}, "dur": {:.3f}, "args": {{{}{}}}}})",
             pid, stream, quoted(program.op_name(span.op)), name(op.kind), microseconds(span.start - origin),
-            microseconds(span.end - span.start), arguments(program, op));
+            microseconds(span.end - span.start), arguments(program, op),
+            waited ? fmt::format(", \"busy_us\": {:.3f}", microseconds(span.busy)) : "");
       }
     }
     count_memory(file, pid, ranks[pid], origin);

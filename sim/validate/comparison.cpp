@@ -17,10 +17,16 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-OpSums sums_of(const predict::Scenario& scenario, const predict::Details& details, double step) {
+// As they would have been measured.
+OpSums sums_of(const predict::Scenario& scenario, const predict::Details& details, double step,
+               bool by_events) {
   std::vector<int64_t> members;
   for (const predict::RankClass& ranks : details.fold.classes) members.push_back(ranks.members);
-  OpSums sums = sum_operations(predict::timelines(scenario, details), members);
+  std::vector<program::RankTimeline> timelines = predict::timelines(scenario, details);
+  if (by_events)
+    for (program::RankTimeline& rank : timelines)
+      for (program::OpSpan& span : rank.spans) span.busy = span.end - span.start;
+  OpSums sums = sum_operations(timelines, members);
   sums.step = step;
   return sums;
 }
@@ -115,10 +121,14 @@ Comparison compare(const store::RunRecord& measurement, const store::RunRecord* 
   c.step_s = p.step_time;
   if (!p.fits) c.why_not = "predicted not to fit: " + p.why_not;
   if (detail.contains(kOpSums) && p.step_time) {
-    const OpSums measured = op_sums_of(detail[kOpSums].dump()),
-                 predicted = sums_of(c.scenario, d, *p.step_time);
+    const OpSums measured = op_sums_of(detail[kOpSums].dump());
+    const bool by_events = measured.intervals == "events";
+    const OpSums predicted = sums_of(c.scenario, d, *p.step_time, by_events);
     c.measured_step_s = measured.step;
     c.operations = differences(measured, predicted);
+    if (by_events)
+      c.notes.push_back(
+          "operations were timed by events: their waits for room count, measured and predicted");
     if (measured.wait > 0.01 * measured.step)
       c.notes.push_back(fmt::format("collectives waited {} for the last rank (predicted: {})",
                                     format_seconds(measured.wait), format_seconds(predicted.wait)));

@@ -17,7 +17,7 @@ using program::Op;
 using Kind = std::tuple<program::Component, program::OpKind, program::Stream>;
 
 struct Sum {
-  double seconds = 0, count = 0;
+  double seconds = 0, lasted = 0, count = 0;
 };
 
 // Of values that stand for `members` ranks each.
@@ -47,19 +47,19 @@ OpSums sum_operations(std::span<const program::RankTimeline> ranks, std::span<co
     std::map<program::OpId, int> executions;
     for (const program::OpSpan& span : ranks[r].spans) {
       const Op& op = ranks[r].program->ops[span.op];
-      const int64_t duration = span.end - span.start;
       Sum& sum = by_rank[r][{op.component, op.kind, op.stream}];
-      sum.seconds += static_cast<double>(duration) * 1e-9;
+      sum.seconds += static_cast<double>(span.busy) * 1e-9;
+      sum.lasted += static_cast<double>(span.end - span.start) * 1e-9;
       ++sum.count;
       if (!program::is_collective(op.kind)) continue;
-      const auto [found, first] = shortest.try_emplace({span.op, executions[span.op]++}, duration);
-      if (!first) found->second = std::min(found->second, duration);
+      const auto [found, first] = shortest.try_emplace({span.op, executions[span.op]++}, span.busy);
+      if (!first) found->second = std::min(found->second, span.busy);
     }
   }
-  for (const auto& [execution, duration] : shortest) {
+  for (const auto& [execution, busy] : shortest) {
     const Op& op = ranks.front().program->ops[execution.first];
     Sum& sum = together[{op.component, op.kind, op.stream}];
-    sum.seconds += static_cast<double>(duration) * 1e-9;
+    sum.seconds += static_cast<double>(busy) * 1e-9;
     ++sum.count;
   }
   std::map<Kind, Sum> kinds;
@@ -67,17 +67,18 @@ OpSums sum_operations(std::span<const program::RankTimeline> ranks, std::span<co
     for (const auto& entry : sums) kinds.insert(entry);
   OpSums result;
   for (const auto& [kind, any] : kinds) {
-    std::vector<std::pair<double, int64_t>> seconds, counts;
+    std::vector<std::pair<double, int64_t>> seconds, lasted, counts;
     for (size_t r = 0; r < ranks.size(); ++r) {
       const int64_t alike = members.empty() ? 1 : members[r];
-      const auto found = by_rank[r].find(kind);
-      seconds.emplace_back(found == by_rank[r].end() ? 0 : found->second.seconds, alike);
-      counts.emplace_back(found == by_rank[r].end() ? 0 : found->second.count, alike);
+      const Sum own = by_rank[r][kind];
+      seconds.emplace_back(own.seconds, alike);
+      lasted.emplace_back(own.lasted, alike);
+      counts.emplace_back(own.count, alike);
     }
     OpSum sum{name_of(kind), program::name(std::get<2>(kind)), median(std::move(seconds)),
               median(std::move(counts))};
     if (const auto found = together.find(kind); found != together.end()) {
-      result.wait += std::max(0.0, sum.seconds - found->second.seconds);
+      result.wait += std::max(0.0, median(std::move(lasted)) - found->second.seconds);
       sum.seconds = found->second.seconds;
       sum.count = found->second.count;
     }
@@ -94,7 +95,10 @@ std::string to_json(const OpSums& sums) {
         {{"name", sum.name}, {"stream", sum.stream}, {"seconds", sum.seconds}, {"count", sum.count}});
     streams[sum.stream] = streams.value(sum.stream, 0.0) + sum.seconds;
   }
-  return Json{{"of", "busy seconds of one step: the median over ranks; collectives: the shortest over ranks"},
+  return Json{{"of",
+               "seconds of one step in which kernels or copies ran: the median over ranks; collectives: the "
+               "shortest over ranks"},
+              {"intervals", sums.intervals},
               {"step_s", sums.step},
               {"collective_wait_s", sums.wait},
               {"streams", streams},
@@ -108,6 +112,7 @@ OpSums op_sums_of(const std::string& text) {
     const Json json = Json::parse(text);
     sums.step = json.at("step_s");
     sums.wait = json.at("collective_wait_s");
+    sums.intervals = json.value("intervals", "events");
     for (const Json& one : json.at("by_kind"))
       sums.operations.push_back({one.at("name"), one.at("stream"), one.at("seconds"), one.at("count")});
   } catch (const Json::exception& error) {

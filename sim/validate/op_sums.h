@@ -19,14 +19,16 @@ struct OpSum {
 
 struct OpSums {
   std::vector<OpSum> operations;  // the longest first
-  double wait =
-      0;  // that collectives lasted longer on the median rank than on the one that came last to each
+  double wait = 0;  // that collectives lasted on the median rank, from start to end, beyond their seconds
   double step = 0;  // seconds of the step that they are of
+  // What timed a measured step: "cupti", "threads" (of the CPU), or "events", which count waits for room
+  // among the multiprocessors as busy.
+  std::string intervals{};
 };
 
-// Median over ranks; of a collective, which lasts until the last rank has come, the shortest of all ranks,
-// execution by execution. members: how many ranks each timeline stands for; empty: one each. `step` is left
-// to the caller.
+// Busy times: the median over ranks; of a collective, in which ranks may wait for the last one, the shortest
+// of all ranks, execution by execution. members: how many ranks each timeline stands for; empty: one each.
+// `step` and `intervals` are left to the caller.
 OpSums sum_operations(std::span<const program::RankTimeline> ranks, std::span<const int64_t> members = {});
 
 // As a record's detail keeps them, under kOpSums. Errors: UserError for what to_json did not write.

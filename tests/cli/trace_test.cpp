@@ -43,6 +43,10 @@ void expect_readable(const Traced& t) {
       const double start = event.at("ts"), duration = event.at("dur");
       EXPECT_GE(start, 0);
       EXPECT_GE(duration, 0);
+      if (event.at("args").contains("busy_us")) {
+        EXPECT_GE(event.at("args").at("busy_us").get<double>(), 0);
+        EXPECT_LE(event.at("args").at("busy_us").get<double>(), duration);
+      }
       EXPECT_GE(start, end_of_track[track] - 2e-3)
           << event;  // streams run one at a time; text has three digits
       end_of_track[track] = start + duration;

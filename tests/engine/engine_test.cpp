@@ -317,7 +317,9 @@ TEST(Room, WhatStartsBesideAKernelThatTookItAllWaits) {
   const Time begin = spans[big].start;
   EXPECT_EQ(spans[small].start, begin + 300);      // it has begun, as far as its stream can tell
   EXPECT_EQ(spans[small].end, begin + 1000 + 50);  // and runs before the next kernel fills the place
-  EXPECT_EQ(spans[next].end, begin + 2000);        // which it does not hold up
+  EXPECT_EQ(spans[small].busy, 50);
+  EXPECT_EQ(spans[next].busy, 1000);
+  EXPECT_EQ(spans[next].end, begin + 2000);  // which it does not hold up
 }
 
 // Between kernels, not in the midst of one; those that run on lose nothing.
@@ -362,12 +364,15 @@ TEST(Room, OnlyOnTheSameGpu) {
     const uint32_t before = both[i]->task(1, 100);
     met[i] = both[i]->meet(0, 2, 200, {before});
     both[i]->graph.demands[(*both[i])[met[i]].demand].needs_room = true;
+    both[i]->task(3, 1);
     both[i]->barrier();
   }
   const Report report = run_steps(machine_of({busy, idle}), 2);
   // Both end together, when the one that waited for room has done its part.
   EXPECT_EQ(report.ranks[0].spans[met[0]].end - report.ranks[0].spans[big].start, 1200);
   EXPECT_EQ(report.ranks[1].spans[met[1]].end, report.ranks[0].spans[met[0]].end);
+  EXPECT_EQ(report.ranks[0].spans[met[0]].busy, 200);  // the other stands beside it all the time
+  EXPECT_EQ(report.ranks[1].spans[met[1]].busy, 1100);
 }
 
 }  // namespace

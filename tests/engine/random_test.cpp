@@ -32,7 +32,8 @@ void expect_sound(const Machine& machine, const Report& report) {
     std::vector<Time> free(kMaxStreams, 0);
     for (size_t t = 0; t < graph.tasks.size(); ++t) {
       const Span& span = rank.spans[t];
-      ASSERT_GE(span.end - span.start, graph.demands[graph.tasks[t].demand].duration);
+      ASSERT_GE(span.busy, graph.demands[graph.tasks[t].demand].duration);
+      ASSERT_LE(span.busy, span.end - span.start);
       ASSERT_GE(span.start, free[graph.tasks[t].stream]);
       free[graph.tasks[t].stream] = span.end;
     }
@@ -83,6 +84,7 @@ TEST(Random, AgreesWithTheSlowSimulator) {
         ASSERT_NEAR(double(report.ranks[r].spans[t].start), expected.start[r][t],
                     allowed(expected.end[r][t]));
         ASSERT_NEAR(double(report.ranks[r].spans[t].end), expected.end[r][t], allowed(expected.end[r][t]));
+        ASSERT_NEAR(double(report.ranks[r].spans[t].busy), expected.busy[r][t], allowed(expected.end[r][t]));
       }
     }
   }
@@ -110,6 +112,7 @@ TEST(Random, FoldedEqualsUnfoldedExactly) {
       for (size_t t = 0; t < one.spans.size(); ++t) {
         ASSERT_EQ(one.spans[t].start, each.spans[t].start);
         ASSERT_EQ(one.spans[t].end, each.spans[t].end);
+        ASSERT_EQ(one.spans[t].busy, each.spans[t].busy);
       }
     }
   }

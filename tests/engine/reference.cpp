@@ -16,7 +16,7 @@ constexpr double kEpsilon = 1e-6;  // ns
 struct Instance {
   size_t task;
   int step;
-  double remaining = 0, start = kInfinity, work_end = kInfinity, end = kInfinity;
+  double remaining = 0, start = kInfinity, work_end = kInfinity, end = kInfinity, without_room = 0;
   bool arrived = false;
   // Instances of its rank of which no more work than this must be left before it gets room.
   std::vector<std::pair<size_t, double>> room_of;
@@ -232,6 +232,9 @@ struct Slow {
               next = std::min(next, now + (owners[f]->remaining - left) / flows[f].rate);
       }
       if (next == kInfinity) throw std::runtime_error("the reference is stuck");
+      for (size_t r = 0; r < ranks.size(); ++r)
+        for (Instance& i : ranks[r])
+          if (running(i) && !has_room(r, i)) i.without_room += next - now;
       for (size_t f = 0; f < flows.size(); ++f) owners[f]->remaining -= (next - now) * flows[f].rate;
       now = next;
     }
@@ -248,10 +251,12 @@ ReferenceResult simulate_slowly(const Machine& machine, int steps) {
   for (const auto& rank : slow.ranks) {
     result.start.emplace_back();
     result.end.emplace_back();
+    result.busy.emplace_back();
     for (const Instance& i : rank) {
       if (i.step != steps - 1) continue;
       result.start.back().push_back(i.start);
       result.end.back().push_back(i.end);
+      result.busy.back().push_back(i.end - i.start - i.without_room);
     }
   }
   return result;

@@ -9,7 +9,7 @@ namespace mop::engine {
 
 struct ReferenceResult {
   std::vector<double> step_end;
-  std::vector<std::vector<double>> start, end;  // of the last step, by rank and task
+  std::vector<std::vector<double>> start, end, busy;  // of the last step, by rank and task
 };
 
 ReferenceResult simulate_slowly(const Machine& machine, int steps);

@@ -38,8 +38,12 @@ const OpSum& find(const OpSums& sums, const std::string& name) {
 TEST(OpSums, AreMediansOfRanksAndTheShortestOfCollectives) {
   const program::StepProgram program = three_operations();
   const auto rank = [&](int64_t first, int64_t gather, int64_t again, int64_t second) {
-    return program::RankTimeline{
-        "", &program, {{0, 0, first}, {1, 10, 10 + gather}, {1, 90, 90 + again}, {2, 200, 200 + second}}};
+    return program::RankTimeline{"",
+                                 &program,
+                                 {{0, 0, first, first},
+                                  {1, 10, 10 + gather, gather},
+                                  {1, 90, 90 + again, again},
+                                  {2, 200, 200 + second, second}}};
   };
   // Rank 0 waits in the first gather, ranks 1 and 2 in the second.
   const std::vector<program::RankTimeline> ranks{rank(100, 50, 8, 10), rank(200, 30, 40, 10),
@@ -61,25 +65,43 @@ TEST(OpSums, AreMediansOfRanksAndTheShortestOfCollectives) {
 
 TEST(OpSums, OfAnEvenNumberOfRanksTheMedianIsBetween) {
   const program::StepProgram program = three_operations();
-  const std::vector<program::RankTimeline> ranks{{"", &program, {{0, 0, 100}}},
-                                                 {"", &program, {{0, 0, 300}}}};
+  const std::vector<program::RankTimeline> ranks{{"", &program, {{0, 0, 100, 100}}},
+                                                 {"", &program, {{0, 0, 300, 300}}}};
   EXPECT_DOUBLE_EQ(sum_operations(ranks).operations.at(0).seconds, 200e-9);
   const int64_t members[] = {3, 1};
   EXPECT_DOUBLE_EQ(sum_operations(ranks, members).operations.at(0).seconds, 100e-9);
 }
 
+TEST(OpSums, WaitsAreNotWork) {
+  const program::StepProgram program = three_operations();
+  // The product waited for room, and the gather between its pieces: most on rank 0.
+  const std::vector<program::RankTimeline> ranks{{"", &program, {{0, 0, 100, 20}, {1, 0, 90, 30}}},
+                                                 {"", &program, {{0, 0, 100, 40}, {1, 0, 70, 40}}},
+                                                 {"", &program, {{0, 0, 100, 60}, {1, 0, 50, 50}}}};
+  const OpSums sums = sum_operations(ranks);
+  EXPECT_DOUBLE_EQ(find(sums, "attention gemm").seconds, 40e-9);
+  EXPECT_DOUBLE_EQ(find(sums, "dense all_gather").seconds, 30e-9);
+  EXPECT_NEAR(sums.wait, 40e-9, 1e-15);  // the median rank's 70, less what moved
+}
+
 TEST(OpSums, ReadBackFromJson) {
-  OpSums sums{
-      {{"experts grouped_gemm", "compute", 0.25, 12}, {"dense all_gather", "gather", 0.125, 3}}, 0.5, 1.5};
+  OpSums sums{{{"experts grouped_gemm", "compute", 0.25, 12}, {"dense all_gather", "gather", 0.125, 3}},
+              0.5,
+              1.5,
+              "cupti"};
   const OpSums back = op_sums_of(to_json(sums));
   EXPECT_EQ(back.step, 1.5);
   EXPECT_EQ(back.wait, 0.5);
+  EXPECT_EQ(back.intervals, "cupti");
   ASSERT_EQ(back.operations.size(), 2U);
   EXPECT_EQ(back.operations[1].name, "dense all_gather");
   EXPECT_EQ(back.operations[1].stream, "gather");
   EXPECT_EQ(back.operations[1].seconds, 0.125);
   EXPECT_EQ(back.operations[1].count, 3);
   EXPECT_EQ(nlohmann::json::parse(to_json(sums)).at("streams").at("compute"), 0.25);
+  nlohmann::json old = nlohmann::json::parse(to_json(sums));
+  old.erase("intervals");
+  EXPECT_EQ(op_sums_of(old.dump()).intervals, "events");
   EXPECT_NE(error_of([] { op_sums_of("{}"); }).find("measure again"), std::string::npos);
 }
 

@@ -321,6 +321,7 @@ TEST(World, TracesWhatRan) {
       ++executions[span.op];
       EXPECT_GE(span.start, before);
       EXPECT_LE(span.start, span.end);
+      EXPECT_EQ(span.busy, span.end - span.start);
       EXPECT_LE(span.end, after);
       int64_t& stream_end = end[static_cast<size_t>(program.ops[span.op].stream)];
       EXPECT_GE(span.start, stream_end) << "a stream runs one at a time";
