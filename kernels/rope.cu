@@ -243,7 +243,7 @@ __global__ void __launch_bounds__(kMostThreadsOf<V, P>)
 
 // The same for bf16 and Partners::other_pack. What is loaded ahead waits in shared memory, each thread's in
 // its own part: registers hold enough warps to have the arithmetic of some beside the loads of others.
-constexpr int kBlocksInWarps = 4;  // of a multiprocessor; there are no more of them: all run from the start
+constexpr int kBlocksInWarps = 3;  // of a multiprocessor; there are no more of them: all run from the start
 
 __global__ void __launch_bounds__(kThreads, kBlocksInWarps)
     backward_in_warps(const Backward<bf16> a, const Rotate rotate, const Groups groups) {

@@ -38,7 +38,7 @@ Placement place(const program::Group& group, int64_t gpus_per_node, int64_t gpus
 }
 
 std::unique_ptr<CostModel> make_cost_model(Calibration calibration, const cluster::ClusterModel& cluster,
-                                           const plan::Plan& plan, int64_t gpus, const Clocks& clocks) {
+                                           const plan::Plan& plan, int64_t gpus, const StepClocks& clocks) {
   return calibration == Calibration::paper ? make_paper(plan) : make_measured(cluster, plan, gpus, clocks);
 }
 

@@ -47,6 +47,7 @@ class CostModel {
 
 // clocks: of the multiprocessors, where the cluster's tables are as of the largest.
 std::unique_ptr<CostModel> make_cost_model(Calibration calibration, const cluster::ClusterModel& cluster,
-                                           const plan::Plan& plan, int64_t gpus, const Clocks& clocks = {});
+                                           const plan::Plan& plan, int64_t gpus,
+                                           const StepClocks& clocks = {});
 
 }  // namespace mop::cost

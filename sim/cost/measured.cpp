@@ -86,7 +86,8 @@ class Known {
 
 class Measured : public CostModel {
  public:
-  Measured(const cluster::ClusterModel& cluster, const plan::Plan& plan, int64_t gpus, const Clocks& clocks)
+  Measured(const cluster::ClusterModel& cluster, const plan::Plan& plan, int64_t gpus,
+           const StepClocks& clocks)
       : c_(cluster, plan.native()),
         torch_(!plan.native()),
         rooms_(!torch_ && cluster.figures.contains("native_all_gather_matmul_slowdown")),
@@ -94,7 +95,7 @@ class Measured : public CostModel {
         checkpointed_(plan.recompute == plan::Recompute::full),
         gpus_per_node_(cluster.gpus_per_node()),
         gpus_(gpus),
-        clocks_(clocks.tensor),
+        clocks_(clocks),
         hbm_bw_(c_.table("memory_bound").at({1e15}).value),
         gather_(interference(c_["all_gather_matmul_slowdown"], c_["all_gather_slowdown"])),
         reduce_(interference(c_["reduce_scatter_matmul_slowdown"], c_["reduce_scatter_slowdown"])),
@@ -282,10 +283,13 @@ class Measured : public CostModel {
     return p;
   }
 
+  double clock_of(const program::Op& op, Draws draws) const {
+    return clocks_[stage_of(op.phase)].tensor[static_cast<size_t>(draws)];
+  }
   // At the clock of its kind. rate: at the largest.
-  Price tensor(Draws draws, double flops, double rate, double least, double bytes, bool outside,
-               const KernelUse& of) const {
-    const double clock = clocks_[static_cast<size_t>(draws)];
+  Price tensor(const program::Op& op, Draws draws, double flops, double rate, double least, double bytes,
+               bool outside, const KernelUse& of) const {
+    const double clock = clock_of(op, draws);
     Price p = kernel(std::max({least, flops / (clock * rate), bytes / hbm_bw_}), bytes, outside, of);
     p.draws = draws;
     return p;
@@ -307,7 +311,7 @@ class Measured : public CostModel {
         const auto rate = (own != nullptr ? *own : c_.table("matmul")).at({v(0), v(1), v(2)});
         if (routers && own != nullptr)  // bytes, which no clock holds up
           return kernel(std::max({least, flops / rate.value, bytes / hbm_bw_}), bytes, rate.outside, matmul_);
-        return tensor(draws_of_product(v(2)), flops, rate.value, least, bytes, rate.outside, matmul_);
+        return tensor(op, draws_of_product(v(2)), flops, rate.value, least, bytes, rate.outside, matmul_);
       }
       case OpKind::grouped_gemm: {
         if (flops <= 0) return kernel(least, 0, false, matmul_);
@@ -322,7 +326,7 @@ class Measured : public CostModel {
         const bool alone = program::alone(v(0) / v(3), v(1), op.does.transpose_a);
         const Draws draws =
             alone ? draws_of_product(op.does.transpose_a ? v(0) / v(3) : v(2)) : Draws::grouped_matmul;
-        const double clock = clocks_[static_cast<size_t>(draws)];
+        const double clock = clock_of(op, draws);
         Price p = kernel(
             std::max({least, flops / (clock * rate.value), (bytes - beyond) / hbm_bw_}) + beyond / hbm_bw_,
             bytes, rate.outside, grouped_);
@@ -349,7 +353,7 @@ class Measured : public CostModel {
                                static_cast<double>(a.heads * a.batch), static_cast<double>(a.q_len)})
                 : c_.table(forward ? "attention_forward" : "attention_backward")
                       .at({qk, width, parallel, length});
-        return tensor(Draws::attention, flops, rate.value, least, bytes, rate.outside, attention_);
+        return tensor(op, Draws::attention, flops, rate.value, least, bytes, rate.outside, attention_);
       }
       case OpKind::copy_h2d:
       case OpKind::copy_d2h:
@@ -516,7 +520,7 @@ class Measured : public CostModel {
                 // there first
   bool compiled_, checkpointed_;
   int64_t gpus_per_node_, gpus_;
-  std::array<double, kTensorDraws> clocks_;  // those of the tables being 1
+  StepClocks clocks_;  // those of the tables being 1
   double hbm_bw_;
   Interference gather_, reduce_, exchange_, copied_gather_, copied_reduce_;
   KernelUse matmul_, grouped_, attention_, memory_;
@@ -526,7 +530,7 @@ class Measured : public CostModel {
 }  // namespace
 
 std::unique_ptr<CostModel> make_measured(const cluster::ClusterModel& cluster, const plan::Plan& plan,
-                                         int64_t gpus, const Clocks& clocks) {
+                                         int64_t gpus, const StepClocks& clocks) {
   return std::make_unique<Measured>(cluster, plan, gpus, clocks);
 }
 

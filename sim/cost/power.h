@@ -3,7 +3,7 @@
 // to spare, 8192^3 products run at 1.61 of an H200's 1.98 GHz. And a loop of some hundred milliseconds sets
 // the clock so that the mean power stays within the limit: in a row such products run at 1.36 GHz, among
 // memory-bound kernels, a fourth of the time, at 1.48 while those run at 1.64 (H200, 2026-11-27). So what a
-// product takes depends on how busy the step is with products. One setting for a step is the model here.
+// product takes depends on how busy the step is with products: forward is faster than backward.
 #pragma once
 #include <array>
 #include <cstdint>
@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "sim/cluster/cluster.h"
+#include "sim/program/program.h"
 
 namespace mop::cost {
 
@@ -27,7 +28,15 @@ struct Clocks {
   std::array<double, kTensorDraws> tensor{1, 1, 1, 1};
 };
 
-// What a step does: seconds of each kind on the compute stream, with the multiprocessors at their largest
+// The loop is faster than a step: forward, with the update before or under it, and backward, with recompute,
+// have clocks of their own.
+inline constexpr size_t kStages = 2;
+inline size_t stage_of(program::Phase phase) {
+  return phase == program::Phase::recompute || phase == program::Phase::backward ? 1 : 0;
+}
+using StepClocks = std::array<Clocks, kStages>;
+
+// What a stage does: seconds of each kind on the compute stream, with the multiprocessors at their largest
 // clock, and on the other streams seconds for which their kernels would keep all of HBM busy, and exchanges
 // all links.
 struct Work {
@@ -36,6 +45,7 @@ struct Work {
   // Of the compute stream.
   double lasts(const Clocks& clocks) const;
 };
+using StepWork = std::array<Work, kStages>;
 
 class Power {
  public:
@@ -43,11 +53,11 @@ class Power {
   // UserError where some are missing.
   static std::optional<Power> of(const cluster::ClusterModel& cluster);
 
-  // With which the mean power of a step stays within the limit. The step takes `seconds` with the clocks
-  // `at`, and is longer or shorter by as much as its tensor work is. over_median: of the GPU, as below.
-  Clocks clocks(const Work& work, double seconds, const Clocks& at, double over_median = 1) const;
+  // With which the mean power of a stage stays within the limit. It takes `seconds` with the clocks
+  // `now`, and is longer or shorter by as much as its tensor work is. over_median: of the GPU, as below.
+  Clocks clocks(const Work& work, double seconds, const Clocks& now, double over_median = 1) const;
 
-  // Of a step with these clocks, by time, which is what a measurement of a step sees.
+  // Of a stage with these clocks, by time, which is what a measurement sees.
   double mean_clock(const Work& work, double seconds, const Clocks& clocks) const;
 
   // GPUs of a host differ: the clock that the node's gpu-th, from 0, has under tensor work, over the

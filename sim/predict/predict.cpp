@@ -225,12 +225,12 @@ void run(Details& d) {
 void simulate(const Scenario& s, const Kinds& kinds, const std::optional<cost::Power>& power,
               const std::vector<std::vector<program::ExpertLoad>>& loads, const PredictOptions& options,
               Details& d) {
-  std::vector<cost::Clocks> clocks(loads.size());  // by kind of rank
+  std::vector<cost::StepClocks> clocks(loads.size());  // by kind of rank
   const auto price = [&] {
-    std::map<double, std::unique_ptr<cost::CostModel>> costs;  // by the clock that is set
+    std::map<std::array<double, cost::kStages>, std::unique_ptr<cost::CostModel>> costs;  // by what is set
     d.schedules.clear();
     for (size_t k = 0; k < loads.size(); ++k) {
-      std::unique_ptr<cost::CostModel>& cost = costs[clocks[k].set];
+      std::unique_ptr<cost::CostModel>& cost = costs[{clocks[k][0].set, clocks[k][1].set}];
       if (!cost) cost = cost::make_cost_model(s.calibration, s.cluster, s.plan, s.gpus(), clocks[k]);
       d.schedules.push_back(make_schedule(d.program(k), loads[k], *cost));
     }
@@ -239,17 +239,28 @@ void simulate(const Scenario& s, const Kinds& kinds, const std::optional<cost::P
       fold(kinds.of_rank, d.programs.front().groups, std::min(s.used_per_node(), s.gpus()), options.unfold);
   price();
   if (!power) return run(d);
-  // A clock depends on how much of the step is tensor work, and that on the clocks.
+  // A clock depends on how much of the stage is tensor work, and that on the clocks.
   constexpr double kBusy = 0.98, kSettled = 0.003;  // of a step, at first; of a clock
   constexpr int kTurns = 5;
-  std::vector<cost::Work> work;
-  for (size_t k = 0; k < loads.size(); ++k) work.push_back(d.schedules[k].work);
+  std::vector<cost::StepWork> work;
+  for (const Schedule& schedule : d.schedules) work.push_back(schedule.work);
+  // Seconds that the compute stream of a kind of rank is busy; its waits are taken to be in both stages
+  // alike.
+  const auto busy = [&](size_t k) {
+    double sum = 0;
+    for (size_t i = 0; i < cost::kStages; ++i) sum += work[k][i].lasts(clocks[k][i]);
+    return sum;
+  };
   for (int turn = 0; turn < kTurns; ++turn) {
     bool settled = turn > 0;
     for (size_t k = 0; k < loads.size(); ++k) {
-      const double lasted = turn > 0 ? seconds(d.report.step_time) : work[k].lasts(clocks[k]) / kBusy;
-      const cost::Clocks next = power->clocks(work[k], lasted, clocks[k], kinds.kinds[k].over_median);
-      settled = settled && std::abs(next.set / clocks[k].set - 1) < kSettled;
+      const double stretch = turn > 0 ? seconds(d.report.step_time) / busy(k) : 1 / kBusy;
+      cost::StepClocks next = clocks[k];
+      for (size_t i = 0; i < cost::kStages; ++i) {
+        next[i] = power->clocks(work[k][i], stretch * work[k][i].lasts(clocks[k][i]), clocks[k][i],
+                                kinds.kinds[k].over_median);
+        settled = settled && std::abs(next[i].set / clocks[k][i].set - 1) < kSettled;
+      }
       clocks[k] = next;
     }
     if (settled) break;
@@ -257,8 +268,15 @@ void simulate(const Scenario& s, const Kinds& kinds, const std::optional<cost::P
     run(d);
   }
   double slowest = 1;
-  for (size_t k = 0; k < loads.size(); ++k)
-    slowest = std::min(slowest, power->mean_clock(work[k], seconds(d.report.step_time), clocks[k]));
+  for (size_t k = 0; k < loads.size(); ++k) {
+    double sum = 0;  // by time
+    for (size_t i = 0; i < cost::kStages; ++i) {
+      const double lasts = work[k][i].lasts(clocks[k][i]);
+      sum +=
+          lasts * power->mean_clock(work[k][i], lasts * seconds(d.report.step_time) / busy(k), clocks[k][i]);
+    }
+    slowest = std::min(slowest, sum / busy(k));
+  }
   d.clock = slowest * s.cluster["largest_clock_hz"];
 }
 

@@ -129,9 +129,9 @@ Schedule make_schedule(const program::StepProgram& program, const std::vector<pr
   std::unordered_map<Key, Known, Hash> known;
   std::vector<bool> flagged(program.ops.size(), false);
 
-  const auto beside = [&](uint32_t demand, int times) {
-    schedule.work.hbm += times * seconds_of(graph.demands[demand], engine::Resource::hbm);
-    schedule.work.links += times * seconds_of(graph.demands[demand], engine::Resource::nvlink_out);
+  const auto beside = [&](cost::Work& work, uint32_t demand, int times) {
+    work.hbm += times * seconds_of(graph.demands[demand], engine::Resource::hbm);
+    work.links += times * seconds_of(graph.demands[demand], engine::Resource::nvlink_out);
   };
   const auto add = [&](OpId id, int64_t round) {
     const Op& op = program.ops[id];
@@ -177,11 +177,12 @@ Schedule make_schedule(const program::StepProgram& program, const std::vector<pr
     if (op.stream == program::Stream::compute) schedule.hbm_bytes += k.bytes;
     if (k.outside && !flagged[id]) flagged[id] = true, schedule.outside.push_back(id);
     engine::Task task;
+    cost::Work& work = schedule.work[cost::stage_of(op.phase)];
     if (op.stream == program::Stream::compute) {
-      schedule.work.seconds[static_cast<size_t>(k.draws)] += seconds_of(graph.demands[k.demand]);
+      work.seconds[static_cast<size_t>(k.draws)] += seconds_of(graph.demands[k.demand]);
     } else {
-      beside(k.demand, k.turns);
-      if (k.followed) beside(k.demand + 1, k.turns);
+      beside(work, k.demand, k.turns);
+      if (k.followed) beside(work, k.demand + 1, k.turns);
     }
     task.demand = k.demand;
     task.launch_ns = k.launch_ns;

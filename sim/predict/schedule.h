@@ -15,7 +15,7 @@ struct Schedule {
   std::vector<program::OpId> outside;  // operations beyond the calibrated range, each once
   // Sums over one step, for checks against the hardware's limits.
   double flops = 0, hbm_bytes = 0;
-  cost::Work work;  // as priced
+  cost::StepWork work;  // as priced
 };
 
 Schedule make_schedule(const program::StepProgram& program, const std::vector<program::ExpertLoad>& loads,
