@@ -114,8 +114,12 @@ class Measured : public CostModel {
   }
 
   Price price(const program::Op& op, const Shape& shape, const program::Group* group) const override {
-    Price p = program::is_collective(op.kind) ? collective(op, shape, *group) : local(op, shape);
+    const bool exchange = program::is_collective(op.kind);
+    Price p = exchange ? collective(op, shape, *group) : local(op, shape);
     p.launch_ns = static_cast<engine::Time>(launch(op));
+    if (Demand& kernel = exchange ? p.after : p.demand;
+        kernel.needs_room && op.stream != program::Stream::compute)
+      kernel.weight *= kPriority;
     return p;
   }
 
@@ -138,6 +142,9 @@ class Measured : public CostModel {
     return d;
   }
   static constexpr double kComputeWeight = 1024;  // that of a kernel that draws 4 TB/s
+  // Our own kernels on other streams than compute have priority (exec/cuda/rank.cpp): a multiprocessor that
+  // is free is theirs first.
+  static constexpr uint32_t kPriority = 32;
 
   // CPU time. PyTorch: a kernel's share of eager forward, recompute or backward, and FSDP's own hooks around
   // a group's copies.
