@@ -140,7 +140,8 @@ Schedule make_schedule(const program::StepProgram& program, const std::vector<pr
     Key key{static_cast<uint64_t>(op.kind) | static_cast<uint64_t>(op.phase) << 8 |
                 static_cast<uint64_t>(op.component) << 12 | static_cast<uint64_t>(op.group) << 16 |
                 static_cast<uint64_t>(op.kernels) << 32 | static_cast<uint64_t>(op.routed) << 48 |
-                static_cast<uint64_t>(op.layer >= 0) << 56 | static_cast<uint64_t>(op.does.exchange) << 57 |
+                static_cast<uint64_t>(op.stream) << 52 | static_cast<uint64_t>(op.layer >= 0) << 56 |
+                static_cast<uint64_t>(op.does.exchange) << 57 |
                 static_cast<uint64_t>(op.does.transpose_a) << 62 |
                 static_cast<uint64_t>(op.does.accumulate) << 63,
             op.shape,

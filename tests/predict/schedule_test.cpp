@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include "sim/cost/cost.h"
+#include "sim/predict/loads.h"
 #include "sim/program/lower.h"
 #include "tests/predict/support.h"
 
@@ -55,6 +56,30 @@ TEST(Schedule, SpilledExpertsMoveOnceEachWay) {
   }
   EXPECT_EQ(borrowed, 2 * s.model.layers);  // forward and backward
   EXPECT_EQ(returned, s.model.layers);
+}
+
+// A kernel has priority by its stream, whatever the same one has on another.
+TEST(Schedule, KernelsOfOtherStreamsGoFirst) {
+  const Scenario s = make("olmoe-1b-7b", "h200x4", 1, mop_plan(1, 4, 1, 4), 4096, 8);
+  const plan::Layout layout = plan::layout(s.plan, s.gpus());
+  const std::vector<program::ExpertLoad> loads = expert_loads(s, layout, 0).front();
+  const program::StepProgram p =
+      program::lower({s.model, model::count_parameters(s.model), s.plan, layout, s.workload, 0, loads});
+  const auto cost = cost::make_cost_model(s.calibration, s.cluster, s.plan, s.gpus());
+  const Schedule schedule = make_schedule(p, loads, *cost);
+  uint32_t first = 0, last = UINT32_MAX;  // the highest weight on the compute stream, the lowest of others
+  for (size_t t = 0; t < schedule.graph.tasks.size(); ++t) {
+    const Op& op = p.ops[schedule.op_of_task[t]];
+    if (op.kind != OpKind::square_sum) continue;
+    const uint32_t weight = schedule.graph.demands[schedule.graph.tasks[t].demand].weight;
+    if (op.stream == program::Stream::compute)
+      first = std::max(first, weight);
+    else
+      last = std::min(last, weight);
+  }
+  ASSERT_GT(first, 0U);
+  ASSERT_LT(last, UINT32_MAX);
+  EXPECT_GT(last, 8 * first);
 }
 
 }  // namespace
