@@ -257,7 +257,7 @@ void embedding(const EmbeddingArgs& a, cudaStream_t stream) {
   });
 }
 
-int64_t embedding_bwd_scratch(int64_t tokens, int64_t cols, int64_t /*vocabulary*/) {
+int64_t embedding_bwd_scratch(int64_t tokens, int64_t cols) {
   if (tokens <= 0) return 0;
   const int64_t chunks = ceil_div(tokens, kChunk);
   const auto bytes = static_cast<int64_t>(sizeof(int32_t));

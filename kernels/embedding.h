@@ -30,6 +30,6 @@ struct EmbeddingBwdArgs {
   void* scratch = nullptr;  // embedding_bwd_scratch bytes, on a 256-byte boundary
 };
 void embedding_bwd(const EmbeddingBwdArgs& args, cudaStream_t stream);
-int64_t embedding_bwd_scratch(int64_t tokens, int64_t cols, int64_t vocabulary);
+int64_t embedding_bwd_scratch(int64_t tokens, int64_t cols);
 
 }  // namespace mop::kernels

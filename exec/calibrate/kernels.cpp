@@ -162,9 +162,12 @@ class Kernels {
     std::shuffle(order.begin(), order.end(), random_);
     for (int64_t e = 0; e < kExperts; ++e)
       std::sort(order.begin() + e * copies / kExperts, order.begin() + (e + 1) * copies / kExperts);
-    const std::vector<Flow> flows{{0, static_cast<int32_t>(copies), 0}};
+    std::vector<Flow> flows;
+    for (int64_t e = 0; e < kExperts; ++e)
+      flows.push_back({static_cast<int32_t>(e * copies / kExperts), static_cast<int32_t>(copies / kExperts),
+                       static_cast<int32_t>(e * copies / kExperts)});
     const int32_t* const placed = bench_.upload(order);
-    const SentRows sent{flows.data(), 1, placed, kChoices};
+    const SentRows sent{flows.data(), kExperts, placed, kChoices};
     const Matrix x = rows(kHidden), sent_x = bench_.matrix(copies, kHidden), y = rows(kHidden, Type::f32),
                  weights = rows(kChoices, Type::f32);
     auto* const gates = static_cast<float*>(weights.data);
@@ -200,7 +203,7 @@ class Kernels {
   void embeddings() {
     const Matrix table = bench_.matrix(kVocabulary, kHidden), x = rows(kHidden);
     const int32_t* const ids = bench_.upload(numbers(n_, kVocabulary));
-    float* const work = scratch(embedding_bwd_scratch(n_, kHidden, kVocabulary));
+    float* const work = scratch(embedding_bwd_scratch(n_, kHidden));
     measure("embedding", n_ * kHidden, 2, 2, [=](cudaStream_t s) {
       embedding({ids, kVocabulary, table, x, nullptr}, s);
     });

@@ -142,7 +142,7 @@ int64_t Rank::scratch_of(const program::Op& op, std::span<const Operand> in, std
     case OpKind::unpermute_bwd:
       return kernels::unpermute_scratch(out[0].view.rows, constants_.model.top_k);
     case OpKind::embedding_bwd:
-      return kernels::embedding_bwd_scratch(in[0].view.elements(), out[0].view.cols, out[0].view.rows);
+      return kernels::embedding_bwd_scratch(in[0].view.elements(), out[0].view.cols);
     case OpKind::square_sum:
       return kernels::kSquareSumScratch;
     case OpKind::all_to_all:

@@ -53,16 +53,6 @@ F driver(const char* name) {
   return reinterpret_cast<F>(found);
 }
 
-// By a copy engine. One within a GPU would otherwise be a kernel, of all multiprocessors and ahead of what
-// computes.
-void copy_beside(void* to, const void* from, size_t bytes, cudaStream_t stream) {
-  cudaMemcpyAttributes attributes{};
-  attributes.srcAccessOrder = cudaMemcpySrcAccessOrderStream;
-  attributes.flags = cudaMemcpyFlagPreferOverlapWithCompute;
-  size_t first = 0;  // copy with these attributes
-  check(cudaMemcpyBatchAsync(&to, &from, &bytes, 1, &attributes, &first, 1, stream), "a copy");
-}
-
 void check_driver(CUresult status, const char* what) {
   if (status != CUDA_SUCCESS)
     throw kernels::CudaError(fmt::format("{}: driver error {}", what, static_cast<int>(status)));
@@ -274,7 +264,8 @@ void PeerMemory::all_gather(const plan::Span& group, const std::byte* in, std::b
   if (home != in) {
     check(cudaEventRecord(begun_, queue), "a shard");
     check(cudaStreamWaitEvent(home_.stream, begun_, 0), "a shard");
-    copy_beside(home, in, static_cast<size_t>(bytes), home_.stream);
+    check(cudaMemcpyAsync(home, in, static_cast<size_t>(bytes), cudaMemcpyDeviceToDevice, home_.stream),
+          "a shard");
     check(cudaEventRecord(home_.done, home_.stream), "a shard");
   }
   exchange(

@@ -117,9 +117,14 @@ class Measured : public CostModel {
     const bool exchange = program::is_collective(op.kind);
     Price p = exchange ? collective(op, shape, *group) : local(op, shape);
     p.launch_ns = static_cast<engine::Time>(launch(op));
-    if (Demand& kernel = exchange ? p.after : p.demand;
-        kernel.needs_room && op.stream != program::Stream::compute)
-      kernel.weight *= kPriority;
+    // Who comes after a kernel of another stream waits for it, and it for none of compute's but those that
+    // stay.
+    if (Demand& kernel = exchange ? p.after : p.demand; kernel.takes_room || kernel.needs_room) {
+      if (op.stream == program::Stream::compute)
+        kernel.needs_room = true;
+      else
+        kernel.takes_room = true, kernel.weight *= kPriority;
+    }
     return p;
   }
 

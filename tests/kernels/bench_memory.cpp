@@ -215,7 +215,7 @@ void embeddings() {
   std::mt19937 random(2);
   for (int32_t& id : tokens) id = static_cast<int32_t>(random() % kVocabulary);
   const DeviceVector<int32_t> ids(tokens), same(std::vector<int32_t>(kTokens, 7));
-  const Scratch scratch(embedding_bwd_scratch(kTokens, kHidden, kVocabulary));
+  const Scratch scratch(embedding_bwd_scratch(kTokens, kHidden));
   const double all = 2.0 * kTokens * kHidden;
   measure("embedding", 2 * all, [&] { embedding({ids.get(), kVocabulary, table, x, nullptr}, nullptr); });
   measure("embedding_bwd, accumulating", 3 * all, [&] {

@@ -10,6 +10,7 @@
 #include "exec/cuda/activity_recorder.h"
 #include "kernels/elementwise.h"
 #include "kernels/fallback.h"
+#include "tests/exec/cuda/occupy.h"
 #include "tests/exec/train/support.h"
 #include "tests/kernels/device_array.h"
 
@@ -93,8 +94,7 @@ struct Queue {
 TEST(Activities, OfWhatWaitsForRoomAreShort) {
   if (const std::string reason = kernels::no_gpu(); !reason.empty()) GTEST_SKIP() << reason;
   const std::string& why = why_off();
-  // Two milliseconds of a copy within the GPU, a kernel of all multiprocessors.
-  const kernels::DeviceBytes a(size_t{4} << 30), c(size_t{4} << 30), few(4096);
+  const kernels::DeviceBytes few(4096);
   int least = 0, greatest = 0;
   check(cudaDeviceGetStreamPriorityRange(&least, &greatest), "priorities");
   const Queue first(greatest), second(least);
@@ -107,9 +107,7 @@ TEST(Activities, OfWhatWaitsForRoomAreShort) {
     check(cudaEventRecord(queue.end, queue.stream), "an event");
   };
   const auto both = [&] {
-    launch(0, first, [&](cudaStream_t stream) {
-      check(cudaMemcpyAsync(c.get(), a.get(), a.size(), cudaMemcpyDeviceToDevice, stream), "a copy");
-    });
+    launch(0, first, [&](cudaStream_t stream) { testing::occupy(std::chrono::milliseconds(2), stream); });
     launch(1, second, [&](cudaStream_t stream) {
       kernels::clear({{few.get(), kernels::Type::f32, 1, 1024, 1024}}, stream);
     });
