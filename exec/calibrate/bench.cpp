@@ -26,7 +26,7 @@ using Clock = std::chrono::steady_clock;
 namespace {
 
 constexpr int kMostRepeats = 10;
-constexpr double kPointSeconds = 20e-3, kBatchSeconds = 200e-6, kWindowSeconds = 40e-3;
+constexpr double kPointSeconds = 20e-3, kBatchSeconds = 200e-6;
 // A GPU whose clock has not come down yet is a tenth faster than one in the midst of a step, and one that did
 // nothing but products for long is slower: what is measured comes behind some tens of milliseconds of
 // products and copies, and again behind as much of them as it takes itself. With a product measured, four
@@ -297,7 +297,7 @@ Seconds Bench::time(const Work& work, cudaStream_t stream, Runs runs, bool mine)
   return mine ? run(repeats, batch) : Seconds();
 }
 
-std::pair<Seconds, Seconds> Bench::beside(const Job& a, const Job& b, bool mine) {
+std::pair<Seconds, Seconds> Bench::beside(const Job& a, const Job& b, bool mine, double window) {
   peers_.barrier();
   if (!mine) return {};
   const std::array<const Job*, 2> jobs{&a, &b};
@@ -305,7 +305,7 @@ std::pair<Seconds, Seconds> Bench::beside(const Job& a, const Job& b, bool mine)
   std::array<int, 2> runs{};
   size_t used = 0;
   for (size_t j = 0; j < 2; ++j) {
-    runs[j] = static_cast<int>(std::clamp(std::ceil(kWindowSeconds / jobs[j]->alone), 4.0, 400.0));
+    runs[j] = static_cast<int>(std::clamp(std::ceil(window / jobs[j]->alone), 4.0, 400.0));
     for (int i = 0; i <= runs[j]; ++i) marks[j].push_back(event(used++));
   }
   const auto record = [&](size_t j, int i) {

@@ -102,9 +102,9 @@ class Bench {
   // Runs it again and again, on all ranks at once, behind heat. mine: whether this rank runs it; rank 0
   // always does.
   Seconds time(const Work& work, cudaStream_t stream, Runs runs, bool mine = true);
-  // Both again and again at the same time, on streams of their own: seconds of each while the other was
-  // running.
-  std::pair<Seconds, Seconds> beside(const Job& a, const Job& b, bool mine = true);
+  // Both again and again at the same time, on streams of their own, for `window` seconds: seconds of each
+  // while the other was running.
+  std::pair<Seconds, Seconds> beside(const Job& a, const Job& b, bool mine = true, double window = 40e-3);
   // How many times as long a kernel and a transfer take beside one another as alone: by turns, some
   // milliseconds each, so that all have the clock of the same mixture. The transfer begins first, as what
   // comes late waits for room among the multiprocessors. Every rank comes.

@@ -15,9 +15,11 @@ namespace mop::calibrate {
 namespace {
 
 constexpr int64_t kLarge = int64_t{256} << 20, kSmall = 64 << 10;
-// Of pinned memory, in each direction: copies go on through it as those of a step do. On one host 256 MiB
-// again and again came down at 89 GB/s in all, the checkpoints of a run on it at 127.
-constexpr int64_t kWalk = int64_t{4} << 30;
+// Of pinned memory, in each direction, and for how long both go through it: as those of a step do. On one
+// host 256 MiB again and again came down at 89 GB/s in all, the checkpoints of a run on it at 127; on another
+// 40 ms of both ways went at 156, the states of a run, 51 GiB a GPU for two seconds, at 113.
+constexpr int64_t kMostWalk = int64_t{12} << 30;
+constexpr double kBothSeconds = 0.6;
 constexpr int64_t kParameters = 100'000'000;
 constexpr double kTraffic =
     28;  // bytes of DRAM a parameter: master, m, v, gradient read; master, m, v, weights written
@@ -26,21 +28,24 @@ void copy(std::byte* to, const std::byte* from, int64_t bytes, cudaStream_t stre
   kernels::check(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyDefault, stream), "a copy");
 }
 
-// The next piece of pinned memory, from `begin` on, every time.
-std::byte* next_piece(std::byte* begin, int64_t& turn) {
-  return begin + turn++ % (kWalk / kLarge) * kLarge;
+// The next piece of `walk` bytes of pinned memory, from `begin` on, every time.
+std::byte* next_piece(std::byte* begin, int64_t walk, int64_t& turn) {
+  return begin + turn++ % (walk / kLarge) * kLarge;
 }
 
 }  // namespace
 
 void host_copies(Bench& bench) {
-  std::byte *const device = bench.take(2 * kLarge), *const pinned = bench.pinned(2 * kWalk);
+  // A quarter of the host's memory at most.
+  const int64_t walk = std::clamp(host_bytes() / (8 * bench.ranks()) / kLarge * kLarge, kLarge, kMostWalk);
+  std::byte *const device = bench.take(2 * kLarge), *const pinned = bench.pinned(2 * walk);
   int64_t turn_up = 0, turn_down = 0;
   bench.figure("gpus_per_node", "GPUs that were measured", {static_cast<double>(bench.ranks())});
   const auto large = static_cast<double>(kLarge);
-  const Work up = [=, &turn_up](cudaStream_t s) { copy(device, next_piece(pinned, turn_up), kLarge, s); },
+  const Work up = [=,
+                   &turn_up](cudaStream_t s) { copy(device, next_piece(pinned, walk, turn_up), kLarge, s); },
              down = [=, &turn_down](cudaStream_t s) {
-               copy(next_piece(pinned + kWalk, turn_down), device + kLarge, kLarge, s);
+               copy(next_piece(pinned + walk, walk, turn_down), device + kLarge, kLarge, s);
              };
   for (const int gpus : std::set<int>{1, std::min(2, bench.ranks()), bench.ranks()}) {
     if (!bench.more()) return;
@@ -49,7 +54,7 @@ void host_copies(Bench& bench) {
                   alone_down = bench.time(down, bench.down(), Runs::in_a_row, mine);
     const Job job_up{up, bench.up(), bench.agreed(alone_up)},
         job_down{down, bench.down(), bench.agreed(alone_down)};
-    const auto [beside_up, beside_down] = bench.beside(job_up, job_down, mine);
+    const auto [beside_up, beside_down] = bench.beside(job_up, job_down, mine, kBothSeconds);
     // Sums over the GPUs: the median of a GPU's rate, times how many there are.
     const auto rates = [&](const Seconds& seconds) {
       std::vector<double> all;
@@ -61,7 +66,7 @@ void host_copies(Bench& bench) {
       both = {large / median(beside_up) + large / median(beside_down)};
     const auto record = [&](const char* direction, const char* what, std::vector<double> each) {
       const std::string said =
-          fmt::format("{} GiB of pinned memory, {} MiB at a time, {}", kWalk >> 30, kLarge >> 20, what);
+          fmt::format("{} GiB of pinned memory, {} MiB at a time, {}", walk >> 30, kLarge >> 20, what);
       const std::vector<double> all = bench.at_first(each);
       if (bench.rank() == 0 && !all.empty()) {
         FoundTable& table = bench.findings().tables[fmt::format("host_copies_{}", direction)];

@@ -13,12 +13,6 @@
 namespace mop::calibrate {
 namespace {
 
-double host_bytes() {
-  struct sysinfo info {};
-  sysinfo(&info);
-  return static_cast<double>(info.totalram) * info.mem_unit;
-}
-
 // One of a stream's own, as exec/cuda/communicators.h makes them; ends with the object.
 class Communicator {
  public:
@@ -39,6 +33,12 @@ class Communicator {
 
 }  // namespace
 
+int64_t host_bytes() {
+  struct sysinfo info {};
+  sysinfo(&info);
+  return static_cast<int64_t>(info.totalram) * info.mem_unit;
+}
+
 void memory(Bench& bench) {
   int64_t before = 0;
   const auto step = [&] {
@@ -56,7 +56,8 @@ void memory(Bench& bench) {
                {static_cast<double>(bench.context_bytes())});
   size_t free = 0, total = 0;
   cudaMemGetInfo(&free, &total);
-  bench.figure("host_bytes", "memory of the host, as the kernel counts it", {host_bytes()});
+  bench.figure("host_bytes", "memory of the host, as the kernel counts it",
+               {static_cast<double>(host_bytes())});
   bench.figure("hbm_bytes", "cudaMemGetInfo total", {static_cast<double>(total)});
 
   step();
