@@ -5,6 +5,8 @@
 #include <sys/utsname.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <array>
 #include <chrono>
 #include <fstream>
 #include <nlohmann/json.hpp>
@@ -69,6 +71,26 @@ std::string cpu_name() {
   return "unknown";
 }
 
+// Products and attention are as of the largest clock in a file that has it, and of a warm GPU in one that has
+// not: what a base has of the other kind goes.
+void keep_one_clock(Json& json, const Findings& findings) {
+  constexpr const char* kLargest = "largest_clock_hz";
+  constexpr std::array kClocked{"native_matmul",
+                                "native_matmul_gradient",
+                                "native_grouped_matmul",
+                                "native_grouped_matmul_gradient",
+                                "native_attention_forward",
+                                "native_attention_backward",
+                                "native_window_attention_forward",
+                                "native_window_attention_backward"};
+  const auto measured = [&](const char* table) { return findings.tables.contains(table); };
+  const bool before = json["figures"].contains(kLargest), now = findings.figures.contains(kLargest);
+  if (before == now || std::ranges::none_of(kClocked, measured)) return;
+  for (const char* table : kClocked)
+    if (!measured(table)) json["tables"].erase(table);
+  json["figures"].erase(kLargest);
+}
+
 }  // namespace
 
 Provenance provenance_of_this_host() {
@@ -102,6 +124,7 @@ std::string cluster_file(const std::filesystem::path& base, const Findings& find
                         {"seconds", p.seconds},
                         {"environment", p.environment},
                         {"base", base.stem().string()}};
+  keep_one_clock(json, findings);
   if (!findings.cut_short.empty()) json["provenance"]["cut_short"] = findings.cut_short;
   if (!findings.unsupported.empty()) json["provenance"]["unsupported"] = findings.unsupported;
   for (const auto& [name, figure] : findings.figures)

@@ -90,6 +90,27 @@ TEST_F(ClusterFile, OfAVariantNeedsNoOtherFile) {
   EXPECT_EQ(mine.figures.at("nic_bw").where, base.figures.at("nic_bw").where);
 }
 
+// Where power could not be measured, products are of a warm GPU, and nothing of the base's may say otherwise.
+TEST_F(ClusterFile, ProductsAreOfOneClock) {
+  const fs::path path = folder_ / "mine.json";
+  ASSERT_TRUE(cluster::read_cluster("h200x4").figures.contains("largest_clock_hz"));
+  write_cluster_file(path, text("h200x4"));
+  const cluster::ClusterModel warm = cluster::read_cluster(path.string());
+  EXPECT_FALSE(warm.figures.contains("largest_clock_hz"));
+  EXPECT_TRUE(warm.tables.contains("native_matmul"));
+  EXPECT_FALSE(warm.tables.contains("native_grouped_matmul"));
+  EXPECT_TRUE(warm.tables.contains("native_rope"));
+  findings_.figures["largest_clock_hz"] = {{1.9e9, 1, 1}, "largest"};
+  write_cluster_file(path, text("h200x4"));
+  const cluster::ClusterModel clocked = cluster::read_cluster(path.string());
+  EXPECT_EQ(clocked["largest_clock_hz"], 1.9e9);
+  EXPECT_TRUE(clocked.tables.contains("native_grouped_matmul"));
+  findings_.tables.erase("native_matmul");
+  findings_.figures.erase("largest_clock_hz");
+  write_cluster_file(path, text("h200x4"));
+  EXPECT_TRUE(cluster::read_cluster(path.string()).figures.contains("largest_clock_hz"));
+}
+
 TEST_F(ClusterFile, SaysWhereAndHow) {
   findings_.cut_short = {"attention"};
   const nlohmann::json json = nlohmann::json::parse(text("h200x4"));
