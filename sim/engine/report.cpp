@@ -38,8 +38,8 @@ Report Simulation::report() {
 }
 
 // From the completion that ended the step back to the step's beginning, always to the cause of what started
-// last. All of the path lies in the last step's own tasks, for whatever belongs to an earlier step ended
-// before the window.
+// last, or to what had the room that it waited for. All of the path lies in the last step's own tasks, for
+// whatever belongs to an earlier step ended before the window.
 std::vector<Stretch> Simulation::critical_path() const {
   std::vector<Stretch> path;
   const Time begin = step_end_.size() > 1 ? step_end_[step_end_.size() - 2] : 0;
@@ -59,9 +59,15 @@ std::vector<Stretch> Simulation::critical_path() const {
       add(at.rank, kLaunch, opener == kNone ? begin : records[opener].end);
       at.task = opener;
     } else {
-      ensure(records[at.task].end == now, "the cause of a start ends when the task starts");
-      add(at.rank, at.task, records[at.task].start);
-      at = records[at.task].cause;
+      const Record& record = records[at.task];
+      ensure(record.start <= now && now <= record.end, "who gives a start or room is at work until then");
+      if (record.room_of != kNone && record.start + record.without_room < now) {
+        add(at.rank, at.task, record.start + record.without_room);
+        at.task = record.room_of;
+      } else {
+        add(at.rank, at.task, record.start);
+        at = record.cause;
+      }
     }
   }
   return path;

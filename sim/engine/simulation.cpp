@@ -184,6 +184,7 @@ void Simulation::start(uint32_t s, Cause cause) {
   Record& record = rank.records[slot.set][slot.task];
   record.start = now_;
   record.without_room = 0;
+  record.room_of = kNone;
   record.cause = cause;
   if (task.computation || task.communication) {
     tally(rank);
@@ -384,6 +385,7 @@ void Simulation::let_in(RankState& rank, const Slot& slot) {
     rank.without &= ~(1u << stream);
     Record& record = rank.records[other.set][other.task];
     record.without_room = now_ - record.start;
+    if (other.step == slot.step) record.room_of = slot.task;
     admit(rank.first_slot + stream);
   }
 }

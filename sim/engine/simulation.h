@@ -30,6 +30,7 @@ struct Cause {
 struct Record {
   Time start, end, without_room;
   Cause cause;
+  uint32_t room_of;  // whose end, or that of a kernel of it, gave room; kNone: nobody's of the same step
 };
 
 enum class State : uint8_t {

@@ -55,6 +55,17 @@ TEST(CriticalPath, LauncherGoesOnFromTheTaskThatBlockedIt) {
   EXPECT_EQ(text(run_steps(machine_of({program}), 1)), "0.launch:20 0.1:100 0.launch:10 0.2:100 0.3:100");
 }
 
+// A small kernel that waits for room behind a large one is not what takes the time.
+TEST(CriticalPath, WaitingForRoomIsWhoHasIt) {
+  Program program;
+  const uint32_t first = program.task(0, 10), large = program.task(1, 100, {first}),
+                 before = program.task(2, 15), small = program.task(2, 5, {before});
+  program.graph.demands[program[large].demand].takes_room = true;
+  program.graph.demands[program[small].demand].needs_room = true;
+  program.task(3, 7, {small});
+  EXPECT_EQ(text(run_steps(machine_of({program}), 1)), "0.0:10 0.1:100 0.3:5 0.4:7");
+}
+
 TEST(CriticalPath, ClipsATaskThatBeganInTheStepBefore) {
   Program program;
   const uint32_t compute = program.task(0, 60);
