@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 
 #include "sim/base/error.h"
+#include "sim/base/median.h"
 #include "sim/base/quantity.h"
 #include "sim/predict/timelines.h"
 #include "sim/validate/question.h"
@@ -67,8 +68,7 @@ std::optional<double> of_steps(const Json& detail, const char* what) {
   for (size_t i = steps.size() / 2; i < steps.size(); ++i)
     if (steps[i].contains(what)) seen.push_back(steps[i][what]);
   if (seen.empty()) return std::nullopt;
-  std::ranges::nth_element(seen, seen.begin() + static_cast<std::ptrdiff_t>(seen.size() / 2));
-  return seen[seen.size() / 2];
+  return median(std::move(seen));
 }
 
 }  // namespace
