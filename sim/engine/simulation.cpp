@@ -334,7 +334,7 @@ void Simulation::begin_records(RankState& rank, int32_t step) {
 // What starts at the same time leaves room: which of the two is considered first must not matter.
 uint32_t Simulation::earlier(const RankState& rank, const Slot& slot) {
   uint32_t streams = 0;
-  for (uint32_t taking = rank.taking & ~(1u << slot.stream); taking; taking &= taking - 1) {
+  for (uint32_t taking = rank.taking & ~rank.without & ~(1u << slot.stream); taking; taking &= taking - 1) {
     const auto stream = static_cast<uint32_t>(std::countr_zero(taking));
     const Slot& other = slots_[rank.first_slot + stream];
     if (rank.records[other.set][other.task].start < now_ && stop_behind_kernel(rank.first_slot + stream))
@@ -345,7 +345,7 @@ uint32_t Simulation::earlier(const RankState& rank, const Slot& slot) {
 
 bool Simulation::stop_behind_kernel(uint32_t s) {
   Slot& slot = slots_[s];
-  if (slot.behind > 0 || slot.demand->kernels == 1) return true;
+  if (slot.behind > 0) return true;
   account(slot);
   const int64_t all = slot.demand->duration * kFull,
                 kernel = std::max<int64_t>(1, all / slot.demand->kernels), done = all - slot.remaining,

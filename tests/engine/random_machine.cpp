@@ -19,9 +19,9 @@ Demand draw_demand(bool contention, std::mt19937& random) {
   if (!contention) {
     // Times are exact without contention. With it they are rounded, and what of two comes first decides who
     // waits.
-    const uint32_t room = below(random, 3);
-    demand.takes_room = room == 0;
-    demand.needs_room = room == 1;
+    const uint32_t room = below(random, 4);  // or neither
+    demand.takes_room = room < 2;
+    demand.needs_room = room == 1 || room == 2;
     if (demand.takes_room) demand.kernels = static_cast<uint16_t>(1 + below(random, 4));
     demand.duration = demand.duration / demand.kernels * demand.kernels;  // whole times of each
     return demand;
