@@ -44,9 +44,15 @@ int class_bits(int64_t vocabulary) {
 struct Sort {
   const int32_t* ids;  // (n)
   int64_t n;
+  uint32_t
+      last;  // token of the vocabulary; what is beyond it is told by the forward pass, and must get there
   int bits, class_tokens;
   int32_t *tokens, *positions;  // (n), sorted
   int32_t* long_runs;           // becomes 0
+
+  __device__ int32_t id(int64_t i) const {
+    return static_cast<int32_t>(min(static_cast<uint32_t>(ids[i]), last));
+  }
 };
 
 // Each warp has a contiguous part of the ids.
@@ -64,7 +70,7 @@ __global__ void __launch_bounds__(kSortThreads) sort_class(const Sort a) {
   int32_t before = 0;  // positions of classes before this one
 #pragma unroll 8
   for (int64_t i = begin + lane; i < end; i += 32) {
-    const int32_t id = a.ids[i];
+    const int32_t id = a.id(i);
     before += (id & mask) < of_class ? 1 : 0;
     if ((id & mask) == of_class) atomicAdd(&mine[id >> a.bits], 1);
   }
@@ -97,7 +103,7 @@ __global__ void __launch_bounds__(kSortThreads) sort_class(const Sort a) {
   for (int64_t i = begin + lane; i - lane < end; i += 32 * kAtOnce) {
     int32_t ids[kAtOnce];
 #pragma unroll
-    for (int j = 0; j < kAtOnce; ++j) ids[j] = i + j * 32 < end ? a.ids[i + j * 32] : -1;
+    for (int j = 0; j < kAtOnce; ++j) ids[j] = i + j * 32 < end ? a.id(i + j * 32) : -1;
 #pragma unroll
     for (int j = 0; j < kAtOnce; ++j) {
       const bool there = ids[j] >= 0 && (ids[j] & mask) == of_class;
@@ -286,7 +292,8 @@ void embedding_bwd(const EmbeddingBwdArgs& a, cudaStream_t stream) {
   const int bits = class_bits(a.d_table.rows);
   const auto class_tokens = static_cast<int>(ceil_div(a.d_table.rows, int64_t{1} << bits));
   sort_class<<<1U << bits, kSortThreads, kSortWarps * static_cast<size_t>(class_tokens) * sizeof(int32_t),
-               stream>>>({a.ids, n, bits, class_tokens, tokens, positions, long_runs});
+               stream>>>({a.ids, n, static_cast<uint32_t>(a.d_table.rows - 1), bits, class_tokens, tokens,
+                          positions, long_runs});
   with_type(a.dx.type, [&](auto dx_type) {
     with_type(a.d_table.type, [&](auto table_type) {
       using Dx = typename decltype(dx_type)::type;

@@ -401,7 +401,7 @@ struct Run {
     launch::Peers& peers = trainer.peers();
     // Either this process has all ranks, or each has one: their order is that of the ranks.
     for (const int rank : trainer.machine().ranks()) {
-      const std::vector<program::OpSpan> own = trainer.trace(rank);
+      const std::vector<program::OpSpan> own = trainer.profiled_trace(rank);
       for (const std::vector<std::byte>& bytes : peers.gather(std::as_bytes(std::span(own)))) {
         std::vector<program::OpSpan> spans(bytes.size() / sizeof(program::OpSpan));
         std::memcpy(spans.data(), bytes.data(), bytes.size());

@@ -280,7 +280,7 @@ std::optional<std::string> Rank::first_not_finite() const {
   return finite_ && finite_->first() ? std::optional(finite_->first()->what) : std::nullopt;
 }
 
-std::vector<program::OpSpan> Rank::trace() {
+std::vector<program::OpSpan> Rank::trace() const {
   std::vector<program::OpSpan> all;
   for (size_t i = 0; i < used_spans_; ++i) {
     float start = 0, end = 0;
@@ -290,6 +290,11 @@ std::vector<program::OpSpan> Rank::trace() {
                ended = static_cast<int64_t>(static_cast<double>(end) * 1e6);
     all.push_back({spans_[i].op, begun, ended, ended - begun});
   }
+  return all;
+}
+
+std::vector<program::OpSpan> Rank::profiled_trace() {
+  std::vector<program::OpSpan> all = trace();
   std::vector<Activity> activities = recorder_.activities();
   timed_by_cupti_ = !activities.empty();
   if (recorder_.on() && !timed_by_cupti_)

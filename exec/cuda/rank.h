@@ -59,11 +59,13 @@ class Rank final : public interpreter::Backend {
   int64_t workspace_bytes() const { return workspace_bytes_; }
   double clock_hz() const { return clock_.hz(); }  // of the multiprocessors, between the last two synchronize
   cpu::ExpertRows& expert_rows() { return rows_of_experts_; }
-  std::vector<program::OpSpan> trace();  // after synchronize; since clear_trace
+  // After synchronize; since clear_trace. By events; profiled_trace: by CUPTI, where that is on.
+  std::vector<program::OpSpan> trace() const;
+  std::vector<program::OpSpan> profiled_trace();
   void clear_trace();
   // While on, operations are timed by CUPTI where that can be, not by events. Between steps.
   void profile(bool on);
-  bool timed_by_cupti() const { return timed_by_cupti_; }  // what trace() last gave
+  bool timed_by_cupti() const { return timed_by_cupti_; }  // what profiled_trace last gave
   // After synchronize, whether it threw or not.
   std::optional<std::string> first_not_finite() const;
 

@@ -71,6 +71,7 @@ class CudaMachine final : public Machine {
     staging_->copy(to, from, bytes);
   }
   std::vector<program::OpSpan> trace(int) const override { return backend_->trace(); }
+  std::vector<program::OpSpan> profiled_trace(int) const override { return backend_->profiled_trace(); }
   void clear_trace() override { backend_->clear_trace(); }
   bool timed_by_events() const override { return !backend_->timed_by_cupti(); }
   void profile(bool on) override {

@@ -64,7 +64,7 @@ class Trainer {
   const Shards& shards() const { return shards_; }  // after flush()
 
   int64_t bytes_addressed(program::Space space) const;  // highest of any rank, from the arena's start
-  std::vector<program::OpSpan> trace(int rank) const { return machine_->trace(rank); }
+  std::vector<program::OpSpan> profiled_trace(int rank) const { return machine_->profiled_trace(rank); }
   int64_t workspace_bytes() const { return machine_->workspace_bytes(); }
   Machine& machine() { return *machine_; }
   launch::Peers& peers() { return machine_->peers(); }
