@@ -44,8 +44,7 @@ int class_bits(int64_t vocabulary) {
 struct Sort {
   const int32_t* ids;  // (n)
   int64_t n;
-  uint32_t
-      last;  // token of the vocabulary; what is beyond it is told by the forward pass, and must get there
+  uint32_t last;  // token; that one is beyond it is the forward pass's to tell
   int bits, class_tokens;
   int32_t *tokens, *positions;  // (n), sorted
   int32_t* long_runs;           // becomes 0

@@ -138,7 +138,8 @@ struct Run {
         ->group("Answer");
     command
         .add_option("--profile-steps", profile_steps,
-                    "steps that an attached profiler records, and whose last has its timeline in --trace; "
+                    "steps whose operations CUPTI times, or that an attached profiler records; --trace has "
+                    "the last of them; "
                     "else the last")
         ->type_name("N|FIRST..LAST")
         ->group("Answer");
