@@ -150,7 +150,7 @@ struct SumPieces {
 // ---- sums of squares
 
 constexpr int kSumResident = 4, kSumBlocks = kSumResident * kMultiprocessors;  // all run from the start
-static_assert(kSumBlocks * sizeof(double) <= kSquareSumScratch);
+static_assert(kSumBlocks * sizeof(double) == kSquareSumScratch);
 
 // Packs of rows of `packs` each; a single row may have a `tail` of less than a pack.
 template <class T, int V>

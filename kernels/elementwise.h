@@ -66,7 +66,7 @@ struct SquareSumArgs {
   bool accumulate = false;
   double* scratch = nullptr;
 };
-inline constexpr int64_t kSquareSumScratch = 1056 * sizeof(double);
+inline constexpr int64_t kSquareSumScratch = 528 * sizeof(double);
 void square_sum(const SquareSumArgs& args, cudaStream_t stream);
 
 // *factor = min(1, max_norm / (sqrt(*sum) + 1e-6)). A norm that is not finite: NaN, which tells adam to leave

@@ -140,6 +140,7 @@ void power(Bench& bench) {
       for (const Work& work : works) work(s);
     };
   };
+  const Work deep_products = in_turn(deep);
   struct Kind {
     std::string_view name;
     const char* what;
@@ -147,15 +148,14 @@ void power(Bench& bench) {
   };
   const std::vector<Kind> kinds{
       {"matmul", "products of (32768, 5120, 2048) and (32768, 2048, 2048)", in_turn(dense)},
-      {"deep_matmul", "products of 8192^3, (32768, 5760, 2880) and (2048, 4096, 32768)", in_turn(deep)},
+      {"deep_matmul", "products of 8192^3, (32768, 5760, 2880) and (2048, 4096, 32768)", deep_products},
       {"grouped_matmul", "products of 128 experts of 512 rows, and weight gradients of 32 of 2048",
        in_turn(experts)},
       {"attention", "attention, 96 heads of 128, 4096 tokens",
        in_turn(std::array{attention.forward, attention.backward})}};
   const auto figures = [&](const std::string& name, const std::string& what, const Drawn& drawn) {
     bench.figure(name + "_power_w", "drawn by " + what, {drawn.watts});
-    if (!drawn.parts.empty())
-      bench.figure(name + "_clock_hz", "clock of the multiprocessors under " + what, {drawn.parts[0].hertz});
+    bench.figure(name + "_clock_hz", "clock of the multiprocessors under " + what, {drawn.parts[0].hertz});
   };
   const double idle = watch(bench, std::vector<Part>(), 0, kRoundSeconds).watts;
   bench.figure("idle_power_w", "drawn by nothing, the context being there", {idle});
@@ -173,7 +173,7 @@ void power(Bench& bench) {
     figures(name, what + " in a row", alone);
     Drawn burst = watch(bench, kind.work, kBurstSeconds, kRestSeconds);
     burst.watts = idle + (burst.watts - idle) / burst.parts[0].share;
-    figures(name + "_burst", what + fmt::format(", a fifth of the time and nothing in the rest"), burst);
+    figures(name + "_burst", what + ", a fifth of the time and nothing in the rest", burst);
     std::vector<double> all = bench.at_first({alone.parts[0].hertz});
     if (all.empty()) continue;
     const double middle = median(all);
@@ -181,8 +181,7 @@ void power(Bench& bench) {
     clocks.push_back(std::move(all));
   }
   // Products as deep_matmul has them, since what those draw is taken off.
-  const Work products = in_turn(deep);
-  const Drawn mixed = watch(bench, {{&products, kProducts}, {&memory, kNorms}}, kMixedSeconds, 0);
+  const Drawn mixed = watch(bench, {{&deep_products, kProducts}, {&memory, kNorms}}, kMixedSeconds, 0);
   const std::string by_turns =
       fmt::format("{} times the deep products and {} such RMSNorms by turns", kProducts, kNorms);
   bench.figure("mixed_power_w", "drawn by " + by_turns, {mixed.watts});

@@ -45,7 +45,7 @@ class Machine {
   virtual std::vector<program::OpSpan> trace(int rank) const = 0;
   virtual std::vector<program::OpSpan> profiled_trace(int rank) const { return trace(rank); }
   virtual void clear_trace() = 0;
-  // Whether its times are those of events around each operation, and busy counts waits for room as well.
+  // Whether profiled_trace last had the times of events, whose busy counts waits for room as well.
   virtual bool timed_by_events() const = 0;
   // Between the two, CUPTI times the operations where there is a trace; or an attached profiler records (nsys
   // --capture-range=cudaProfilerApi), which leaves CUPTI to nobody else.

@@ -295,14 +295,15 @@ class Measured : public CostModel {
     return p;
   }
 
-  double clock_of(const program::Op& op, Draws draws) const {
-    return clocks_[stage_of(op.phase)].tensor[static_cast<size_t>(draws)];
+  // Of tensor work at the clock of its kind. rate: at the largest.
+  double tensor_seconds(const program::Op& op, Draws draws, double flops, double rate, double least,
+                        double bytes) const {
+    const double clock = clocks_[stage_of(op.phase)].tensor[static_cast<size_t>(draws)];
+    return std::max({least, flops / (clock * rate), bytes / hbm_bw_});
   }
-  // At the clock of its kind. rate: at the largest.
   Price tensor(const program::Op& op, Draws draws, double flops, double rate, double least, double bytes,
                bool outside, const KernelUse& of) const {
-    const double clock = clock_of(op, draws);
-    Price p = kernel(std::max({least, flops / (clock * rate), bytes / hbm_bw_}), bytes, outside, of);
+    Price p = kernel(tensor_seconds(op, draws, flops, rate, least, bytes), bytes, outside, of);
     p.draws = draws;
     return p;
   }
@@ -338,10 +339,9 @@ class Measured : public CostModel {
         const bool alone = program::alone(v(0) / v(3), v(1), op.does.transpose_a);
         const Draws draws =
             alone ? draws_of_product(op.does.transpose_a ? v(0) / v(3) : v(2)) : Draws::grouped_matmul;
-        const double clock = clock_of(op, draws);
-        Price p = kernel(
-            std::max({least, flops / (clock * rate.value), (bytes - beyond) / hbm_bw_}) + beyond / hbm_bw_,
-            bytes, rate.outside, grouped_);
+        Price p =
+            kernel(tensor_seconds(op, draws, flops, rate.value, least, bytes - beyond) + beyond / hbm_bw_,
+                   bytes, rate.outside, grouped_);
         p.draws = draws;
         if (alone) p.demand.kernels = static_cast<uint16_t>(std::clamp<int64_t>(s.v[3], 1, UINT16_MAX));
         return p;
