@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <bit>
 #include <chrono>
+#include <cmath>
 #include <set>
 
 #include "exec/calibrate/benchmarks.h"
@@ -21,11 +22,17 @@ constexpr int64_t kLarge = int64_t{256} << 20, kSmall = 64 << 10;
 constexpr int64_t kMostWalk = int64_t{12} << 30;
 constexpr double kBothSeconds = 0.6;
 constexpr int64_t kParameters = 100'000'000;
+constexpr int64_t kStateBytes = 12, kRingBytes = 4;  // a parameter: master, m, v; gradient, weights
 constexpr double kTraffic =
     28;  // bytes of DRAM a parameter: master, m, v, gradient read; master, m, v, weights written
 
 void copy(std::byte* to, const std::byte* from, int64_t bytes, cudaStream_t stream) {
   kernels::check(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyDefault, stream), "a copy");
+}
+
+// A quarter of the host's memory at most, in two directions.
+int64_t walk_bytes(const Bench& bench) {
+  return std::clamp(host_bytes() / (8 * bench.ranks()) / kLarge * kLarge, kLarge, kMostWalk);
 }
 
 // The next piece of `walk` bytes of pinned memory, from `begin` on, every time.
@@ -36,8 +43,7 @@ std::byte* next_piece(std::byte* begin, int64_t walk, int64_t& turn) {
 }  // namespace
 
 void host_copies(Bench& bench) {
-  // A quarter of the host's memory at most.
-  const int64_t walk = std::clamp(host_bytes() / (8 * bench.ranks()) / kLarge * kLarge, kLarge, kMostWalk);
+  const int64_t walk = walk_bytes(bench);
   std::byte *const device = bench.take(2 * kLarge), *const pinned = bench.pinned(2 * walk);
   int64_t turn_up = 0, turn_down = 0;
   bench.figure("gpus_per_node", "GPUs that were measured", {static_cast<double>(bench.ranks())});
@@ -61,9 +67,11 @@ void host_copies(Bench& bench) {
       for (const double s : seconds) all.push_back(large / s);
       return all;
     };
-    std::vector<double> both;
-    if (mine && !beside_up.empty() && !beside_down.empty())
-      both = {large / median(beside_up) + large / median(beside_down)};
+    std::vector<double> both, of_both;
+    if (mine && !beside_up.empty() && !beside_down.empty()) {
+      const double up_rate = large / median(beside_up), down_rate = large / median(beside_down);
+      both = {up_rate + down_rate}, of_both = {down_rate / both[0]};
+    }
     const auto record = [&](const char* direction, const char* what, std::vector<double> each) {
       const std::string said =
           fmt::format("{} GiB of pinned memory, {} MiB at a time, {}", walk >> 30, kLarge >> 20, what);
@@ -84,6 +92,9 @@ void host_copies(Bench& bench) {
     record("up", "host to device", rates(alone_up));
     record("down", "device to host", rates(alone_down));
     record("both", "both ways at once, sum", both);
+    if (gpus == bench.ranks())
+      bench.figure("root_down_share", "of what goes both ways at once, the part from device to host",
+                   of_both);
   }
   const bool first = bench.rank() == 0;
   Seconds small = bench.time([=](cudaStream_t s) { copy(pinned, device, kSmall, s); }, bench.down(),
@@ -94,38 +105,46 @@ void host_copies(Bench& bench) {
   bench.release();
 }
 
+// Through as much memory as a step's states take: the same 1.2 GB again and again had given 151 GB/s in all
+// where the states of a run, 20 GiB a GPU, came and went at 198.
 void host_adam(Bench& bench) {
   host::Workers& workers = host::Workers::of_process();
-  std::byte *const slab = bench.pinned(kParameters * 16), *const rest =
-                                                              slab +
-                                                              12 * kParameters;  // states; gradients, weights
-  auto* const states = reinterpret_cast<float*>(slab);
-  workers.run([&](int thread) {  // master, m, v; gradients and weights, pairs of bf16: 0.01, neither zero nor
-                                 // denormal
-    const host::Range part = host::part_of(kParameters, 1024, thread, workers.count());
-    for (int64_t block = 0; block < 4; ++block)
-      std::fill(states + block * kParameters + part.begin, states + block * kParameters + part.end,
-                std::bit_cast<float>(0x3c243c24U));
+  const int64_t updates = std::max<int64_t>(1, walk_bytes(bench) / (kStateBytes * kParameters));
+  std::byte* const slab = bench.pinned(kParameters * (kStateBytes * updates + 2 * kRingBytes));
+  std::byte* const rings = slab + kStateBytes * kParameters * updates;
+  workers.run([&](int thread) {  // 0.01, neither zero nor denormal; of the rings as pairs of bf16
+    const int64_t all = kParameters * (kStateBytes * updates + 2 * kRingBytes) / 4;
+    const host::Range part = host::part_of(all, 1024, thread, workers.count());
+    auto* const values = reinterpret_cast<float*>(slab);
+    std::fill(values + part.begin, values + part.end, std::bit_cast<float>(0x3c243c24U));
   });
-  const host::AdamPair pair{rest, program::Type::bf16, rest + 2 * kParameters, program::Type::bf16,
-                            0,    kParameters};
-  host::AdamArgs args{states, kParameters, true, {&pair, 1}, 1, {10, 1e-3, 0.9, 0.95, 1e-8, 0.1}};
+  int64_t turn = 0;
+  const auto update = [&] {  // gradients come and weights go in rings of two
+    auto* const states = reinterpret_cast<float*>(slab + kStateBytes * kParameters * (turn % updates));
+    std::byte* const ring = rings + kRingBytes * kParameters * (turn % 2);
+    const host::AdamPair pair{ring, program::Type::bf16, ring + 2 * kParameters, program::Type::bf16,
+                              0,    kParameters};
+    host::adam({states, kParameters, true, {&pair, 1}, 1, {10 + turn, 1e-3, 0.9, 0.95, 1e-8, 0.1}}, workers);
+    ++turn;
+  };
   const auto rates = [&](bool mine) {
     bench.peers().barrier();
+    const int64_t runs = std::max<int64_t>(10, 2 * updates);
     std::vector<double> all;
-    for (int i = 0; mine && i < 10; ++i) {
+    for (int64_t i = 0; mine && i < runs; ++i) {
       const auto begin = std::chrono::steady_clock::now();
-      host::adam(args, workers);
-      ++args.settings.step;
+      update();
       const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - begin;
-      if (i > 1 && i < 9) all.push_back(kParameters / seconds.count());  // while the others run as well
+      if (i > 1 && i < runs - 1)
+        all.push_back(kParameters / seconds.count());  // while the others run as well
     }
     bench.peers().barrier();
     return all;
   };
-  const std::string what =
-      fmt::format("CPU AdamW, fp32 states, bf16 gradients and weights, {} threads a process, {}",
-                  workers.count(), host::text(host::adam_path()));
+  const std::string what = fmt::format(
+      "CPU AdamW, fp32 states of {:.1f} GiB, bf16 gradients and weights, {} threads a process, {}",
+      std::ldexp(static_cast<double>(kStateBytes * kParameters * updates), -30), workers.count(),
+      host::text(host::adam_path()));
   const std::vector<double> alone = rates(bench.rank() == 0);
   bench.figure("host_adam_rate_alone", what + ", one process, parameters/s", alone);
   std::vector<double> traffic = rates(true);

@@ -173,8 +173,9 @@ class Kernels {
     auto* const gates = static_cast<float*>(weights.data);
     const auto* const row_gates = static_cast<const float*>(bench_.matrix(1, copies, Type::f32).data);
     auto* const work = reinterpret_cast<int32_t*>(scratch(unpermute_scratch(n_, kChoices)));
-    const double added = 4.0 / kChoices;  // bytes of fp32 sums for each element of the rows
-    measure("permute", copies * kHidden, 2, 2, [=, &flows](cudaStream_t s) {
+    // Bytes of a token, and of its fp32 sum, for each element of the rows.
+    const double of_token = 2.0 / kChoices, added = 4.0 / kChoices;
+    measure("permute", copies * kHidden, of_token, 2, [=, &flows](cudaStream_t s) {
       permute({sent, x, {}, nullptr, sent_x, {}, nullptr}, s);
     });
     measure("unpermute", copies * kHidden, 2 + added, added, [=, &flows](cudaStream_t s) {
@@ -242,6 +243,7 @@ class Kernels {
     const Matrix half{c.data, Type::bf16, n_, kHidden / 2, kHidden / 2};
     measure("add", all, 6, 2, [=](cudaStream_t s) { add({a, wide, c, false}, s); });
     measure("cast", all, 4, 2, [=](cudaStream_t s) { copy({wide, c}, s); });
+    measure("widen", all, 2, 4, [=](cudaStream_t s) { copy({a, wide}, s); });
     measure("clear", all, 0, 4, [=](cudaStream_t s) { clear({wide}, s); });
     measure("column_sum", all, 2, 2.0 / static_cast<double>(n_), [=](cudaStream_t s) {
       column_sum({a, sums, false, work}, s);

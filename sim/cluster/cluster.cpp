@@ -150,6 +150,7 @@ constexpr std::array kOptionalTables{
     TableForm{"native_add", 0, 1},
     TableForm{"native_sum_replicas", 0, 1},
     TableForm{"native_cast", 0, 1},
+    TableForm{"native_widen", 0, 1},  // a cast to fp32
     TableForm{"native_clear", 0, 1},
     TableForm{"native_topk", 0, 1},
     TableForm{"native_topk_bwd", 0, 1},
@@ -286,6 +287,7 @@ const std::vector<std::string>& optional_figures() {
   static const std::vector<std::string> names = [] {
     std::vector<std::string> all{"native_kernel_ns",
                                  "native_dram_bw",
+                                 "root_down_share",  // of bytes that go both ways at once, those down
                                  "native_context_bytes",
                                  "native_library_bytes",
                                  "native_communicator_bytes",

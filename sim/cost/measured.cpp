@@ -381,7 +381,7 @@ class Measured : public CostModel {
           return kernel(std::max({least / 4, v(0) / rate.value, bytes / hbm_bw_}), bytes, rate.outside,
                         memory_);
         }
-        if (const cluster::Table* const own = own_kernel(op); own != nullptr && bytes > 0)
+        if (const cluster::Table* const own = own_kernel(op, s); own != nullptr && bytes > 0)
           return kernel(std::max({least, bytes / own->at({bytes}).value, bytes / c_["hbm_peak_bw"]}), bytes,
                         false, memory_);
         const double each = bytes / op.kernels;
@@ -394,9 +394,11 @@ class Measured : public CostModel {
   }
 
   // The rate of our own kernel, or null where that of all fused kernels will do.
-  const cluster::Table* own_kernel(const program::Op& op) const {
+  const cluster::Table* own_kernel(const program::Op& op, const Shape& s) const {
     if (!torch_ && op.kind == OpKind::adam && op.does.b == static_cast<int64_t>(program::Master::low))
       return c_.find("native_adam_low");
+    if (const bool widens = op.kind == OpKind::cast && s.v[1] < s.v[2]; !torch_ && widens)
+      if (const cluster::Table* const own = c_.find("native_widen"); own != nullptr) return own;
     return own_kernels_[static_cast<size_t>(op.kind)];
   }
 
@@ -405,7 +407,9 @@ class Measured : public CostModel {
     const double seconds = c_["copy_latency_ns"] / kSecond + bytes / rate;
     Price p{lasting(seconds), 0, false};
     Demand& d = p.demand;
-    d.weight = weight(bytes / seconds);
+    // Of both ways one may give way to the other.
+    const double down = c_.figure("root_down_share", 0.5);
+    d.weight = weight(bytes / seconds / (2 * (up ? 1 - down : down)));
     use(d, up ? Resource::pcie_up : Resource::pcie_down, bytes, rate, seconds);
     use(d, Resource::pcie_both, bytes, c_["pcie_both_bw"], seconds);
     use(d, up ? Resource::root_up : Resource::root_down, bytes, c_[up ? "root_up_bw" : "root_down_bw"],

@@ -222,6 +222,27 @@ void run(Details& d) {
   for (size_t k = 0; k < d.schedules.size(); ++k) d.schedules[k].graph = std::move(machine.graphs[k]);
 }
 
+// Of the last step, for a class of alike ranks: from the end of one operation on the compute stream to that
+// of the next belongs to the next one's stage, and what follows the last to the next step's forward.
+std::array<double, cost::kStages> seconds_of_stages(const Details& d, size_t of_class) {
+  const size_t kind = d.fold.classes[of_class].kind;
+  const std::vector<program::Op>& ops = d.program(kind).ops;
+  const std::vector<program::OpId>& op_of_task = d.schedules[kind].op_of_task;
+  const std::vector<engine::Span>& spans = d.report.ranks[of_class].spans;
+  const engine::Time end = d.report.step_end.back();
+  engine::Time now = end - d.report.step_time;
+  std::array<double, cost::kStages> lasts{};
+  const auto until = [&](engine::Time then, size_t stage) {
+    lasts[stage] += seconds(std::max<engine::Time>(0, then - now));
+    now = std::max(now, then);
+  };
+  for (size_t task = 0; task < spans.size(); ++task)
+    if (const program::Op& op = ops[op_of_task[task]]; op.stream == Stream::compute)
+      until(spans[task].end, cost::stage_of(op.phase));
+  until(end, cost::stage_of(program::Phase::forward));
+  return lasts;
+}
+
 void simulate(const Scenario& s, const Kinds& kinds, const std::optional<cost::Power>& power,
               const std::vector<std::vector<program::ExpertLoad>>& loads, const PredictOptions& options,
               Details& d) {
@@ -244,21 +265,16 @@ void simulate(const Scenario& s, const Kinds& kinds, const std::optional<cost::P
   constexpr int kTurns = 5;
   std::vector<cost::StepWork> work;
   for (const Schedule& schedule : d.schedules) work.push_back(schedule.work);
-  // Seconds that the compute stream of a kind of rank is busy; its waits are taken to be in both stages
-  // alike.
-  const auto busy = [&](size_t k) {
-    double sum = 0;
-    for (size_t i = 0; i < cost::kStages; ++i) sum += work[k][i].lasts(clocks[k][i]);
-    return sum;
-  };
+  std::vector<std::array<double, cost::kStages>> lasts(
+      loads.size());  // seconds of the stages, waits included
+  const auto busy = [&](size_t k, size_t stage) { return work[k][stage].lasts(clocks[k][stage]); };
   for (int turn = 0; turn < kTurns; ++turn) {
     bool settled = turn > 0;
     for (size_t k = 0; k < loads.size(); ++k) {
-      const double stretch = turn > 0 ? seconds(d.report.step_time) / busy(k) : 1 / kBusy;
       cost::StepClocks next = clocks[k];
       for (size_t i = 0; i < cost::kStages; ++i) {
-        next[i] = power->clocks(work[k][i], stretch * work[k][i].lasts(clocks[k][i]), clocks[k][i],
-                                kinds.kinds[k].over_median);
+        const double stage = turn > 0 ? lasts[k][i] : busy(k, i) / kBusy;
+        next[i] = power->clocks(work[k][i], stage, clocks[k][i], kinds.kinds[k].over_median);
         settled = settled && std::abs(next[i].set / clocks[k][i].set - 1) < kSettled;
       }
       clocks[k] = next;
@@ -266,16 +282,16 @@ void simulate(const Scenario& s, const Kinds& kinds, const std::optional<cost::P
     if (settled) break;
     price();
     run(d);
+    for (size_t c = d.fold.classes.size(); c-- > 0;) lasts[d.fold.classes[c].kind] = seconds_of_stages(d, c);
   }
   double slowest = 1;
   for (size_t k = 0; k < loads.size(); ++k) {
-    double sum = 0;  // by time
+    double sum = 0, all = 0;  // by time
     for (size_t i = 0; i < cost::kStages; ++i) {
-      const double lasts = work[k][i].lasts(clocks[k][i]);
-      sum +=
-          lasts * power->mean_clock(work[k][i], lasts * seconds(d.report.step_time) / busy(k), clocks[k][i]);
+      sum += lasts[k][i] * power->mean_clock(work[k][i], lasts[k][i], clocks[k][i]);
+      all += lasts[k][i];
     }
-    slowest = std::min(slowest, sum / busy(k));
+    slowest = std::min(slowest, sum / all);
   }
   d.clock = slowest * s.cluster["largest_clock_hz"];
 }

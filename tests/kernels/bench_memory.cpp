@@ -261,6 +261,7 @@ void elementwise() {
   measure("add bf16 + fp32 -> bf16", 4 * all, [&] { add({a, wide, c, false}, nullptr); });
   measure("add bf16 += bf16", 3 * all, [&] { add({a, {}, c, true}, nullptr); });
   measure("cast fp32 -> bf16", 3 * all, [&] { copy({wide, c}, nullptr); });
+  measure("cast bf16 -> fp32", 3 * all, [&] { copy({a, wide}, nullptr); });
   measure("copy bf16", 2 * all, [&] { copy({a, c}, nullptr); });
   measure("scale bf16", 2 * all, [&] { scale({a, c, factor.get()}, nullptr); });
   measure("clear fp32", 2 * all, [&] { clear({wide}, nullptr); });

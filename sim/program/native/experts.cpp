@@ -147,12 +147,6 @@ int64_t NativeLowering::round_rows() const {
   return fsdp_ ? copies : std::min(plan_.round_capacity(), copies);
 }
 
-// Bytes of the sum in fp32 that are read, and written, for an element of a round's rows: a token's rows of a
-// round are added up first.
-double NativeLowering::sum_bytes(int64_t rows) const {
-  return static_cast<double>(kFp32) * std::min(1.0, static_cast<double>(n_) / static_cast<double>(rows));
-}
-
 // y (N, H) fp32 += routed experts of x (N, H).
 void NativeLowering::experts_forward(int layer, BufferId x, const Gathered& g, BufferId y,
                                      Checkpoint& saved) {
@@ -161,7 +155,7 @@ void NativeLowering::experts_forward(int layer, BufferId x, const Gathered& g, B
   const BufferId slots = spill_slots(layer);
   const int64_t r = round_rows(), h = c_.hidden, i = c_.expert_intermediate,
                 e = c_.experts / layout_.expert.size;
-  const double es = static_cast<double>(es_);
+  const double es = static_cast<double>(es_), tokens = tokens_per_row(), sums = kFp32 * tokens;
   const Holds exchange = Holds::expert_exchange, activations = Holds::expert_activations;
   const ExpertWeights gate_up = expert_weights(g.experts, slots, ct_, Role::expert_gate, 2 * i, h),
                       down = expert_weights(g.experts, slots, ct_, Role::expert_down, h, i);
@@ -182,7 +176,7 @@ void NativeLowering::experts_forward(int layer, BufferId x, const Gathered& g, B
   const Operand arrived = rows(b_.buffer("dispatched", es_ * r * h, exchange, layer), h);
   const Operand sent =
       expert_ == kNoGroup ? arrived : rows(b_.buffer("dispatch_send", es_ * r * h, exchange, layer), h);
-  b_.op(routed(local(OpKind::permute, part, traffic(r * h, es, es), {}, expert_), Routed::source),
+  b_.op(routed(local(OpKind::permute, part, traffic(r * h, es * tokens, es), {}, expert_), Routed::source),
         {matrix(x, ct_, n_, h), plan.order, plan.rounds, {}, {}}, {sent, {}, {}});
   if (expert_ != kNoGroup)
     b_.op(routed(remote(OpKind::all_to_all, Stream::dispatch, part, expert_, es_ * r * h, es_ * r * h,
@@ -213,7 +207,6 @@ void NativeLowering::experts_forward(int layer, BufferId x, const Gathered& g, B
   }
   Does add;
   add.accumulate = true;
-  const double sums = sum_bytes(r);
   b_.op(routed(local(OpKind::unpermute, part, traffic(r * h, es + sums, sums), add, expert_), Routed::source),
         {home, plan.order, plan.rounds, gates(saved.gates).weights}, {matrix(y, Type::f32, n_, h)});
   b_.end_repeat();
@@ -230,7 +223,7 @@ void NativeLowering::experts_backward(int layer, BufferId x, const Gathered& g, 
   const BufferId slots = spill_slots(layer);
   const int64_t each = params_.expert_elements(), own_experts = c_.experts / layout_.expert.size;
   const int64_t r = round_rows(), h = c_.hidden, i = c_.expert_intermediate;
-  const double es = static_cast<double>(es_);
+  const double es = static_cast<double>(es_), tokens = tokens_per_row(), sums = kFp32 * tokens;
   const Holds exchange = Holds::expert_exchange, activations = Holds::expert_activations;
   BufferId lent = kNoBuffer, staging = kNoBuffer;  // gradients of borrowed experts; on their way home
   if (slots != kNoBuffer) {
@@ -293,9 +286,10 @@ void NativeLowering::experts_backward(int layer, BufferId x, const Gathered& g, 
   const Travelling arrived = travelling("dispatched");
   const Travelling sent = expert_ == kNoGroup ? arrived : travelling("dispatch_send");
   const Gates kept = gates(saved.gates);
-  b_.op(routed(local(OpKind::permute, part, traffic(2 * r * h, es, es), {}, expert_), Routed::source),
-        {matrix(x, ct_, n_, h), plan.order, plan.rounds, matrix(d_y, ct_, n_, h), kept.weights},
-        {sent.x, sent.d_y, sent.weights});
+  b_.op(
+      routed(local(OpKind::permute, part, traffic(2 * r * h, es * tokens, es), {}, expert_), Routed::source),
+      {matrix(x, ct_, n_, h), plan.order, plan.rounds, matrix(d_y, ct_, n_, h), kept.weights},
+      {sent.x, sent.d_y, sent.weights});
   if (expert_ != kNoGroup)
     b_.op(routed(remote(OpKind::all_to_all, Stream::dispatch, part, expert_, row_bytes * r, row_bytes * r,
                         exchanging(Exchange::dispatch)),
@@ -344,7 +338,6 @@ void NativeLowering::experts_backward(int layer, BufferId x, const Gathered& g, 
                  Routed::combine),
           {plan.rounds, out.d_x, out.d_weights}, {home.d_x, home.d_weights});
   }
-  const double sums = sum_bytes(r);
   b_.op(routed(local(OpKind::unpermute_bwd, part, traffic(r * h, es + sums, sums), add, expert_),
                Routed::source),
         {home.d_x, plan.order, plan.rounds, home.d_weights},

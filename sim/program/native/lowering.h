@@ -225,7 +225,10 @@ class NativeLowering {
   BufferId spill_slots(int layer);
   void borrow(BufferId slots, const RoundsPlan& plan, const Gathered& g);
   int64_t round_rows() const;
-  double sum_bytes(int64_t rows) const;
+  // Tokens that a source's rows of a round come from, for each of them: a round takes the next rows of every
+  // flow (sim/plan/rounds.h), so that the copies of a token move together. A token is read, and its sum read
+  // and written, once a round.
+  double tokens_per_row() const { return 1 / static_cast<double>(c_.top_k); }
   // Without expert parallelism all rows of a rank are one round, which can be kept.
   bool keep_experts() const { return keep_all_ && expert_ == kNoGroup && round_rows() == n_ * c_.top_k; }
   void experts_forward(int layer, BufferId x, const Gathered& g, BufferId y, Checkpoint& saved);
