@@ -101,7 +101,7 @@ void attention(Bench& bench) {
                                 {64, 64, 0, {64, 512, 8}},
                                 {64, 64, 128, {64, 512, 8}},
                                 {192, 128, 0, {64, 8, 256}}};
-  for (const int64_t context : {4096, 16384, 65536, 131072, 1024})
+  for (const int64_t context : {4096, 16384, 65536, 131072, 1024, 2048})
     for (const Kind& kind : kinds)
       for (const int64_t parallel : kind.parallel) {
         const kernels::AttentionShape s =
@@ -109,7 +109,7 @@ void attention(Bench& bench) {
         if (program::flops(OpKind::attention_fwd, program_shape(s)) > kMostFlops ||
             !bench.fits(bytes_of(s)) || s.rows() > 131072)
           continue;
-        if (context == 1024 && kind.width != 128) continue;
+        if (context < 4096 && kind.width != 128) continue;
         if (!bench.more()) return;
         measure(bench, s);
       }

@@ -26,6 +26,7 @@ using Clock = std::chrono::steady_clock;
 namespace {
 
 constexpr int kMostRepeats = 10;
+constexpr size_t kMostReadings = 128;  // of the clock
 constexpr double kPointSeconds = 20e-3, kBatchSeconds = 200e-6;
 // A GPU whose clock has not come down yet is a tenth faster than one in the midst of a step, and one that did
 // nothing but products for long is slower: what is measured comes behind some tens of milliseconds of
@@ -96,7 +97,7 @@ Bench::Bench(const launch::Place& place, launch::Peers& peers) : peers_(peers) {
   heat_ = cuda::device_bytes(kHeatBytes, "what keeps a GPU warm");
   heat_workspace_ =
       cuda::device_bytes(static_cast<int64_t>(kernels::Matmul::kWorkspaceBytes), "what keeps a GPU warm");
-  clocks_ = cuda::device_bytes(2 * kMostRepeats * static_cast<int64_t>(sizeof(kernels::ClockReadings)),
+  clocks_ = cuda::device_bytes(kMostReadings * static_cast<int64_t>(sizeof(kernels::ClockReadings)),
                                "readings of the clock");
   sensor_ = PowerSensor::of_this_gpu();
   for (const int tells : launch::everyones(peers, sensor_ ? 1 : 0))
@@ -239,6 +240,7 @@ double Bench::largest_clock() const {
 }
 
 void Bench::read_clock(size_t index, cudaStream_t stream) {
+  ensure(index < kMostReadings, "there is room for the readings of the clock");
   auto* const to = reinterpret_cast<kernels::ClockReadings*>(clocks_.get()) + index;
   check(cudaMemsetAsync(to, 0, sizeof *to, stream), "a reading of the clock");
   kernels::read_clock(to, stream);

@@ -18,9 +18,10 @@ namespace {
 constexpr int64_t kLarge = int64_t{256} << 20, kSmall = 64 << 10;
 // Of pinned memory, in each direction, and for how long both go through it: as those of a step do. On one
 // host 256 MiB again and again came down at 89 GB/s in all, the checkpoints of a run on it at 127; on another
-// 40 ms of both ways went at 156, the states of a run, 51 GiB a GPU for two seconds, at 113.
-constexpr int64_t kMostWalk = int64_t{12} << 30;
-constexpr double kBothSeconds = 0.6;
+// 40 ms of both ways went at 156, the states of a run, 51 GiB a GPU for two seconds, at 113; on a third 12
+// GiB each way went at 166, those states at 140.
+constexpr int64_t kMostWalk = int64_t{32} << 30;
+constexpr double kBothSeconds = 0.8;
 constexpr int64_t kParameters = 100'000'000;
 constexpr int64_t kStateBytes = 12, kRingBytes = 4;  // a parameter: master, m, v; gradient, weights
 constexpr double kTraffic =
@@ -30,9 +31,9 @@ void copy(std::byte* to, const std::byte* from, int64_t bytes, cudaStream_t stre
   kernels::check(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyDefault, stream), "a copy");
 }
 
-// A quarter of the host's memory at most, in two directions.
+// Of half of the host's memory, in two directions.
 int64_t walk_bytes(const Bench& bench) {
-  return std::clamp(host_bytes() / (8 * bench.ranks()) / kLarge * kLarge, kLarge, kMostWalk);
+  return std::clamp(host_bytes() / (4 * bench.ranks()) / kLarge * kLarge, kLarge, kMostWalk);
 }
 
 // The next piece of `walk` bytes of pinned memory, from `begin` on, every time.
@@ -109,8 +110,9 @@ void host_copies(Bench& bench) {
 // where the states of a run, 20 GiB a GPU, came and went at 198.
 void host_adam(Bench& bench) {
   host::Workers& workers = host::Workers::of_process();
-  const int64_t updates = std::max<int64_t>(1, walk_bytes(bench) / (kStateBytes * kParameters));
-  std::byte* const slab = bench.pinned(kParameters * (kStateBytes * updates + 2 * kRingBytes));
+  const int64_t walked = 2 * walk_bytes(bench) / kParameters,
+                updates = std::max<int64_t>(1, (walked - 2 * kRingBytes) / kStateBytes);
+  std::byte* const slab = bench.pinned(kParameters * std::max(walked, kStateBytes * updates + 2 * kRingBytes));
   std::byte* const rings = slab + kStateBytes * kParameters * updates;
   workers.run([&](int thread) {  // 0.01, neither zero nor denormal; of the rings as pairs of bf16
     const int64_t all = kParameters * (kStateBytes * updates + 2 * kRingBytes) / 4;
@@ -129,7 +131,7 @@ void host_adam(Bench& bench) {
   };
   const auto rates = [&](bool mine) {
     bench.peers().barrier();
-    const int64_t runs = std::max<int64_t>(10, 2 * updates);
+    const int64_t runs = std::max<int64_t>(10, updates);
     std::vector<double> all;
     for (int64_t i = 0; mine && i < runs; ++i) {
       const auto begin = std::chrono::steady_clock::now();

@@ -44,13 +44,17 @@ class Kernels {
   }
 
  private:
-  // read, written: bytes an element, as the lowering counts them.
+  // read, written: bytes an element, as the lowering counts them. norm: of rope, as its table has it.
   template <class F>
-  void measure(const char* kernel, int64_t elements, double read, double written, F&& run) {
+  void measure(const char* kernel, int64_t elements, double read, double written, F&& run,
+               std::vector<double> norm = {}) {
     if (!bench_.more()) return;
     const double bytes = static_cast<double>(elements) * (read + written);
+    std::vector<double> at = std::move(norm);
+    const char* const what = at.empty() ? "" : "width of the norm, 1: none; ";
+    at.push_back(bytes);
     bench_.point(fmt::format("native_{}", kernel),
-                 fmt::format("kernels/, {}; (bytes read + written) -> bytes/s", kernel), {bytes}, bytes,
+                 fmt::format("kernels/, {}; ({}bytes read + written) -> bytes/s", kernel, what), at, bytes,
                  bench_.time(run, bench_.compute(), runs_of(bytes)));
   }
   float* scratch(int64_t bytes) {
@@ -78,21 +82,32 @@ class Kernels {
   }
 
   void ropes() {
-    const int64_t cols = kHeads * kWidth;
-    const Matrix x = rows(cols), y = rows(cols), w = bench_.matrix(1, kWidth),
-                 dw = bench_.matrix(1, kWidth, Type::f32),
-                 angles = bench_.matrix(kPositions, kWidth, Type::f32);
-    const int32_t* const at = bench_.upload(numbers(n_, kPositions));
-    const auto* const cos = static_cast<const float*>(angles.data);
-    const Rotation rotation{kWidth, 0, kWidth, false, cos, cos + kPositions * kWidth / 2};
-    float* const sums = scratch(rms_norm_bwd_scratch(n_, cols, kWidth));
-    measure("rope", n_ * cols, 2, 2, [=, n = n_](cudaStream_t s) {
-      rope({x, w, y, at, n, rotation, kEps}, s);
-    });
-    measure("rope_bwd", n_ * cols, 2, 2, [=, n = n_](cudaStream_t s) {
-      rope_bwd({y, x, w, y, dw, at, n, rotation, kEps, false, sums}, s);
-    });
-    bench_.release();
+    // Without a norm, with one of each head, and with one of all heads, as OLMoE has it.
+    for (const int64_t norm : {int64_t{0}, kWidth, kHidden}) {
+      const int64_t cols = norm == kHidden ? norm : kHeads * kWidth, count = n_ * kHeads * kWidth / cols;
+      const Matrix x = bench_.matrix(count, cols), y = bench_.matrix(count, cols),
+                   angles = bench_.matrix(kPositions, kWidth, Type::f32);
+      Matrix w{}, dw{};
+      if (norm > 0) w = bench_.matrix(1, norm), dw = bench_.matrix(1, norm, Type::f32);
+      const int32_t* const at = bench_.upload(numbers(n_, kPositions));
+      const auto* const cos = static_cast<const float*>(angles.data);
+      const Rotation rotation{kWidth, 0, kWidth, false, cos, cos + kPositions * kWidth / 2};
+      float* const sums = norm > 0 ? scratch(rms_norm_bwd_scratch(count, cols, norm)) : nullptr;
+      const std::vector kind{static_cast<double>(std::max<int64_t>(norm, 1))};
+      measure(
+          "rope", count * cols, 2, 2,
+          [=, n = n_](cudaStream_t s) {
+            rope({x, w, y, at, n, rotation, kEps}, s);
+          },
+          kind);
+      measure(
+          "rope_bwd", count * cols, norm > 0 ? 4 : 2, 2,
+          [=, n = n_](cudaStream_t s) {
+            rope_bwd({y, norm > 0 ? x : Matrix{}, w, y, dw, at, n, rotation, kEps, false, sums}, s);
+          },
+          kind);
+      bench_.release();
+    }
     const int64_t heads = 64, nope = 128, value = 128, rotary = 64, tokens = n_ / 4;
     const Matrix kv = bench_.matrix(tokens, heads * (nope + value)), shared = bench_.matrix(tokens, rotary),
                  k = bench_.matrix(tokens, heads * (nope + rotary)), v = bench_.matrix(tokens, heads * value);

@@ -26,9 +26,10 @@ constexpr size_t kAhead = 2;             // rounds on the stream
 constexpr double kRoundSeconds = 20e-3;  // longer than the driver takes to tell the power
 constexpr double kBurstSeconds = 6e-3, kRestSeconds = 24e-3;
 constexpr size_t kMarked = 5;  // rounds whose clocks are read
-// By turns: three fourths of the time products.
-constexpr int kProducts = 3, kNorms = 30;
-constexpr double kMixedSeconds = 17e-3;
+// By turns with memory-bound kernels, some milliseconds each as in a step: what those take, over what the
+// other takes. The driver's loop sees turns of 12 and 5 ms one by one: the clock then is that of the mean of
+// neither (H200, 2026-11-28).
+constexpr double kFew = 0.4, kMany = 2;
 
 struct Part {
   const Work* work;
@@ -109,6 +110,25 @@ Drawn watch(Bench& bench, const Work& work, double seconds, double rest = 0) {
   return watch(bench, {{&work, times}}, times * once, rest);
 }
 
+// By turns with `other`, which takes `ratio` times as long; `round` seconds in all. Of two parts.
+Drawn by_turns(Bench& bench, const Work& work, const Work& other, double ratio, double round) {
+  const double once = bench.agreed(bench.time(work, bench.compute(), Runs::one_by_one)),
+               beside = bench.agreed(bench.time(other, bench.compute(), Runs::one_by_one));
+  const int times = std::max(1, static_cast<int>(ratio * once / beside + 0.5));
+  const double turn = once + times * beside;
+  std::vector<Part> parts;
+  for (double lasts = 0; lasts < round; lasts += turn)
+    parts.insert(parts.end(), {{&work, 1}, {&other, times}});
+  const Drawn all = watch(bench, parts, turn * static_cast<double>(parts.size()) / 2, 0);
+  Drawn two{all.watts, {{0, 0}, {0, 0}}};
+  for (size_t p = 0; p < parts.size(); ++p) {
+    two.parts[p % 2].hertz += all.parts[p].hertz * all.parts[p].share;
+    two.parts[p % 2].share += all.parts[p].share;
+  }
+  for (Drawn::OfPart& part : two.parts) part.hertz /= part.share;
+  return two;
+}
+
 }  // namespace
 
 void power(Bench& bench) {
@@ -159,8 +179,9 @@ void power(Bench& bench) {
   };
   const double idle = watch(bench, std::vector<Part>(), 0, kRoundSeconds).watts;
   bench.figure("idle_power_w", "drawn by nothing, the context being there", {idle});
+  const double of_memory = watch(bench, memory, kRoundSeconds).watts;
   bench.figure("memory_bound_power_w", "drawn by RMSNorm of 32768 x 2048 with its residual in a row",
-               {watch(bench, memory, kRoundSeconds).watts});
+               {of_memory});
   if (bench.ranks() > 1) {
     const Work gather = by_copy_engines(bench, Collective::all_gather, bench.ranks(), int64_t{1} << 30);
     bench.figure("link_power_w", "drawn by all-gathers of 1 GiB by copy engines in a row",
@@ -171,9 +192,13 @@ void power(Bench& bench) {
     const std::string name(kind.name), what = kind.what;
     const Drawn alone = watch(bench, kind.work, kRoundSeconds);
     figures(name, what + " in a row", alone);
-    Drawn burst = watch(bench, kind.work, kBurstSeconds, kRestSeconds);
-    burst.watts = idle + (burst.watts - idle) / burst.parts[0].share;
-    figures(name + "_burst", what + ", a fifth of the time and nothing in the rest", burst);
+    bench.figure(
+        name + "_burst_clock_hz",
+        "clock of the multiprocessors under " + what + ", a fifth of the time and nothing in the rest",
+        {watch(bench, kind.work, kBurstSeconds, kRestSeconds).parts[0].hertz});
+    Drawn among = by_turns(bench, kind.work, memory, kMany, kRoundSeconds);
+    among.watts = of_memory + (among.watts - of_memory) / among.parts[0].share;
+    figures(name + "_among", what + ", a third of the time, by turns with such RMSNorms", among);
     std::vector<double> all = bench.at_first({alone.parts[0].hertz});
     if (all.empty()) continue;
     const double middle = median(all);
@@ -181,14 +206,12 @@ void power(Bench& bench) {
     clocks.push_back(std::move(all));
   }
   // Products as deep_matmul has them, since what those draw is taken off.
-  const Drawn mixed = watch(bench, {{&deep_products, kProducts}, {&memory, kNorms}}, kMixedSeconds, 0);
-  const std::string by_turns =
-      fmt::format("{} times the deep products and {} such RMSNorms by turns", kProducts, kNorms);
-  bench.figure("mixed_power_w", "drawn by " + by_turns, {mixed.watts});
-  bench.figure("mixed_matmul_share", "of the time of " + by_turns + ", the products'",
-               {mixed.parts[0].share});
-  bench.figure("mixed_matmul_clock_hz", "clock of the products of " + by_turns, {mixed.parts[0].hertz});
-  bench.figure("mixed_memory_bound_clock_hz", "clock of the RMSNorms of " + by_turns, {mixed.parts[1].hertz});
+  const Drawn mixed = by_turns(bench, deep_products, memory, kFew, kRoundSeconds);
+  const std::string mixture = "the deep products and such RMSNorms by turns";
+  bench.figure("mixed_power_w", "drawn by " + mixture, {mixed.watts});
+  bench.figure("mixed_matmul_share", "of the time of " + mixture + ", the products'", {mixed.parts[0].share});
+  bench.figure("mixed_matmul_clock_hz", "clock of the products of " + mixture, {mixed.parts[0].hertz});
+  bench.figure("mixed_memory_bound_clock_hz", "clock of the RMSNorms of " + mixture, {mixed.parts[1].hertz});
   bench.release();
   if (bench.rank() != 0 || clocks.empty()) return;
   FoundTable& table = bench.findings().tables["gpu_clock"];

@@ -137,8 +137,8 @@ constexpr std::array kOptionalTables{
     // -> bytes/s
     TableForm{"native_rms_norm", 0, 1},
     TableForm{"native_rms_norm_bwd", 0, 1},
-    TableForm{"native_rope", 0, 1},
-    TableForm{"native_rope_bwd", 0, 1},
+    TableForm{"native_rope", 1, 1},  // width of the norm before it, 1: none
+    TableForm{"native_rope_bwd", 1, 1},
     TableForm{"native_mla_keys", 0, 1},
     TableForm{"native_mla_keys_bwd", 0, 1},
     TableForm{"native_swiglu", 0, 1},
@@ -300,13 +300,13 @@ const std::vector<std::string>& optional_figures() {
                                  "native_all_to_all_beside_gather_slowdown",
                                  "copy_engine_all_gather_beside_exchange_slowdown"};
     // Of a GPU's power: the limit, what nothing draws, and what one kind of kernels draws at which clock, in
-    // a row and in bursts; products and memory-bound kernels by turns.
+    // a row, among memory-bound ones and in bursts; products and memory-bound kernels by turns.
     for (const char* name :
          {"power_limit_w", "largest_clock_hz", "idle_power_w", "memory_bound_power_w", "link_power_w",
           "mixed_power_w", "mixed_matmul_share", "mixed_matmul_clock_hz", "mixed_memory_bound_clock_hz"})
       all.emplace_back(name);
     for (const char* kind : {"matmul", "deep_matmul", "grouped_matmul", "attention"})
-      for (const char* what : {"power_w", "clock_hz", "burst_power_w", "burst_clock_hz"})
+      for (const char* what : {"power_w", "clock_hz", "burst_clock_hz", "among_power_w", "among_clock_hz"})
         all.push_back(fmt::format("{}_{}", kind, what));
     for (const char* beside : {"native_all_gather", "native_reduce_scatter", "native_all_to_all",
                                "copy_engine_all_gather", "copy_engine_reduce_scatter", "host_copies"}) {

@@ -381,9 +381,11 @@ class Measured : public CostModel {
           return kernel(std::max({least / 4, v(0) / rate.value, bytes / hbm_bw_}), bytes, rate.outside,
                         memory_);
         }
-        if (const cluster::Table* const own = own_kernel(op, s); own != nullptr && bytes > 0)
-          return kernel(std::max({least, bytes / own->at({bytes}).value, bytes / c_["hbm_peak_bw"]}), bytes,
-                        false, memory_);
+        if (const cluster::Table* const own = own_kernel(op, s); own != nullptr && bytes > 0) {
+          const bool rotates = op.kind == OpKind::rope || op.kind == OpKind::rope_bwd;
+          const double rate = (rotates ? own->at({std::max(1.0, v(3)), bytes}) : own->at({bytes})).value;
+          return kernel(std::max({least, bytes / rate, bytes / c_["hbm_peak_bw"]}), bytes, false, memory_);
+        }
         const double each = bytes / op.kernels;
         const double rate =
             each > 0 ? c_.table("memory_bound").at({each}).value * (op.eager ? 1 : c_["fused_kernel_share"])

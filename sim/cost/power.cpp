@@ -35,13 +35,11 @@ double Power::Draw::watts(double clock) const {
 // Where the clocks hardly differ nothing is learnt of the exponent: the cube, of a voltage that rises with
 // the clock.
 Power::Draw Power::Draw::through(double clock_a, double watts_a, double clock_b, double watts_b) {
-  constexpr double kApart = 1.02, kCube = 3;
+  constexpr double kApart = 0.02, kCube = 3;
   if (watts_a <= 0) return {};
   Draw draw{0, kCube};
-  if (clock_b > kApart * clock_a)
-    draw.exponent = watts_b > watts_a ? std::clamp(std::log(watts_b / watts_a) / std::log(clock_b / clock_a),
-                                                   0.0, kMostExponent)
-                                      : 0;
+  if (const double apart = std::log(clock_b / clock_a); std::abs(apart) > kApart)
+    draw.exponent = std::clamp(std::log(std::max(1.0, watts_b) / watts_a) / apart, 0.0, kMostExponent);
   draw.at_largest = watts_a / std::pow(clock_a, draw.exponent);
   return draw;
 }
@@ -68,8 +66,8 @@ std::optional<Power> Power::of(const cluster::ClusterModel& cluster) {
   for (size_t k = 0; k < kTensorDraws; ++k) {
     const std::string name = kTensor[k];
     p.most_[k] = clock(name + "_burst");
-    p.draw_[k] = Draw::through(clock(name), figure(name + "_power_w") - p.idle_, p.most_[k],
-                               figure(name + "_burst_power_w") - p.idle_);
+    p.draw_[k] = Draw::through(clock(name), figure(name + "_power_w") - p.idle_, clock(name + "_among"),
+                               figure(name + "_among_power_w") - p.idle_);
   }
   // Deep products among memory-bound kernels: what those draw at the clock that is then set is the rest.
   const double share = figure("mixed_matmul_share"), products = clock("mixed_matmul"),
@@ -77,7 +75,7 @@ std::optional<Power> Power::of(const cluster::ClusterModel& cluster) {
                rest = (figure("mixed_power_w") - p.idle_ - share * p.draw_[kMixed].watts(products)) /
                       (1 - share);
   p.sag_ = std::min(1.0, products / set);
-  p.draw_[kMemory] = Draw::through(set, std::clamp(rest, 0.3 * of_memory, of_memory), 1, of_memory);
+  p.draw_[kMemory] = Draw::through(1, of_memory, set, rest);
   const auto found = cluster.tables.find("gpu_clock");
   if (found == cluster.tables.end()) return p;
   const auto clock_of = [&](int64_t gpu) { return found->second.table.at({static_cast<double>(gpu + 1)}); };

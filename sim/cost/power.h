@@ -71,6 +71,7 @@ class Power {
   struct Draw {
     double at_largest = 0, exponent = 1;
     double watts(double clock) const;
+    // The first for certain, the second as closely as an exponent from 0 to 4 allows.
     static Draw through(double clock_a, double watts_a, double clock_b, double watts_b);
   };
   Clocks at(double set) const;

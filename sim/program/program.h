@@ -55,7 +55,8 @@ enum class OpKind : uint8_t {
                   // experts with any rows, where most have few; else 0
   attention_fwd,  // see AttentionShape
   attention_bwd,
-  // Memory-bound kernels: (elements, bytes read, bytes written)
+  // Memory-bound kernels: (elements, bytes read, bytes written); of rope, rope_bwd also (width of the norm
+  // before it, 0: none)
   rms_norm,
   rms_norm_bwd,
   rope,

@@ -46,7 +46,8 @@ cluster::ClusterModel cluster() {
     c.figures[kind + "_clock_hz"].value = 2e9 * alone(watts);
     c.figures[kind + "_power_w"].value = 100 + tensor_watts(watts, alone(watts));
     c.figures[kind + "_burst_clock_hz"].value = 2e9 * kMost;
-    c.figures[kind + "_burst_power_w"].value = 100 + watts;
+    c.figures[kind + "_among_clock_hz"].value = 2e9 * kMost;
+    c.figures[kind + "_among_power_w"].value = 100 + watts;
   }
   return c;
 }

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The validation suite on this host's GPUs: suite.sh OUT MOP [LABEL...]
-# Works in OUT, on copies of hwmodels/ and scenarios/: makes the tokens, calibrates the host (CALIBRATE=0: not) into its hwmodels/, then makes the runs of
+# Works in OUT, on copies of hwmodels/ and scenarios/: makes the tokens, calibrates the host (CALIBRATE=0: not) into its hwmodels/ and, of 4 GPUs, into the
+# cluster of two emulated nodes, then makes the runs of
 # scenarios/validation/suite.toml that LABELs name, in that order (default: all for as many GPUs as the host has), and that suite.db has not.
 # CLUSTER (default: h200x4 on 4 GPUs, h200x2 on fewer): the suite's name for such a host.
 # UNTIL=SECONDS: all ends by then, counted from here; runs that 45 seconds are not left for are left out, and said.
@@ -24,6 +25,7 @@ wait
 if [ "${CALIBRATE:-1}" = 1 ]; then
   "$mop" calibrate --gpus "$gpus" --base "$cluster" --out calibrated.json > calibrate.txt 2>&1 && mv calibrated.json "hwmodels/$cluster.json"
   say "calibrate: exit status $?"
+  [ "$gpus" -lt 4 ] || python3 "$here/emulated_nodes.py" "hwmodels/$cluster.json" scenarios/validation/clusters/h200-2x2.json || exit 2
 fi
 "$mop" validate --suite scenarios/validation/suite.toml --commands --missing --db suite.db > commands.sh || exit 2
 mkdir -p traces

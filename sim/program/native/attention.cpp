@@ -42,7 +42,7 @@ NativeLowering::Latents NativeLowering::attention_inputs(int layer, BufferId x, 
   norm(columns(raw, 0, rank), Role::kv_a_norm, columns(latent_rows, 0, rank));
   Does rotate;
   rotate.a = rotate.c = rope;
-  b_.op(local(OpKind::rope, part, traffic(n_ * rope, es, es), rotate),
+  b_.op(local(OpKind::rope, part, rope_shape(n_ * rope, 0), rotate),
         {columns(raw, rank, rope), positions(), {}}, {columns(latent_rows, rank, rope)});
   if (latent() && sequence_ != kNoGroup) {
     out.kv_all = own("kv_latent_gathered", t_, kv);
@@ -60,7 +60,6 @@ NativeLowering::HeadChunk NativeLowering::project_chunk(int layer, int64_t chunk
                                                         const Gathered& g, const HeadChunk& earlier) {
   const Component part = Component::attention;
   const int64_t qd = c_.qk_dim(), d = layout_.sequence.size, heads = chunks_.heads * d;
-  const double es = static_cast<double>(es_);
   const bool q_lora = mla() && c_.q_lora_rank > 0;
   const int64_t width = q_lora ? c_.q_lora_rank : c_.hidden;
   const auto own = [&](const char* label, int64_t rows, int64_t cols) {
@@ -78,24 +77,21 @@ NativeLowering::HeadChunk NativeLowering::project_chunk(int layer, int64_t chunk
   rotate.a = qd;
   rotate.b = mla() ? c_.qk_nope_dim : 0;
   rotate.c = c_.rotary_dim();
-  const auto norm = [&](Role role) {
-    return c_.qk_norm == model::QkNorm::none ? Operand{}
-           : c_.qk_norm == model::QkNorm::per_head
-               ? weight(g, role, 1, qd)
-               : weight(g, role, 1, role == Role::q_norm ? c_.heads * qd : c_.kv_heads * qd);
+  const auto rotated = [&](const Operand& x, Role norm, const Operand& y) {
+    const int64_t columns = norm_columns(norm);
+    b_.op(local(OpKind::rope, part, rope_shape(x.view.elements(), columns), rotate),
+          {x, positions(), columns > 0 ? weight(g, norm, 1, columns) : Operand{}}, {y});
   };
-  b_.op(local(OpKind::rope, part, traffic(n_ * heads * qd, es, es), rotate),
-        {out.q_raw, positions(), norm(Role::q_norm)}, {out.q});
+  rotated(out.q_raw, Role::q_norm, out.q);
 
   Operand k, v;  // of own tokens
   const bool with_kv = chunk < chunks_.kv_chunks;
   if (with_kv) {
     project_keys_values(layer, chunk, in, g, out, k, v);
     if (!mla()) {
-      const Operand rotated = keep ? own("keys_rotated", n_, k.view.cols) : k;
-      b_.op(local(OpKind::rope, part, traffic(k.view.elements(), es, es), rotate),
-            {k, positions(), norm(Role::k_norm)}, {rotated});
-      k = rotated;
+      const Operand to = keep ? own("keys_rotated", n_, k.view.cols) : k;
+      rotated(k, Role::k_norm, to);
+      k = to;
     }
   }
   if (sequence_ == kNoGroup) {
@@ -257,17 +253,17 @@ void NativeLowering::attention_backward(int layer, const Checkpoint& saved, cons
   unrotate.a = qd;
   unrotate.b = mla() ? c_.qk_nope_dim : 0;
   unrotate.c = c_.rotary_dim();
-  const auto rope_back = [&](const Operand& dy, const Operand& raw, Role role, int64_t full) {
+  const auto rope_back = [&](const Operand& dy, const Operand& raw, Role norm) {
     Does does = unrotate;
     Operand w, dw_norm;
-    if (c_.qk_norm != model::QkNorm::none) {
-      const int64_t width = c_.qk_norm == model::QkNorm::per_head ? qd : full;
-      w = weight(g, role, 1, width);
-      dw_norm = gradient(dw, layer, role, 1, width);
+    const int64_t width = norm_columns(norm);
+    if (width > 0) {
+      w = weight(g, norm, 1, width);
+      dw_norm = gradient(dw, layer, norm, 1, width);
       does.accumulate = again(dw_norm);
     }
-    b_.op(local(OpKind::rope_bwd, part, traffic(dy.view.elements(), es, es), does),
-          {dy, positions(), w.buffer == kNoBuffer ? Operand{} : raw, w}, {dy, dw_norm});
+    b_.op(local(OpKind::rope_bwd, part, rope_bwd_shape(dy.view.elements(), width), does),
+          {dy, positions(), width > 0 ? raw : Operand{}, w}, {dy, dw_norm});
   };
 
   HeadChunk now;
@@ -352,7 +348,7 @@ void NativeLowering::attention_backward(int layer, const Checkpoint& saved, cons
       }
       d_q = d_q_home;
     }
-    rope_back(d_q, now.q_raw, Role::q_norm, c_.heads * qd);
+    rope_back(d_q, now.q_raw, Role::q_norm);
     const int64_t q_first = chunk * heads * qd;
     const Role q_role = q_lora ? Role::q_b : Role::q;
     const Operand d_wq = gradient(dw, layer, q_role, heads * qd, q_width, q_first * q_width);
@@ -388,7 +384,7 @@ void NativeLowering::attention_backward(int layer, const Checkpoint& saved, cons
       gemm(part, d_up, false, w, false, d_latents, again(d_latents), {}, index);
     } else {
       const int64_t width = key_heads * (qd + vd), first = chunks_.kv_chunks == 1 ? 0 : chunk * width;
-      rope_back(d_k_home, now.k_raw, Role::k_norm, c_.kv_heads * qd);
+      rope_back(d_k_home, now.k_raw, Role::k_norm);
       Operand both = d_k_home;  // with the values to its right
       both.view.cols = width;
       const Operand d_w = gradient(dw, layer, Role::k, width, h, first * h);
@@ -430,7 +426,7 @@ void NativeLowering::latent_backward(int layer, const Latents& in, const Gathere
   };
   Does unrotate;
   unrotate.a = unrotate.c = rope;
-  b_.op(local(OpKind::rope_bwd, part, traffic(n_ * rope, es, es), unrotate),
+  b_.op(local(OpKind::rope_bwd, part, rope_bwd_shape(n_ * rope, 0), unrotate),
         {columns(d_kv, rank, rope), positions(), {}, {}}, {columns(d_kv, rank, rope), {}});
   norm_back(columns(d_kv, 0, rank), columns(matrix(in.kv_raw, ct_, n_, kv), 0, rank), Role::kv_a_norm);
   down(d_kv, Role::kv_a, Role::kv_a_bias);

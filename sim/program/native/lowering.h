@@ -59,6 +59,13 @@ class NativeLowering {
     return {{elements, static_cast<int64_t>(static_cast<double>(elements) * read),
              static_cast<int64_t>(static_cast<double>(elements) * written)}};
   }
+  // norm: how many columns it takes at a time, 0: there is none. Backward needs what entered it, too.
+  Shape rope_shape(int64_t elements, int64_t norm) const {
+    return {{elements, es_ * elements, es_ * elements, norm}};
+  }
+  Shape rope_bwd_shape(int64_t elements, int64_t norm) const {
+    return {{elements, (norm > 0 ? 2 : 1) * es_ * elements, es_ * elements, norm}};
+  }
   static OpSpec local(OpKind kind, Component component, Shape shape, Does does = {},
                       uint16_t group = kNoGroup) {
     OpSpec spec{kind, Stream::compute, component, shape, group};
@@ -193,6 +200,12 @@ class NativeLowering {
                        BufferId d_kv_latent, BufferId d_normed, BufferId dw);
   AttentionShape attention_shape(int layer) const;
   bool mla() const { return c_.attention == model::Attention::mla; }
+  // That the norm of queries or keys takes at a time; 0 without one.
+  int64_t norm_columns(model::Role norm) const {
+    if (c_.qk_norm == model::QkNorm::none) return 0;
+    if (c_.qk_norm == model::QkNorm::per_head) return c_.qk_dim();
+    return (norm == model::Role::q_norm ? c_.heads : c_.kv_heads) * c_.qk_dim();
+  }
   bool latent() const { return mla() && plan_.mla_exchange == plan::MlaExchange::latent && !fsdp_; }
   bool kept_raw() const { return c_.qk_norm != model::QkNorm::none; }
   Operand own_keys(Operand keys, int64_t chunk, int64_t width) const;

@@ -109,8 +109,9 @@ TEST(Activities, OfWhatWaitsForRoomAreShort) {
   const auto both = [&] {
     launch(0, first, [&](cudaStream_t stream) { testing::occupy(std::chrono::milliseconds(2), stream); });
     launch(1, second, [&](cudaStream_t stream) {  // a kernel: what clears needs no multiprocessor
+      auto* const values = static_cast<float*>(few.get());
       kernels::copy(
-          {{few.get(), kernels::Type::f32, 1, 512, 512}, {few.get() + 2048, kernels::Type::f32, 1, 512, 512}},
+          {{values, kernels::Type::f32, 1, 512, 512}, {values + 512, kernels::Type::f32, 1, 512, 512}},
           stream);
     });
     check(cudaDeviceSynchronize(), "both");

@@ -1,0 +1,50 @@
+#!/usr/bin/env python3
+"""The cluster of two emulated nodes on a host: emulated_nodes.py CALIBRATED.json NODES.json
+
+CALIBRATED: what `mop calibrate` wrote on that host, its emulated_network_ tables included. NODES (such as scenarios/validation/clusters/h200-2x2.json)
+is changed in place: each node has half of the host, and a GPU's network is its share of what crosses between them.
+"""
+import json
+import sys
+
+
+def main(calibrated, nodes):
+    host, cluster = json.load(open(calibrated)), json.load(open(nodes))
+    figures, tables = host["figures"], host["tables"]
+    when = tables["emulated_network_all_gather"]["where"].split("; ")[-1]
+
+    def halved(name, of):
+        figure = figures[of]
+        where = f"half of the host's {of}: two emulated nodes share it; {figure['where'].split('; ')[-1]}"
+        return {"value": figure["value"] / 2, "source": "assumed", "where": where}
+
+    # Ranks of two nodes in a ring: of a buffer's (n - 1) / n that pass a GPU, a ring crosses with 1 / n a GPU of each node.
+    def crossing(kind, size):  # bytes/s that a GPU sends to the other node; seconds
+        ranks, buffer, bus = sorted(tables[f"emulated_network_{kind}"]["points"], key=lambda point: point[1])[size]
+        seconds = buffer * (ranks - 1) / ranks / bus
+        share = 1 / 2 if kind == "all_to_all" else 1 / ranks
+        return buffer * share / seconds, seconds, buffer
+
+    rate, _, buffer = crossing("all_gather", -1)
+    others = ", ".join(f"{kind.replace('_', '-')} {crossing(kind, -1)[0]:.3g}" for kind in ("reduce_scatter", "all_to_all"))
+    _, seconds, small = crossing("all_gather", 0)
+    new = {
+        "gpus_per_node": {"value": figures["gpus_per_node"]["value"] / 2, "source": "assumed", "where": "as emulated"},
+        "host_bytes": halved("host_bytes", "host_bytes"),
+        "dram_bw": halved("dram_bw", "native_dram_bw"),
+        **{name: halved(name, name) for name in ("root_up_bw", "root_down_bw", "root_both_bw")},
+        "nic_bw": {"value": rate, "source": "measured",
+                   "where": f"a GPU's share of what crosses, all-gather of {buffer / 2**20:.0f} MiB over NCCL's sockets on the loopback ({others}); {when}"},
+        "nic_latency_ns": {"value": max(0.0, (seconds - small / figures["gpus_per_node"]["value"] / rate) / 2 * 1e9), "source": "measured",
+                           "where": f"half of what an all-gather of {small / 2**10:.0f} KiB takes beyond its bytes (one hop for each of two nodes); {when}"},
+    }
+    cluster["figures"].update(new)
+    with open(nodes, "w") as out:
+        json.dump(cluster, out, indent=2)
+        out.write("\n")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
+    main(*sys.argv[1:])
