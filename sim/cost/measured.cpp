@@ -464,7 +464,8 @@ class Measured : public CostModel {
         break;
       }
       case OpKind::all_to_all:
-        buffer = std::max(v(0), v(1));
+        // Routed rows and columns are of all ranks, this one included; what is spilled goes to others.
+        buffer = std::max(v(0), v(1)) * (program::spills(op.does.exchange) ? n / (n - 1) : 1);
         nvlink = buffer * (g - 1) / n;
         nic = buffer * (n - g) / n;
         table = "all_to_all";

@@ -140,6 +140,11 @@ constexpr bool packs(Exchange exchange) {
          exchange == Exchange::dispatch || exchange == Exchange::combine;
 }
 
+// Whether all that travels goes to other ranks.
+constexpr bool spills(Exchange exchange) {
+  return exchange == Exchange::spill_weights || exchange == Exchange::spill_gradients;
+}
+
 // Details of what an operation computes, where its kind leaves them open (ops.h).
 struct Does {
   bool accumulate = false;  // adds to what it writes

@@ -62,6 +62,17 @@ TEST(Native, KernelsTakeTheirOwnRates) {
   EXPECT_NEAR(seconds(m.price(op, {{n, 14 * n, 14 * n}})), 28.0 * n / 2.5e12, 2e-9);
   op.does.b = static_cast<int64_t>(program::Master::low);
   EXPECT_NEAR(seconds(m.price(op, {{n, 14 * n, 12 * n}})), 26.0 * n / 2.25e12, 2e-9);
+  cluster::ClusterModel c = calibrated();
+  add_table(c, "native_cast", 0, {{1e6, 4e12}, {1e10, 4e12}});
+  add_table(c, "native_rope", 1, {{1, 1e9, 3.5e12}, {128, 1e9, 3e12}, {2048, 1e9, 2e12}});
+  EXPECT_NEAR(Machine(c).seconds(OpKind::cast, {{n, 2 * n, 4 * n}}), 6.0 * n / 4e12, 2e-9);
+  add_table(c, "native_widen", 0, {{1e6, 3.5e12}, {1e10, 3.5e12}});
+  const Machine own(c);
+  EXPECT_NEAR(own.seconds(OpKind::cast, {{n, 4 * n, 2 * n}}), 6.0 * n / 4e12, 2e-9);
+  EXPECT_NEAR(own.seconds(OpKind::cast, {{n, 2 * n, 4 * n}}), 6.0 * n / 3.5e12, 2e-9);
+  // By the width of the norm before it.
+  for (const auto& [norm, rate] : {std::pair{0, 3.5e12}, {128, 3e12}, {2048, 2e12}})
+    EXPECT_NEAR(own.seconds(OpKind::rope, {{n, 2 * n, 2 * n, norm}}), 4.0 * n / rate, 2e-9) << norm;
   // Without a table of its own: as all fused kernels.
   const Machine before(plain("h200x4"));
   EXPECT_EQ(m.price(OpKind::swiglu, {{n, 2 * n, n}}).demand.duration,
@@ -185,13 +196,12 @@ TEST(Native, ExchangesArePacked) {
     op.does.exchange = exchange;
     return seconds(machine.price(op, {{bytes, bytes}}, &world));
   };
-  const double sent = of(m, program::Exchange::spill_weights),
+  const double sent = of(m, program::Exchange::none),
                packing = 2.0 * bytes / m.cluster.table("memory_bound").at({2.0 * bytes}).value;
   for (const program::Exchange exchange :
        {program::Exchange::dispatch, program::Exchange::combine, program::Exchange::rows_to_columns,
         program::Exchange::columns_to_rows})
     EXPECT_NEAR(of(m, exchange), sent + packing, 2e-9);
-  EXPECT_EQ(of(m, program::Exchange::spill_gradients), sent);
   EXPECT_EQ(of(torch, program::Exchange::dispatch), of(torch, program::Exchange::none));
 }
 
@@ -277,6 +287,35 @@ TEST(Native, CollectivesSlowDownAsMeasured) {
   const auto [some_x, some_y] = of_gather(c, OpKind::attention_bwd, attention);
   EXPECT_NEAR(some_x, 1.1, 0.02);
   EXPECT_NEAR(some_y, 1.5, 0.05);
+}
+
+// Copies both ways: who gets how much of what both want was measured.
+TEST(Native, CopiesShareTheHostAsMeasured) {
+  cluster::ClusterModel c = calibrated();
+  const int64_t bytes = 1 << 30;
+  const auto weight = [&](const cluster::ClusterModel& model, OpKind kind) {
+    return static_cast<double>(Machine(model).price(kind, {{bytes}}).demand.weight);
+  };
+  const double up = weight(c, OpKind::copy_h2d), down = weight(c, OpKind::copy_d2h);
+  add_figure(c, "root_down_share", 0.5);
+  EXPECT_EQ(weight(c, OpKind::copy_h2d), up);
+  EXPECT_EQ(weight(c, OpKind::copy_d2h), down);
+  add_figure(c, "root_down_share", 0.6);
+  EXPECT_NEAR(weight(c, OpKind::copy_d2h) / weight(c, OpKind::copy_h2d), 1.5 * down / up, 2e-3);
+}
+
+// What is spilled has no part that stays: it takes as long as an exchange of which as much crosses.
+TEST(Native, SpilledExpertsAllCross) {
+  const Machine m(calibrated());
+  const Group world{Axis::world, 4, 1};
+  const auto seconds_of = [&](program::Exchange exchange, int64_t bytes) {
+    program::Op op = make_op(OpKind::all_to_all, Stream::spill);
+    op.does.exchange = exchange;
+    return seconds(m.price(op, {{bytes, bytes}}, &world));
+  };
+  const int64_t bytes = 3 << 28;
+  for (const auto exchange : {program::Exchange::spill_weights, program::Exchange::spill_gradients})
+    EXPECT_NEAR(seconds_of(exchange, bytes), seconds_of(program::Exchange::none, bytes / 3 * 4), 2e-9);
 }
 
 // Many experts with few rows, beside a few with most of them.

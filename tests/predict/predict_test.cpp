@@ -45,41 +45,40 @@ TEST(Predict, IsDeterministic) {
   }
 }
 
+void with_power(cluster::ClusterModel& c) {
+  const std::pair<const char*, double> figures[]{{"largest_clock_hz", 2e9},
+                                                 {"power_limit_w", 700},
+                                                 {"idle_power_w", 120},
+                                                 {"memory_bound_power_w", 500},
+                                                 {"link_power_w", 250},
+                                                 {"mixed_power_w", 700},
+                                                 {"mixed_matmul_share", 0.5},
+                                                 {"mixed_matmul_clock_hz", 1.7e9},
+                                                 {"mixed_memory_bound_clock_hz", 1.7e9}};
+  for (const auto& [name, value] : figures) c.figures[name].value = value;
+  struct Kind {
+    const char* name;
+    double row_w, row_hz, among_w;
+  };
+  for (const Kind& kind : {Kind{"matmul", 700, 1.5e9, 1400},
+                           {"deep_matmul", 700, 1.5e9, 1400},
+                           {"grouped_matmul", 700, 1.6e9, 1300},
+                           {"attention", 690, 1.7e9, 1100}}) {
+    const std::string name = kind.name;
+    c.figures[name + "_power_w"].value = kind.row_w;
+    c.figures[name + "_clock_hz"].value = kind.row_hz;
+    c.figures[name + "_among_power_w"].value = kind.among_w;
+    for (const char* clock : {"_among_clock_hz", "_burst_clock_hz"}) c.figures[name + clock].value = 2e9;
+  }
+}
+
 // Within less power products are slower, and with them the step; with plenty all is as without a limit.
 TEST(Predict, ClockFollowsThePowerLimit) {
   Scenario s = make("olmoe-1b-7b", "h200x4", 1, mop_plan(1, 4, 1, 4), 4096, 8);
   s.cluster.figures.erase("largest_clock_hz");
   const Prediction free = predict(s);
   EXPECT_FALSE(free.clock);
-  const std::pair<const char*, double> figures[]{{"largest_clock_hz", 2e9},
-                                                 {"idle_power_w", 120},
-                                                 {"memory_bound_power_w", 500},
-                                                 {"link_power_w", 250},
-                                                 {"matmul_power_w", 700},
-                                                 {"matmul_clock_hz", 1.5e9},
-                                                 {"matmul_among_power_w", 1400},
-                                                 {"matmul_burst_clock_hz", 2e9},
-                                                 {"matmul_among_clock_hz", 2e9},
-                                                 {"deep_matmul_power_w", 700},
-                                                 {"deep_matmul_clock_hz", 1.5e9},
-                                                 {"deep_matmul_among_power_w", 1400},
-                                                 {"deep_matmul_burst_clock_hz", 2e9},
-                                                 {"deep_matmul_among_clock_hz", 2e9},
-                                                 {"grouped_matmul_power_w", 700},
-                                                 {"grouped_matmul_clock_hz", 1.6e9},
-                                                 {"grouped_matmul_among_power_w", 1300},
-                                                 {"grouped_matmul_burst_clock_hz", 2e9},
-                                                 {"grouped_matmul_among_clock_hz", 2e9},
-                                                 {"attention_power_w", 690},
-                                                 {"attention_clock_hz", 1.7e9},
-                                                 {"attention_among_power_w", 1100},
-                                                 {"attention_burst_clock_hz", 2e9},
-                                                 {"attention_among_clock_hz", 2e9},
-                                                 {"mixed_power_w", 700},
-                                                 {"mixed_matmul_share", 0.5},
-                                                 {"mixed_matmul_clock_hz", 1.7e9},
-                                                 {"mixed_memory_bound_clock_hz", 1.7e9}};
-  for (const auto& [name, value] : figures) s.cluster.figures[name].value = value;
+  with_power(s.cluster);
   double before = 0, clock = 3e9;
   for (const double watts : {5000.0, 800.0, 700.0, 600.0, 500.0}) {
     SCOPED_TRACE(watts);
@@ -111,6 +110,31 @@ TEST(Predict, ClockFollowsThePowerLimit) {
   const double eager = *predict(torch).step_time;
   torch.cluster.figures = s.cluster.figures;
   EXPECT_EQ(*predict(torch).step_time, eager);  // its tables are of a warm GPU
+}
+
+// Forward waits for states from a slow host: its clock rises. Backward has nothing to wait for, and is none
+// the faster.
+TEST(Predict, WaitsGiveTheirOwnStagePower) {
+  Scenario s = make("olmoe-1b-7b", "h200x4", 1, mop_plan(1, 4, 1, 4, "optimizer=stream"), 4096, 8);
+  with_power(s.cluster);
+  struct Of {
+    double step, clock, backward;
+  };
+  const auto of = [&](double host_bw) {
+    for (const char* name : {"root_up_bw", "root_down_bw", "root_both_bw"})
+      s.cluster.figures[name].value = host_bw;
+    Details d;
+    const Prediction p = predict(s, {}, &d);
+    engine::Time backward = 0;
+    for (size_t task = 0; task < d.schedules[0].op_of_task.size(); ++task)
+      if (d.program(0).ops[d.schedules[0].op_of_task[task]].kind == program::OpKind::attention_bwd)
+        backward += d.report.ranks[0].spans[task].busy;
+    return Of{*p.step_time, *p.clock, 1e-9 * static_cast<double>(backward)};
+  };
+  const Of fast = of(1e12), slow = of(3e10);
+  EXPECT_GT(slow.step, 2 * fast.step);
+  EXPECT_GT(slow.clock, 1.03 * fast.clock);
+  EXPECT_NEAR(slow.backward, fast.backward, 0.01 * fast.backward);
 }
 
 TEST(Predict, AddsUp) {

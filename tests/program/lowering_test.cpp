@@ -220,6 +220,32 @@ TEST(Lowering, FlopsOfShippedModels) {
     }
 }
 
+// However many rounds there are: a token is read, and its fp32 sum read and written, once.
+TEST(Lowering, RoutedRowsReadATokenOnce) {
+  for (const char* name : {"qwen3-30b-a3b", "gpt-oss-20b", "deepseek-v3"})
+    for (const char* rounds : {"round-rows=4K", "round-rows=16K", "round-rows=256K"}) {
+      SCOPED_TRACE(std::string(name) + " " + rounds);
+      const Lowered l = lower_model(name, mop_plan(2, 4, 1, 4, rounds), 4, 8192);
+      const auto tokens = static_cast<double>(l.tokens() * l.model.hidden),
+                 all_rounds = static_cast<double>(l.copies()) / static_cast<double>(l.program.round_rows);
+      for (const Op& op : l.program.ops) {
+        const Shape& shape = l.program.shape(op);
+        const auto in_all = [&](int i) {
+          return all_rounds * static_cast<double>(shape.v[static_cast<size_t>(i)]);
+        };
+        const double matrices =
+            op.phase == Phase::backward ? 2 : 1;  // inputs; in backward their gradients, too
+        if (op.kind == OpKind::permute) {
+          EXPECT_NEAR(in_all(1), matrices * 2 * tokens, 1e-6 * tokens);
+          EXPECT_NEAR(in_all(2), matrices * 2 * tokens * static_cast<double>(l.model.top_k), 1e-6 * tokens);
+        }
+        if (op.kind == OpKind::unpermute || op.kind == OpKind::unpermute_bwd) {
+          EXPECT_NEAR(in_all(2), 4 * tokens, 1e-6 * tokens);
+        }
+      }
+    }
+}
+
 TEST(Lowering, UnbalancedRingDoesTheWorkOfAllRanks) {
   const Case c{"tiny-qwen3-moe", "fsdp2:cp=4,cp-balance=off", 4, 256, 1, 1};
   Lowered l = c.lower();
