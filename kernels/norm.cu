@@ -139,7 +139,8 @@ __global__ void __launch_bounds__(kMostThreads<V>) backward(const Backward<T, Dy
       store<V>(a.dx.at(row, col + pack * V), dx);
     }
   }
-  store_weight_gradient<V>(dw, groups.packs, threads, a.partials + int64_t{blockIdx.x} * (groups.packs * V));
+  store_weight_gradient<V>(dw, groups.packs, threads, Held{thread, threads},
+                           a.partials + int64_t{blockIdx.x} * (groups.packs * V));
 }
 
 void check_norm(const ConstMatrix& x, const ConstMatrix& w) {

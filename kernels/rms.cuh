@@ -39,15 +39,20 @@ inline Groups groups_of(const ConstMatrix& x, int64_t d, int packs, int threads,
           eps};
 }
 
+// Which packs of its group a thread holds.
+struct Held {
+  int first, apart;
+  __device__ int operator()(int i) const { return first + i * apart; }
+};
+
 // partial (d) of this block = the sum over its groups of dw. Every thread of the block calls it.
 template <int V, int Packs>
 __device__ inline void store_weight_gradient(const Pack<V> (&dw)[Packs], int packs, int threads,
-                                             float* partial) {
-  const int thread = threadIdx.x % threads;
+                                             const Held& held, float* partial) {
   if (threads > 32) {
 #pragma unroll
     for (int i = 0; i < Packs; ++i)
-      if (thread + i * threads < packs) store<V>(partial + (thread + i * threads) * V, dw[i]);
+      if (held(i) < packs) store<V>(partial + held(i) * V, dw[i]);
     return;
   }
   __shared__ float sums[kShortNorm];
@@ -55,9 +60,9 @@ __device__ inline void store_weight_gradient(const Pack<V> (&dw)[Packs], int pac
     if (group == static_cast<int>(threadIdx.x) / threads) {
 #pragma unroll
       for (int i = 0; i < Packs; ++i) {
-        if (thread + i * threads >= packs) continue;
+        if (held(i) >= packs) continue;
         for (int j = 0; j < V; ++j) {
-          float& sum = sums[(thread + i * threads) * V + j];
+          float& sum = sums[held(i) * V + j];
           sum = group == 0 ? dw[i][j] : sum + dw[i][j];
         }
       }

@@ -12,9 +12,17 @@ namespace {
 // Where a thread finds the partners of its elements.
 enum class Partners {
   staged,      // in shared memory
-  other_pack,  // of the thread's two packs, each has the other's; at most a warp a group
+  other_pack,  // of the thread's two packs, each has the other's
   same_pack,   // interleaved
 };
+
+// apart: packs from one to its partner, half of a head; of other_pack a power of two, as it divides the
+// threads.
+template <Partners P>
+__device__ inline Held held_by(int thread, int threads, int apart) {
+  if constexpr (P == Partners::other_pack) return {thread + (thread & -apart), apart};
+  return {thread, threads};
+}
 
 struct Rotate {
   uint32_t width, first, rotated;
@@ -32,24 +40,24 @@ struct Rotate {
   // The packs of a group that this thread holds, rotated in place. position: of its row; it waits for memory,
   // and is asked for early. staged: memory for the whole group. Every thread of the block calls it.
   template <Partners P, int V, int Packs>
-  __device__ void operator()(Pack<V> (&x)[Packs], float* staged, const Groups& groups, int thread,
+  __device__ void operator()(Pack<V> (&x)[Packs], float* staged, const Groups& groups, const Held& held,
                              int32_t position, bool there) const {
     const int64_t row = int64_t{position} * (rotated / 2);  // of the tables
     if constexpr (P == Partners::other_pack) {
-      if (there) rotate_packs(x, row + thread * V);
+      if (there) rotate_packs(x, row + (held.first & (held.apart - 1)) * V);
     } else {
       const int threads = groups.threads;
       if constexpr (P == Partners::staged) {
 #pragma unroll
         for (int i = 0; i < Packs; ++i) {
-          const int pack = thread + i * threads;
+          const int pack = held(i);
           if (there && pack < groups.packs) store<V>(staged + pack * V, x[i]);
         }
         sync_group(threads);
       }
 #pragma unroll
       for (int i = 0; i < Packs; ++i) {
-        const int pack = thread + i * threads;
+        const int pack = held(i);
         if (!there || pack >= groups.packs) continue;
         const auto at = static_cast<uint32_t>(pack * V);
         const uint32_t in_head = at % width - first;  // below `first`: wraps around
@@ -111,24 +119,25 @@ struct Forward {
 
 template <class T, int V, int Packs, Partners P>
 __global__ void __launch_bounds__(kMostThreads<V>)
-    forward(const Forward<T> a, const Rotate rotate, const Groups groups) {
+    forward(const Forward<T> a, const Rotate rotate, const Groups groups, const int apart) {
   extern __shared__ __align__(16) float staged_all[];
   const int threads = groups.threads, thread = threadIdx.x % threads, at_once = blockDim.x / threads;
   const uint32_t width = groups.packs * V, group = blockIdx.x * at_once + threadIdx.x / threads;
   const bool there = group < groups.count;
+  const Held held = held_by<P>(thread, threads, apart);
   const uint32_t row = group / groups.each, col = group % groups.each * width;
   const int32_t position = there ? rotate.position(row) : 0;
   Pack<V> x[Packs];
 #pragma unroll
   for (int i = 0; i < Packs; ++i) {
-    const int pack = thread + i * threads;
+    const int pack = held(i);
     if (there && pack < groups.packs) x[i] = load<V>(a.x.at(row, col + pack * V));
   }
   if (a.w != nullptr) {
     float squares[1] = {0};
 #pragma unroll
     for (int i = 0; i < Packs; ++i) {
-      if (!there || thread + i * threads >= groups.packs) continue;
+      if (!there || held(i) >= groups.packs) continue;
 #pragma unroll
       for (int j = 0; j < V; ++j) squares[0] += x[i][j] * x[i][j];
     }
@@ -137,17 +146,17 @@ __global__ void __launch_bounds__(kMostThreads<V>)
     const float inverse = 1 / sqrtf(squares[0] / groups.d + groups.eps);
 #pragma unroll
     for (int i = 0; i < Packs; ++i) {
-      const int pack = thread + i * threads;
+      const int pack = held(i);
       if (!there || pack >= groups.packs) continue;
       const Pack<V> w = load<V>(a.w + pack * V);
 #pragma unroll
       for (int j = 0; j < V; ++j) x[i][j] = w[j] * (x[i][j] * inverse);
     }
   }
-  rotate.operator()<P>(x, staged_all + threadIdx.x / threads * width, groups, thread, position, there);
+  rotate.operator()<P>(x, staged_all + threadIdx.x / threads * width, groups, held, position, there);
 #pragma unroll
   for (int i = 0; i < Packs; ++i) {
-    const int pack = thread + i * threads;
+    const int pack = held(i);
     if (there && pack < groups.packs) store<V>(a.y.at(row, col + pack * V), x[i]);
   }
 }
@@ -165,10 +174,11 @@ inline constexpr int kMostThreadsOf = P == Partners::other_pack ? kThreads : kMo
 
 template <class T, int V, int Packs, Partners P>
 __global__ void __launch_bounds__(kMostThreadsOf<V, P>)
-    backward(const Backward<T> a, const Rotate rotate, const Groups groups) {
+    backward(const Backward<T> a, const Rotate rotate, const Groups groups, const int apart) {
   extern __shared__ __align__(16) float staged_all[];
   const int threads = groups.threads, thread = threadIdx.x % threads, at_once = blockDim.x / threads;
   const uint32_t width = groups.packs * V, step = gridDim.x * at_once;
+  const Held held = held_by<P>(thread, threads, apart);
   Pack<V> dw[Packs];
 #pragma unroll
   for (int i = 0; i < Packs; ++i)
@@ -185,7 +195,7 @@ __global__ void __launch_bounds__(kMostThreadsOf<V, P>)
     next_position = rotate.position(row);
 #pragma unroll
     for (int i = 0; i < Packs; ++i) {
-      const int pack = thread + i * threads;
+      const int pack = held(i);
       if (pack >= groups.packs) continue;
       next[i].dy = load_raw<V>(a.dy.at(row, col + pack * V));
       next[i].x = load_raw<V>(a.x.at(row, col + pack * V));
@@ -207,11 +217,11 @@ __global__ void __launch_bounds__(kMostThreadsOf<V, P>)
     }
     const int32_t position = next_position;
     load_group(group + step);  // under way while this one is worked on
-    rotate.operator()<P>(dy, staged_all + threadIdx.x / threads * width, groups, thread, position, there);
+    rotate.operator()<P>(dy, staged_all + threadIdx.x / threads * width, groups, held, position, there);
     float sums[2] = {0, 0};  // of x^2, d(normalised) w x
 #pragma unroll
     for (int i = 0; i < Packs; ++i) {
-      const int pack = thread + i * threads;
+      const int pack = held(i);
       if (!there || pack >= groups.packs) continue;
       const Pack<V> x = unpack(raw_x[i]), w = load<V>(a.w + pack * V);
 #pragma unroll
@@ -225,7 +235,7 @@ __global__ void __launch_bounds__(kMostThreadsOf<V, P>)
                 projection = sums[1] * inverse / groups.d;
 #pragma unroll
     for (int i = 0; i < Packs; ++i) {
-      const int pack = thread + i * threads;
+      const int pack = held(i);
       if (!there || pack >= groups.packs) continue;
       const Pack<V> x = unpack(raw_x[i]), w = load<V>(a.w + pack * V);
       Pack<V> dx;
@@ -238,11 +248,12 @@ __global__ void __launch_bounds__(kMostThreadsOf<V, P>)
       store<V>(a.dx.at(row, col + pack * V), dx);
     }
   }
-  store_weight_gradient<V>(dw, groups.packs, threads, a.partials + int64_t{blockIdx.x} * width);
+  store_weight_gradient<V>(dw, groups.packs, threads, held, a.partials + int64_t{blockIdx.x} * width);
 }
 
-// The same for bf16 and Partners::other_pack. What is loaded ahead waits in shared memory, each thread's in
-// its own part: registers hold enough warps to have the arithmetic of some beside the loads of others.
+// The same for bf16 and Partners::other_pack, of norms of a head that a warp holds. What is loaded ahead
+// waits in shared memory, each thread's in its own part: registers hold enough warps to have the arithmetic
+// of some beside the loads of others.
 constexpr int kBlocksInWarps = 3;  // of a multiprocessor; there are no more of them: all run from the start
 
 __global__ void __launch_bounds__(kThreads, kBlocksInWarps)
@@ -296,8 +307,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksInWarps)
     if (there) {
 #pragma unroll
       for (int i = 0; i < Packs; ++i) dy[i] = unpack(ahead_dy[stage][i][threadIdx.x]);
-      rotate.operator()<Partners::other_pack>(dy, nullptr, groups, thread, ahead_position[stage][threadIdx.x],
-                                              true);
+      rotate.operator()<Partners::other_pack>(dy, nullptr, groups, Held{thread, threads},
+                                              ahead_position[stage][threadIdx.x], true);
 #pragma unroll
       for (int i = 0; i < Packs; ++i) {
         const Pack<V> x = unpack(ahead_x[stage][i][threadIdx.x]),
@@ -333,7 +344,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksInWarps)
     load_group(stage);
     go_on(at);
   }
-  store_weight_gradient<V>(dw, groups.packs, threads, a.partials + int64_t{blockIdx.x} * width);
+  store_weight_gradient<V>(dw, groups.packs, threads, Held{thread, threads},
+                           a.partials + int64_t{blockIdx.x} * width);
 }
 
 // Columns that one group of threads works on: a norm, or a head.
@@ -368,7 +380,7 @@ void with_partners(const Rotation& r, int64_t group, const Division& division, F
   using std::integral_constant;
   if constexpr (V == kPack) {
     if (r.interleaved) return f(integral_constant<Partners, Partners::same_pack>{});
-    if (r.rotated == group && group == 2 * kPack * division.threads && division.threads <= 32)
+    if (r.rotated == r.width && group == 2 * kPack * division.threads && division.threads <= kThreads)
       return f(integral_constant<Partners, Partners::other_pack>{});
   }
   f(integral_constant<Partners, Partners::staged>{});
@@ -384,6 +396,11 @@ Rotate rotate_of(const Rotation& r, const int32_t* positions, int64_t tokens, fl
           positions,
           static_cast<uint32_t>(tokens),
           direction};
+}
+
+// Packs from one to its partner.
+int apart_of(const Rotation& r) {
+  return static_cast<int>(r.width / (2 * kPack));
 }
 
 size_t staged_bytes(Partners partners, const Division& division, int64_t width) {
@@ -404,7 +421,8 @@ void run_rotation(const RopeArgs& a, float direction, cudaStream_t stream) {
         forward<T, V, Packs, partners()>
             <<<static_cast<unsigned>(ceil_div(groups.count, division.groups())), division.block,
                staged_bytes(partners(), division, width), stream>>>(
-                kernel, rotate_of(a.rotation, a.positions, a.tokens, direction), groups);
+                kernel, rotate_of(a.rotation, a.positions, a.tokens, direction), groups,
+                apart_of(a.rotation));
       });
     });
   });
@@ -508,16 +526,17 @@ void rope_bwd(const RopeBwdArgs& a, cudaStream_t stream) {
       const Groups groups = groups_of(a.dy, d, static_cast<int>(d / V), division.threads, a.eps);
       with_partners<V>(a.rotation, d, division, [&](auto partners) {
         if constexpr (partners() == Partners::other_pack && std::is_same_v<T, bf16>) {
-          blocks = std::min<int64_t>(blocks, kBlocksInWarps * kMultiprocessors);
-          backward_in_warps<<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(
-              {Rows<const bf16>(a.dy), Rows<const bf16>(a.x), Rows<bf16>(a.dx),
-               static_cast<const bf16*>(a.w.data), a.scratch},
-              rotate, groups);
-        } else {
-          backward<T, V, Packs, partners()>
-              <<<static_cast<unsigned>(blocks), division.block, staged_bytes(partners(), division, d),
-                 stream>>>(kernel, rotate, groups);
+          if (d == a.rotation.width && division.threads <= 32) {
+            blocks = std::min<int64_t>(blocks, kBlocksInWarps * kMultiprocessors);
+            return backward_in_warps<<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(
+                {Rows<const bf16>(a.dy), Rows<const bf16>(a.x), Rows<bf16>(a.dx),
+                 static_cast<const bf16*>(a.w.data), a.scratch},
+                rotate, groups);
+          }
         }
+        backward<T, V, Packs, partners()>
+            <<<static_cast<unsigned>(blocks), division.block, staged_bytes(partners(), division, d),
+               stream>>>(kernel, rotate, groups, apart_of(a.rotation));
       });
     });
   });

@@ -97,24 +97,32 @@ void norms() {
 
 void ropes() {
   const int64_t cols = kHeads * kWidth;
-  const Numbers x(kTokens, cols, Type::bf16), y(kTokens, cols, Type::bf16), w(1, kWidth, Type::bf16),
-      dw(1, kWidth, Type::f32), cos(4096, kWidth / 2, Type::f32), sin(4096, kWidth / 2, Type::f32);
+  const Numbers x(kTokens, cols, Type::bf16), y(kTokens, cols, Type::bf16), w(1, cols, Type::bf16),
+      dw(1, cols, Type::f32), cos(4096, kWidth / 2, Type::f32), sin(4096, kWidth / 2, Type::f32);
   std::vector<int32_t> at(kTokens);
   for (size_t i = 0; i < at.size(); ++i) at[i] = static_cast<int32_t>(i % 4096);
   const DeviceVector<int32_t> positions(at);
   const Rotation rotation{kWidth, 0, kWidth, false, cos.get(), sin.get()};
-  const Scratch scratch(rms_norm_bwd_scratch(kTokens, cols, kWidth));
   const double all = 2.0 * kTokens * cols;
   measure("rope, in place", 2 * all, [&] {
     rope({y, {}, y, positions.get(), kTokens, rotation, 0}, nullptr);
   });
-  measure("rope + q norm", 2 * all, [&] {
-    rope({x, w, y, positions.get(), kTokens, rotation, 1e-6F}, nullptr);
-  });
-  measure("rope_bwd + q norm", 3 * all, [&] {
-    rope_bwd({y, x, w, y, dw, positions.get(), kTokens, rotation, 1e-6F, false, scratch.get<float>()},
-             nullptr);
-  });
+  // Of each head, as Qwen3 has it, and of 16 of them, OLMoE's all.
+  for (const int64_t norm : {kWidth, 16 * kWidth}) {
+    const Scratch scratch(rms_norm_bwd_scratch(kTokens, cols, norm));
+    const Matrix weight{Matrix(w).data, Type::bf16, 1, norm, norm},
+        d_weight{Matrix(dw).data, Type::f32, 1, norm, norm};
+    const char* const after = norm == kWidth ? "rope + q norm" : "rope + norm of 16 heads";
+    const char* const back = norm == kWidth ? "rope_bwd + q norm" : "rope_bwd + norm of 16 heads";
+    measure(after, 2 * all, [&] {
+      rope({x, weight, y, positions.get(), kTokens, rotation, 1e-6F}, nullptr);
+    });
+    measure(back, 3 * all, [&] {
+      rope_bwd(
+          {y, x, weight, y, d_weight, positions.get(), kTokens, rotation, 1e-6F, false, scratch.get<float>()},
+          nullptr);
+    });
+  }
   const int64_t rows = 4096, heads = 128;
   const Numbers kv(rows, heads * 256, Type::bf16), k_rope(rows, 64, Type::bf16),
       k(rows, heads * 192, Type::bf16), v(rows, heads * 128, Type::bf16);
