@@ -9,6 +9,7 @@
 
 #include "exec/calibrate/benchmarks.h"
 #include "exec/host/adam.h"
+#include "exec/host/memory.h"
 #include "kernels/check.h"
 #include "sim/base/median.h"
 
@@ -31,9 +32,12 @@ void copy(std::byte* to, const std::byte* from, int64_t bytes, cudaStream_t stre
   kernels::check(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyDefault, stream), "a copy");
 }
 
-// Of half of the host's memory, in two directions.
-int64_t walk_bytes(const Bench& bench) {
-  return std::clamp(host_bytes() / (4 * bench.ranks()) / kLarge * kLarge, kLarge, kMostWalk);
+// In each of two directions. All together half of the host's memory, and of what it has to give, process 0's
+// word for all.
+int64_t walk_bytes(Bench& bench) {
+  const int64_t given = host::memory_grows() ? host_bytes() : host::available_memory(),
+                all = bench.from_first(std::min(host_bytes() / 2, given / 5 * 4));
+  return std::clamp(all / (2 * bench.ranks()) / kLarge * kLarge, kLarge, kMostWalk);
 }
 
 // The next piece of `walk` bytes of pinned memory, from `begin` on, every time.
@@ -110,9 +114,11 @@ void host_copies(Bench& bench) {
 // where the states of a run, 20 GiB a GPU, came and went at 198.
 void host_adam(Bench& bench) {
   host::Workers& workers = host::Workers::of_process();
-  const int64_t walked = 2 * walk_bytes(bench) / kParameters,
-                updates = std::max<int64_t>(1, (walked - 2 * kRingBytes) / kStateBytes);
-  std::byte* const slab = bench.pinned(kParameters * std::max(walked, kStateBytes * updates + 2 * kRingBytes));
+  const int64_t walked = 2 * walk_bytes(bench),
+                updates = std::max<int64_t>(1, (walked / kParameters - 2 * kRingBytes) / kStateBytes);
+  // As much as copies take: it stays for them.
+  std::byte* const slab =
+      bench.pinned(std::max(walked, kParameters * (kStateBytes * updates + 2 * kRingBytes)));
   std::byte* const rings = slab + kStateBytes * kParameters * updates;
   workers.run([&](int thread) {  // 0.01, neither zero nor denormal; of the rings as pairs of bf16
     const int64_t all = kParameters * (kStateBytes * updates + 2 * kRingBytes) / 4;

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
+#include <cmath>
 #include <optional>
 #include <string_view>
 #include <thread>
@@ -30,6 +31,7 @@ constexpr size_t kMarked = 5;  // rounds whose clocks are read
 // other takes. The driver's loop sees turns of 12 and 5 ms one by one: the clock then is that of the mean of
 // neither (H200, 2026-11-28).
 constexpr double kFew = 0.4, kMany = 2;
+constexpr int kMostTurns = 10;  // of a round
 
 struct Part {
   const Work* work;
@@ -114,12 +116,13 @@ Drawn watch(Bench& bench, const Work& work, double seconds, double rest = 0) {
 Drawn by_turns(Bench& bench, const Work& work, const Work& other, double ratio, double round) {
   const double once = bench.agreed(bench.time(work, bench.compute(), Runs::one_by_one)),
                beside = bench.agreed(bench.time(other, bench.compute(), Runs::one_by_one));
-  const int times = std::max(1, static_cast<int>(ratio * once / beside + 0.5));
-  const double turn = once + times * beside;
+  const int each = std::max(1, static_cast<int>(round / kMostTurns / (once * (1 + ratio)) + 0.5)),
+            times = std::max(1, static_cast<int>(ratio * each * once / beside + 0.5));
+  const double turn = each * once + times * beside;
+  const int turns = std::clamp(static_cast<int>(std::ceil(round / turn)), 1, kMostTurns);
   std::vector<Part> parts;
-  for (double lasts = 0; lasts < round; lasts += turn)
-    parts.insert(parts.end(), {{&work, 1}, {&other, times}});
-  const Drawn all = watch(bench, parts, turn * static_cast<double>(parts.size()) / 2, 0);
+  for (int i = 0; i < turns; ++i) parts.insert(parts.end(), {{&work, each}, {&other, times}});
+  const Drawn all = watch(bench, parts, turns * turn, 0);
   Drawn two{all.watts, {{0, 0}, {0, 0}}};
   for (size_t p = 0; p < parts.size(); ++p) {
     two.parts[p % 2].hertz += all.parts[p].hertz * all.parts[p].share;

@@ -5,10 +5,9 @@
 
 #include <algorithm>
 #include <cstring>
-#include <filesystem>
-#include <fstream>
 #include <string>
 
+#include "exec/host/memory.h"
 #include "exec/host/workers.h"
 #include "sim/base/error.h"
 #include "sim/base/quantity.h"
@@ -36,26 +35,6 @@ size_t at_least_one(int64_t bytes) {
 size_t on_device(int64_t bytes) {
   const size_t size = at_least_one(bytes);
   return size < kHugePage ? size : whole_pages(size);
-}
-
-// Of /proc/meminfo, in bytes.
-int64_t available() {
-  std::ifstream file("/proc/meminfo");
-  std::string name;
-  for (int64_t value = 0; file >> name >> value; file.ignore(256, '\n'))
-    if (name == "MemAvailable:") return value * 1024;
-  return 0;
-}
-
-// A virtual machine whose host adds memory as it is used.
-bool grows() {
-  for (const char* driver :
-       {"/sys/bus/virtio/drivers/virtio_balloon", "/sys/bus/virtio/drivers/virtio_mem"}) {
-    std::error_code ignored;
-    for (const auto& entry : std::filesystem::directory_iterator(driver, ignored))
-      if (entry.path().filename().string().starts_with("virtio")) return true;
-  }
-  return false;
 }
 
 }  // namespace
@@ -91,7 +70,7 @@ PinnedSlab::PinnedSlab(int64_t bytes) : bytes_(whole_pages(at_least_one(bytes)))
     throw UserError(fmt::format(
         "{} of pinned host memory cannot be had ({}): {} is available; take fewer ranks a host, or "
         "keep more optimizer states and checkpoints in HBM",
-        bytes_text(static_cast<int64_t>(bytes_)), why, bytes_text(available())));
+        bytes_text(static_cast<int64_t>(bytes_)), why, bytes_text(host::available_memory())));
   };
   // A huge page more, so that it can start at one.
   void* const mapped = mmap(nullptr, bytes_ + kHugePage, PROT_READ | PROT_WRITE,
@@ -117,12 +96,12 @@ PinnedSlab::~PinnedSlab() {
 }
 
 std::string check_host_memory(int64_t bytes, int processes) {
-  const int64_t needed = bytes * processes, there = available();
+  const int64_t needed = bytes * processes, there = host::available_memory();
   if (needed <= there) return {};
   const std::string numbers =
       fmt::format("{} of pinned host memory for {} ranks on this host, of which {} is available",
                   bytes_text(needed), processes, bytes_text(there));
-  if (grows()) return numbers + "; this virtual machine's memory may grow, so the run goes on";
+  if (host::memory_grows()) return numbers + "; this virtual machine's memory may grow, so the run goes on";
   throw UserError(numbers +
                   "; take fewer ranks a host, or keep more optimizer states and checkpoints in HBM");
 }

@@ -217,6 +217,14 @@ Json load(const std::filesystem::path& path) {
   return json;
 }
 
+// Of a figure or table that cannot be read: what mop calibrate of another version wrote may not be known
+// here.
+std::string made_by(const Json& entry) {
+  const bool calibrated = entry.is_object() && entry.contains("where") && entry["where"].is_string() &&
+                          entry["where"].get<std::string>().find("mop calibrate") != std::string::npos;
+  return calibrated ? "; a mop calibrate of another version wrote it: run mop calibrate again" : "";
+}
+
 void read_into(ClusterModel& model, const std::filesystem::path& path, int depth) {
   if (depth > 8) throw UserError(fmt::format("{}: 'base' goes round in a circle", path.string()));
   const Json json = load(path);
@@ -243,7 +251,7 @@ void read_into(ClusterModel& model, const std::filesystem::path& path, int depth
     std::vector<std::string> known(kFigures.begin(), kFigures.end());
     known.insert(known.end(), optional_figures().begin(), optional_figures().end());
     if (std::find(known.begin(), known.end(), key) == known.end())
-      throw UserError(fmt::format("{}: {}", file, unknown_name("figure", key, known)));
+      throw UserError(fmt::format("{}: {}{}", file, unknown_name("figure", key, known), made_by(entry)));
     if (!entry.is_object() || !entry.contains("value") || !entry["value"].is_number() ||
         !entry.contains("source") || !entry["source"].is_string() || !entry.contains("where") ||
         !entry["where"].is_string())
@@ -261,7 +269,7 @@ void read_into(ClusterModel& model, const std::filesystem::path& path, int depth
     if (form == nullptr) {
       std::vector<std::string> known = optional_tables();
       for (const TableForm& t : kTables) known.emplace_back(t.name);
-      throw UserError(fmt::format("{}: {}", file, unknown_name("table", key, known)));
+      throw UserError(fmt::format("{}: {}{}", file, unknown_name("table", key, known), made_by(entry)));
     }
     std::vector<std::vector<double>> points;
     try {
@@ -272,7 +280,7 @@ void read_into(ClusterModel& model, const std::filesystem::path& path, int depth
     } catch (const Json::exception&) {
       throw UserError(fmt::format("{} needs points (rows of numbers), source and where (texts)", where));
     } catch (const UserError& error) {
-      throw UserError(fmt::format("{}: {}", file, error.what()));
+      throw UserError(fmt::format("{}: {}{}", file, error.what(), made_by(entry)));
     }
     if (!entry.contains("spread")) continue;
     if (!entry["spread"].is_array() || entry["spread"].size() != points.size())
@@ -285,20 +293,14 @@ void read_into(ClusterModel& model, const std::filesystem::path& path, int depth
 
 const std::vector<std::string>& optional_figures() {
   static const std::vector<std::string> names = [] {
-    std::vector<std::string> all{"native_kernel_ns",
-                                 "native_dram_bw",
-                                 "root_down_share",  // of bytes that go both ways at once, those down
-                                 "native_context_bytes",
-                                 "native_library_bytes",
-                                 "native_communicator_bytes",
-                                 "native_communicator_p2p_bytes",
-                                 "native_peer_memory_bytes",
-                                 "native_first_communicator_bytes",
-                                 "native_first_p2p_bytes",
-                                 "native_nvlink_bw",
-                                 "native_idle_communicator_bytes",
-                                 "native_all_to_all_beside_gather_slowdown",
-                                 "copy_engine_all_gather_beside_exchange_slowdown"};
+    std::vector<std::string> all{
+        "native_kernel_ns", "native_dram_bw",
+        // Of bytes that go both ways at once, those down: of one GPU, of all.
+        "pcie_down_share", "root_down_share", "native_context_bytes", "native_library_bytes",
+        "native_communicator_bytes", "native_communicator_p2p_bytes", "native_peer_memory_bytes",
+        "native_first_communicator_bytes", "native_first_p2p_bytes", "native_nvlink_bw",
+        "native_idle_communicator_bytes", "native_all_to_all_beside_gather_slowdown",
+        "copy_engine_all_gather_beside_exchange_slowdown"};
     // Of a GPU's power: the limit, what nothing draws, and what one kind of kernels draws at which clock, in
     // a row, among memory-bound ones and in bursts; products and memory-bound kernels by turns.
     for (const char* name :

@@ -410,7 +410,8 @@ class Measured : public CostModel {
     Price p{lasting(seconds), 0, false};
     Demand& d = p.demand;
     // Of both ways one may give way to the other.
-    const double down = c_.figure("root_down_share", 0.5);
+    const bool alone = std::min(gpus_, gpus_per_node_) == 1;
+    const double down = c_.figure(alone ? "pcie_down_share" : "root_down_share", 0.5);
     d.weight = weight(bytes / seconds / (2 * (up ? 1 - down : down)));
     use(d, up ? Resource::pcie_up : Resource::pcie_down, bytes, rate, seconds);
     use(d, Resource::pcie_both, bytes, c_["pcie_both_bw"], seconds);

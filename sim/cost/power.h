@@ -1,9 +1,10 @@
 // The clocks that a GPU keeps within its power limit. Two things hold the clock of the multiprocessors down.
 // While tensor cores work, the voltage sags and the clock with it, at once: even for a moment and with power
-// to spare, 8192^3 products run at 1.61 of an H200's 1.98 GHz. And a loop of some hundred milliseconds sets
-// the clock so that the mean power stays within the limit: in a row such products run at 1.36 GHz, among
-// memory-bound kernels, a fourth of the time, at 1.48 while those run at 1.64 (H200, 2026-11-27). So what a
-// product takes depends on how busy the step is with products: forward is faster than backward.
+// to spare, deep products run at 1.61 of an H200's 1.98 GHz. And a loop of some hundred milliseconds sets the
+// clock so that the mean power stays within the limit: in a row such products run at 1.34 GHz, by turns with
+// memory-bound kernels, a fourth of the time, at 1.39 while those run at 1.54 (hwmodels/h200x2.json,
+// 2026-11-28). So what a product takes depends on how busy the step is with products: forward is faster than
+// backward.
 #pragma once
 #include <array>
 #include <cstdint>

@@ -301,6 +301,10 @@ TEST_F(ClusterFile, OptionalNamesAreCheckedToo) {
   json = with_native();
   json["tables"]["native_rms_norm"]["points"] = {{1e6, 1e6, 1e12}};
   expect_error(write("a.json", json), "table native_rms_norm: a point has 3 numbers, not 2");
+  EXPECT_EQ(error_of(write("a.json", json)).find("calibrate"), std::string::npos);
+  json["tables"]["native_rms_norm"]["where"] = "kernels/, rms_norm; mop calibrate, 2026-11-27 20:53 UTC";
+  expect_error(write("a.json", json),
+               "not 2; a mop calibrate of another version wrote it: run mop calibrate again");
   json = with_native();
   json["figures"]["native_all_gather_matmul_slowdown"] = {
       {"value", 0}, {"source", "measured"}, {"where", "here"}};

@@ -12,7 +12,7 @@ namespace {
 // A GPU of 2 GHz at most that draws 100 W when idle and is kept at 690. Tensor work has 0.9 of the clock that
 // is set, 1.6 GHz at most; products draw 900 W above idle at that, attention 500, with the clock's power 2.5;
 // memory-bound kernels 400 at 2 GHz, with its power 2.
-constexpr double kMost = 0.8, kSag = 0.9;
+constexpr double kMost = 0.8, kSag = 0.9, kAmong = 0.76;
 double tensor_watts(double of_most, double clock) {
   return of_most * std::pow(clock / kMost, 2.5);
 }
@@ -46,8 +46,8 @@ cluster::ClusterModel cluster() {
     c.figures[kind + "_clock_hz"].value = 2e9 * alone(watts);
     c.figures[kind + "_power_w"].value = 100 + tensor_watts(watts, alone(watts));
     c.figures[kind + "_burst_clock_hz"].value = 2e9 * kMost;
-    c.figures[kind + "_among_clock_hz"].value = 2e9 * kMost;
-    c.figures[kind + "_among_power_w"].value = 100 + watts;
+    c.figures[kind + "_among_clock_hz"].value = 2e9 * kAmong;  // the limit holds it down a little
+    c.figures[kind + "_among_power_w"].value = 100 + tensor_watts(watts, kAmong);
   }
   return c;
 }
@@ -80,6 +80,20 @@ TEST(Power, WhatWasMeasuredAloneComesBack) {
   const Clocks seldom = power->clocks(products, 10, {});  // waits most of the time
   EXPECT_EQ(seldom.set, 1);
   EXPECT_NEAR(seldom.tensor[kMatmul], kMost, 1e-9);
+}
+
+// What memory-bound kernels draw at a lower clock is what the mixture leaves for them: less, or, where that
+// is more than they draw at the largest, as much.
+TEST(Power, MemoryBoundKernelsDrawTheRestOfTheMixture) {
+  cluster::ClusterModel c = cluster();
+  c.figures["power_limit_w"].value = 450;
+  const Work norms = work(0, 0, 0, 1);
+  EXPECT_NEAR(Power::of(c)->clocks(norms, 1, {}).set, std::sqrt(350.0 / 400), 1e-3);
+  c.figures["mixed_power_w"].value = 800;
+  const double least = Power::of(c)->clocks(norms, 1, {}).set;  // no clock is low enough
+  EXPECT_LT(least, 0.31);
+  c.figures["power_limit_w"].value = 501;
+  EXPECT_EQ(Power::of(c)->clocks(norms, 1, {}).set, 1);
 }
 
 // Of two GPUs the one with the lower clock under products alone has it in a step, too.
@@ -131,10 +145,7 @@ TEST(Power, StaysWithinTheLimit) {
           const double lasts = all.lasts(c) + idle;
           double joules = (memory + beside) * memory_watts(c.set) + 2 * beside * 150;
           for (size_t k = 0; k < kTensorDraws; ++k)
-            joules +=
-                all.seconds[k] / c.tensor[k] *
-                (k == kAttention ? 500 * std::pow(c.tensor[k] / kMost, 3)  // its clock was never held down
-                                 : tensor_watts(900, c.tensor[k]));
+            joules += all.seconds[k] / c.tensor[k] * tensor_watts(k == kAttention ? 500 : 900, c.tensor[k]);
           if (c.set < 1)
             EXPECT_NEAR(100 + joules / lasts, 690, 0.5);
           else

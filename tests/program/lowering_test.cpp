@@ -246,6 +246,26 @@ TEST(Lowering, RoutedRowsReadATokenOnce) {
     }
 }
 
+// Prices of rotations go by it; backward of a norm reads what entered it, too.
+TEST(Lowering, RotationsKnowTheNormBeforeThem) {
+  for (const auto& [name, norm] :
+       {std::pair{"olmoe-1b-7b", 2048}, {"qwen3-30b-a3b", 128}, {"gpt-oss-20b", 0}, {"deepseek-v3", 0}})
+    for (const std::string& plan : {std::string("fsdp2:runtime=native"), mop_plan(1, 4, 2, 4)}) {
+      SCOPED_TRACE(std::string(name) + " " + plan);
+      const Lowered l = lower_model(name, plan, 4, 8192);
+      int rotations = 0;
+      for (const Op& op : l.program.ops) {
+        if (op.kind != OpKind::rope && op.kind != OpKind::rope_bwd) continue;
+        const Shape& shape = l.program.shape(op);
+        EXPECT_EQ(shape.v[3], norm);
+        EXPECT_EQ(shape.v[2], 2 * shape.v[0]);
+        EXPECT_EQ(shape.v[1], (op.kind == OpKind::rope_bwd && norm > 0 ? 2 : 1) * shape.v[2]);
+        ++rotations;
+      }
+      EXPECT_GT(rotations, 0);
+    }
+}
+
 TEST(Lowering, UnbalancedRingDoesTheWorkOfAllRanks) {
   const Case c{"tiny-qwen3-moe", "fsdp2:cp=4,cp-balance=off", 4, 256, 1, 1};
   Lowered l = c.lower();

@@ -238,9 +238,10 @@ class NativeLowering {
   BufferId spill_slots(int layer);
   void borrow(BufferId slots, const RoundsPlan& plan, const Gathered& g);
   int64_t round_rows() const;
-  // Tokens that a source's rows of a round come from, for each of them: a round takes the next rows of every
-  // flow (sim/plan/rounds.h), so that the copies of a token move together. A token is read, and its sum read
-  // and written, once a round.
+  // Tokens that a source's rows of a round come from, for each of them. A round takes the next rows of every
+  // flow (sim/plan/rounds.h): the copies of a token move in one round, where it is read, and its sum read and
+  // written, once. Copies for an expert that least-loaded planning has split, or of a later pass, may not:
+  // that is left out.
   double tokens_per_row() const { return 1 / static_cast<double>(c_.top_k); }
   // Without expert parallelism all rows of a rank are one round, which can be kept.
   bool keep_experts() const { return keep_all_ && expert_ == kNoGroup && round_rows() == n_ * c_.top_k; }
