@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
-#include <filesystem>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <thread>
@@ -14,7 +13,6 @@
 #include "exec/cli/training.h"
 #include "exec/launch/spawn.h"
 #include "sim/base/error.h"
-#include "sim/base/paths.h"
 #include "sim/base/quantity.h"
 #include "sim/cli/answer.h"
 #include "sim/cli/flags.h"
@@ -28,14 +26,6 @@ namespace mop::cli {
 namespace {
 
 using Json = nlohmann::ordered_json;
-
-// The folder's or file's own config.json, for exports.
-std::filesystem::path config_of(const std::string& model) {
-  const std::filesystem::path given(model);
-  if (std::filesystem::is_directory(given)) return given / "config.json";
-  if (std::filesystem::exists(given)) return given;
-  return data_home() / "scenarios" / "models" / model / "config.json";
-}
 
 double number(const std::string& text, const char* flag) {
   size_t end = 0;
@@ -245,7 +235,7 @@ struct Run {
     if (export_type != "bf16" && export_type != "f32")
       throw UserError(fmt::format("--export-type is '{}'; write bf16 or f32", export_type));
     options.export_type = export_type == "bf16" ? weights::Type::bf16 : weights::Type::f32;
-    options.config_json = config_of(flags.text("model"));
+    options.config_json = model::config_path(flags.text("model"));  // for exports
     options.data.context = s.workload.context;
     options.data.vocab = s.model.vocab;
     options.data.seed = options.seed;

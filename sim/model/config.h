@@ -4,6 +4,7 @@
 // elements.
 #pragma once
 #include <cstdint>
+#include <filesystem>
 #include <string>
 #include <vector>
 
@@ -75,6 +76,10 @@ struct ModelConfig {
 // type, out of range), or, for an unknown short name or model_type, the nearest known one. Never crashes on
 // garbage.
 ModelConfig read_config(const std::string& where);
+
+// The file that read_config reads, and its text. Errors: as its.
+std::filesystem::path config_path(const std::string& where);
+std::string config_text(const std::string& where);
 
 // The same from text; `name` becomes the model's and appears in errors.
 ModelConfig parse_config(const std::string& json_text, const std::string& name);

@@ -25,8 +25,19 @@ fs::path shipped_folder() {
   return data_home() / "scenarios" / "models";
 }
 
-// The file that `where` stands for.
-fs::path locate(const std::string& where) {
+std::string read_text(const fs::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  std::string text(kMaxRead, '\0');
+  file.read(text.data(), static_cast<std::streamsize>(text.size()));
+  if (!file.eof() && !file.good())  // a short read sets eof; anything else is a failure to open or to read
+    throw UserError(fmt::format("{}: cannot be read ({})", path.string(), std::strerror(errno)));
+  text.resize(static_cast<size_t>(file.gcount()));
+  return text;
+}
+
+}  // namespace
+
+fs::path config_path(const std::string& where) {
   if (where.empty())
     throw UserError("no model given: name a config.json, a folder that holds one, or a shipped model");
   std::error_code
@@ -51,20 +62,12 @@ fs::path locate(const std::string& where) {
   throw UserError(unknown_name("model", where, known));
 }
 
-std::string read_text(const fs::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  std::string text(kMaxRead, '\0');
-  file.read(text.data(), static_cast<std::streamsize>(text.size()));
-  if (!file.eof() && !file.good())  // a short read sets eof; anything else is a failure to open or to read
-    throw UserError(fmt::format("{}: cannot be read ({})", path.string(), std::strerror(errno)));
-  text.resize(static_cast<size_t>(file.gcount()));
-  return text;
+std::string config_text(const std::string& where) {
+  return read_text(config_path(where));
 }
 
-}  // namespace
-
 ModelConfig read_config(const std::string& where) {
-  const fs::path path = locate(where);
+  const fs::path path = config_path(where);
   ModelConfig config = parse_config(read_text(path), path.string());
   // "scenarios/models/kimi-k2/config.json" and "kimi-k2.json" are both the model kimi-k2.
   std::error_code ignored;

@@ -8,6 +8,7 @@
 
 #include "sim/base/error.h"
 #include "sim/base/paths.h"
+#include "sim/model/config.h"
 #include "sim/search/settings.h"
 
 namespace mop::validate {
@@ -23,6 +24,7 @@ std::string locate(const std::string& name) {
 
 std::string to_json(const predict::Scenario& s, const std::string& model, const std::string& cluster) {
   return Json{{"model", model},
+              {"config", Json::parse(model::config_text(model))},
               {"cluster", cluster},
               {"gpus_per_node", s.used_per_node()},
               {"precision", plan::name(s.workload.precision)},
@@ -31,6 +33,20 @@ std::string to_json(const predict::Scenario& s, const std::string& model, const 
               {"calibration", cost::name(s.calibration)}}
       .dump(-1, ' ', false, Json::error_handler_t::replace);
 }
+
+namespace {
+
+// Of the place that the record names or, where nothing is there any more, of the record itself.
+model::ModelConfig model_of(const Json& question, const std::string& name) {
+  try {
+    return model::read_config(locate(question.at("model")));
+  } catch (const UserError&) {
+    if (!question.contains("config")) throw;
+    return model::parse_config(question["config"].dump(), name);
+  }
+}
+
+}  // namespace
 
 predict::Scenario scenario_of(const store::RunRecord& measurement, const store::RunRecord* prediction) {
   const Json detail = Json::parse(measurement.detail);
@@ -46,7 +62,7 @@ predict::Scenario scenario_of(const store::RunRecord& measurement, const store::
         "measure again");
   predict::Scenario s;
   try {
-    search::set(s, "model", locate(question.at("model")));
+    s.model = model_of(question, measurement.model);
     search::set(s, "cluster", locate(question.at("cluster")));
     search::set(s, "precision", question.at("precision"));
     search::set(s, "balance-loss", question.at("balance_loss").get<bool>() ? "on" : "off");

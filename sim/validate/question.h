@@ -9,7 +9,7 @@
 namespace mop::validate {
 
 // A JSON object for the record's detail, under kQuestion. model, cluster: as they were given, a name or a
-// path.
+// path. The model's config is kept, too. Errors: UserError when it cannot be read.
 inline constexpr const char* kQuestion = "question";
 std::string to_json(const predict::Scenario& scenario, const std::string& model, const std::string& cluster);
 
@@ -20,8 +20,8 @@ inline constexpr const char* kExpertRows = "expert_rows";
 std::string locate(const std::string& name_or_path);
 
 // From the record's own question or, of an older measurement, from the prediction that was stored beside it
-// (nullptr: there is none). Errors: UserError when it cannot be known, the model or cluster is gone, or the
-// model of that name is another one now.
+// (nullptr: there is none). A model that is gone is the one of the config that the record keeps. Errors:
+// UserError when it cannot be known, the cluster is gone, or the model of that name is another one now.
 predict::Scenario scenario_of(const store::RunRecord& measurement, const store::RunRecord* prediction);
 
 }  // namespace mop::validate

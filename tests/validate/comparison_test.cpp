@@ -37,6 +37,22 @@ TEST(Question, OfAnOlderRecordIsThePredictionsBesideIt) {
   EXPECT_EQ(plan::describe(scenario_of(old, &prediction).workload.routing), "zipf:1.2");
 }
 
+// As of a folder that was made for the run.
+TEST(Question, AModelThatIsGoneIsInTheRecord) {
+  store::RunRecord record = measured(small_scenario());
+  nlohmann::json detail = nlohmann::json::parse(record.detail);
+  detail[kQuestion]["model"] = "/nowhere/tiny-qwen3-moe";
+  record.detail = detail.dump();
+  const predict::Scenario back = scenario_of(record, nullptr);
+  EXPECT_EQ(back.model.name, "tiny-qwen3-moe");
+  EXPECT_EQ(predict::model_flops(back).total(), predict::model_flops(small_scenario()).total());
+  EXPECT_NEAR(compare(record, nullptr).step_error(), 0, 1e-12);
+  detail[kQuestion].erase("config");  // a record of before
+  record.detail = detail.dump();
+  EXPECT_THAT(error_of([&] { scenario_of(record, nullptr); }),
+              HasSubstr("/nowhere/tiny-qwen3-moe: no such file"));
+}
+
 TEST(Question, AnotherModelOfTheNameIsRefused) {
   store::RunRecord record = measured(small_scenario());
   *record.model_flops_per_token *= 1.001;
