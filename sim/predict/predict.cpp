@@ -268,6 +268,7 @@ void simulate(const Scenario& s, const Kinds& kinds, const std::optional<cost::P
   std::vector<std::array<double, cost::kStages>> lasts(
       loads.size());  // seconds of the stages, waits included
   const auto busy = [&](size_t k, size_t stage) { return work[k][stage].lasts(clocks[k][stage]); };
+  d.clock_settled = false;
   for (int turn = 0; turn < kTurns; ++turn) {
     bool settled = turn > 0;
     for (size_t k = 0; k < loads.size(); ++k) {
@@ -279,7 +280,10 @@ void simulate(const Scenario& s, const Kinds& kinds, const std::optional<cost::P
       }
       clocks[k] = next;
     }
-    if (settled) break;
+    if (settled) {
+      d.clock_settled = true;
+      break;
+    }
     price();
     run(d);
     for (size_t c = d.fold.classes.size(); c-- > 0;) lasts[d.fold.classes[c].kind] = seconds_of_stages(d, c);
@@ -390,6 +394,9 @@ void explain(const Scenario& s, const Details& d, Prediction& p) {
         "HBM is nearly full: PyTorch's allocator reserves 4-20 % more than it allocates, so this plan may "
         "still fail");
   if (!r.steady) p.warnings.push_back("step times had not become steady after 8 steps");
+  if (!d.clock_settled)
+    p.warnings.push_back(
+        "the clocks had not settled: the step time may be off by what they still changed, some per mille");
 }
 
 }  // namespace

@@ -62,6 +62,7 @@ struct Details {
   Fold fold;
   engine::Report report;
   std::optional<double> clock;  // as in the prediction
+  bool clock_settled = true;
   program::Arena hbm, host;     // of the worst rank
   size_t worst = 0;             // its kind
 };

@@ -126,6 +126,7 @@ TEST(Predict, WaitsGiveTheirOwnStagePower) {
       s.cluster.figures[name].value = host_bw;
     Details d;
     const Prediction p = predict(s, {}, &d);
+    EXPECT_TRUE(d.clock_settled);
     engine::Time backward = 0;
     for (size_t task = 0; task < d.schedules[0].op_of_task.size(); ++task)
       if (d.program(0).ops[d.schedules[0].op_of_task[task]].kind == program::OpKind::attention_bwd)
