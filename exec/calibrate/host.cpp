@@ -97,9 +97,10 @@ void host_copies(Bench& bench) {
     record("up", "host to device", rates(alone_up));
     record("down", "device to host", rates(alone_down));
     record("both", "both ways at once, sum", both);
+    const std::string part = "of what goes both ways at once, the part from device to host, ";
+    if (gpus == 1) bench.figure("pcie_down_share", part + "one GPU", of_both);
     if (gpus == bench.ranks())
-      bench.figure("root_down_share", "of what goes both ways at once, the part from device to host",
-                   of_both);
+      bench.figure("root_down_share", part + fmt::format("{} GPUs at once", gpus), of_both);
   }
   const bool first = bench.rank() == 0;
   Seconds small = bench.time([=](cudaStream_t s) { copy(pinned, device, kSmall, s); }, bench.down(),

@@ -17,6 +17,7 @@
 #include "sim/cli/answer.h"
 #include "sim/cli/flags.h"
 #include "sim/cli/text.h"
+#include "sim/model/config.h"
 #include "sim/program/timeline.h"
 #include "sim/search/planner.h"
 #include "sim/validate/op_sums.h"
@@ -48,6 +49,7 @@ struct Run {
   std::string rate = "3e-4", minimum_rate = "0", weight_decay = "0.1", beta1 = "0.9", beta2 = "0.95",
               eps = "1e-8", clip_norm = "1", decay = "cosine", order = "shuffled", export_type = "bf16",
               trace, label;
+  std::string config;                    // of the model, as the run found it
   std::optional<validate::OpSums> sums;  // of the last profiled step; in process 0
   std::string end_of_document, profile_steps;
   bool dry_run = false, resume = false, check_finite = false;
@@ -236,6 +238,7 @@ struct Run {
       throw UserError(fmt::format("--export-type is '{}'; write bf16 or f32", export_type));
     options.export_type = export_type == "bf16" ? weights::Type::bf16 : weights::Type::f32;
     options.config_json = model::config_path(flags.text("model"));  // for exports
+    config = model::config_text(flags.text("model"));
     options.data.context = s.workload.context;
     options.data.vocab = s.model.vocab;
     options.data.seed = options.seed;
@@ -368,7 +371,7 @@ struct Run {
       if (!layer.empty()) rows.push_back(layer);
     detail[validate::kExpertRows] = std::move(rows);
     detail[validate::kQuestion] =
-        Json::parse(validate::to_json(s, flags.text("model"), flags.text("cluster")));
+        Json::parse(validate::to_json(s, flags.text("model"), config, flags.text("cluster")));
     const auto last = std::ranges::find(report.steps, options.profile_last, &train::StepReport::step);
     if (sums && last != report.steps.end()) {
       validate::OpSums of_step = *sums;

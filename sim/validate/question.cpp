@@ -22,9 +22,10 @@ std::string locate(const std::string& name) {
   return shipped ? (data_home() / name).string() : name;
 }
 
-std::string to_json(const predict::Scenario& s, const std::string& model, const std::string& cluster) {
+std::string to_json(const predict::Scenario& s, const std::string& model, const std::string& config,
+                    const std::string& cluster) {
   return Json{{"model", model},
-              {"config", Json::parse(model::config_text(model))},
+              {"config", Json::parse(config)},
               {"cluster", cluster},
               {"gpus_per_node", s.used_per_node()},
               {"precision", plan::name(s.workload.precision)},

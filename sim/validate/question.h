@@ -9,9 +9,10 @@
 namespace mop::validate {
 
 // A JSON object for the record's detail, under kQuestion. model, cluster: as they were given, a name or a
-// path. The model's config is kept, too. Errors: UserError when it cannot be read.
+// path; config: the text of the model's, as the run found it.
 inline constexpr const char* kQuestion = "question";
-std::string to_json(const predict::Scenario& scenario, const std::string& model, const std::string& cluster);
+std::string to_json(const predict::Scenario& scenario, const std::string& model, const std::string& config,
+                    const std::string& cluster);
 
 // Rows of each expert on each MoE layer, as the run's routers chose in its last step: an array of arrays.
 inline constexpr const char* kExpertRows = "expert_rows";

@@ -51,7 +51,8 @@ inline store::RunRecord measured(const predict::Scenario& s, double slower = 1, 
   OpSums sums = sum_operations(predict::timelines(s, details));
   sums.step = *r.step_time_s;
   nlohmann::json detail{{"backend", "cuda"}};
-  detail[kQuestion] = nlohmann::json::parse(to_json(s, "tiny-qwen3-moe", "h200x4"));
+  detail[kQuestion] =
+      nlohmann::json::parse(to_json(s, "tiny-qwen3-moe", model::config_text("tiny-qwen3-moe"), "h200x4"));
   detail[kOpSums] = nlohmann::json::parse(to_json(sums));
   r.detail = detail.dump();
   return r;
