@@ -16,14 +16,6 @@ enum class Partners {
   same_pack,   // interleaved
 };
 
-// apart: packs from one to its partner, half of a head; of other_pack a power of two, as it divides the
-// threads.
-template <Partners P>
-__device__ inline Held held_by(int thread, int threads, int apart) {
-  if constexpr (P == Partners::other_pack) return {thread + (thread & -apart), apart};
-  return {thread, threads};
-}
-
 struct Rotate {
   uint32_t width, first, rotated;
   bool interleaved;
@@ -110,6 +102,16 @@ struct Rotate {
   }
 };
 
+// Of other_pack, packs that are partners are half a head apart: a power of two, as it divides the threads.
+template <Partners P, int V>
+__device__ inline Held held_by(int thread, int threads, const Rotate& rotate) {
+  if constexpr (P == Partners::other_pack) {
+    const int apart = static_cast<int>(rotate.width) / (2 * V);
+    return {thread + (thread & -apart), apart};
+  }
+  return {thread, threads};
+}
+
 template <class T>
 struct Forward {
   Rows<const T> x;
@@ -119,12 +121,12 @@ struct Forward {
 
 template <class T, int V, int Packs, Partners P>
 __global__ void __launch_bounds__(kMostThreads<V>)
-    forward(const Forward<T> a, const Rotate rotate, const Groups groups, const int apart) {
+    forward(const Forward<T> a, const Rotate rotate, const Groups groups) {
   extern __shared__ __align__(16) float staged_all[];
   const int threads = groups.threads, thread = threadIdx.x % threads, at_once = blockDim.x / threads;
   const uint32_t width = groups.packs * V, group = blockIdx.x * at_once + threadIdx.x / threads;
   const bool there = group < groups.count;
-  const Held held = held_by<P>(thread, threads, apart);
+  const Held held = held_by<P, V>(thread, threads, rotate);
   const uint32_t row = group / groups.each, col = group % groups.each * width;
   const int32_t position = there ? rotate.position(row) : 0;
   Pack<V> x[Packs];
@@ -174,11 +176,11 @@ inline constexpr int kMostThreadsOf = P == Partners::other_pack ? kThreads : kMo
 
 template <class T, int V, int Packs, Partners P>
 __global__ void __launch_bounds__(kMostThreadsOf<V, P>)
-    backward(const Backward<T> a, const Rotate rotate, const Groups groups, const int apart) {
+    backward(const Backward<T> a, const Rotate rotate, const Groups groups) {
   extern __shared__ __align__(16) float staged_all[];
   const int threads = groups.threads, thread = threadIdx.x % threads, at_once = blockDim.x / threads;
   const uint32_t width = groups.packs * V, step = gridDim.x * at_once;
-  const Held held = held_by<P>(thread, threads, apart);
+  const Held held = held_by<P, V>(thread, threads, rotate);
   Pack<V> dw[Packs];
 #pragma unroll
   for (int i = 0; i < Packs; ++i)
@@ -398,11 +400,6 @@ Rotate rotate_of(const Rotation& r, const int32_t* positions, int64_t tokens, fl
           direction};
 }
 
-// Packs from one to its partner.
-int apart_of(const Rotation& r) {
-  return static_cast<int>(r.width / (2 * kPack));
-}
-
 size_t staged_bytes(Partners partners, const Division& division, int64_t width) {
   return partners == Partners::staged ? static_cast<size_t>(division.groups() * width) * sizeof(float) : 0;
 }
@@ -421,8 +418,7 @@ void run_rotation(const RopeArgs& a, float direction, cudaStream_t stream) {
         forward<T, V, Packs, partners()>
             <<<static_cast<unsigned>(ceil_div(groups.count, division.groups())), division.block,
                staged_bytes(partners(), division, width), stream>>>(
-                kernel, rotate_of(a.rotation, a.positions, a.tokens, direction), groups,
-                apart_of(a.rotation));
+                kernel, rotate_of(a.rotation, a.positions, a.tokens, direction), groups);
       });
     });
   });
@@ -536,7 +532,7 @@ void rope_bwd(const RopeBwdArgs& a, cudaStream_t stream) {
         }
         backward<T, V, Packs, partners()>
             <<<static_cast<unsigned>(blocks), division.block, staged_bytes(partners(), division, d),
-               stream>>>(kernel, rotate, groups, apart_of(a.rotation));
+               stream>>>(kernel, rotate, groups);
       });
     });
   });

@@ -19,7 +19,6 @@ void interference(Bench& bench);
 void power(Bench& bench);
 
 // Shared by families.
-int64_t host_bytes();  // of the host, as the kernel counts it
 enum class Collective { all_gather, reduce_scatter, all_reduce, all_to_all };
 const char* name(Collective collective);
 // By NCCL among `size` neighbours, `bytes` of the full buffer: of everyone's, for all-to-all of each rank's

@@ -12,6 +12,7 @@
 #include "exec/host/memory.h"
 #include "kernels/check.h"
 #include "sim/base/median.h"
+#include "sim/program/master.h"
 
 namespace mop::calibrate {
 namespace {
@@ -24,9 +25,10 @@ constexpr int64_t kLarge = int64_t{256} << 20, kSmall = 64 << 10;
 constexpr int64_t kMostWalk = int64_t{32} << 30;
 constexpr double kBothSeconds = 0.8;
 constexpr int64_t kParameters = 100'000'000;
-constexpr int64_t kStateBytes = 12, kRingBytes = 4;  // a parameter: master, m, v; gradient, weights
-constexpr double kTraffic =
-    28;  // bytes of DRAM a parameter: master, m, v, gradient read; master, m, v, weights written
+// Of a parameter: its states; its gradient and its weights, in bf16. DRAM: states read and written, and
+// those.
+constexpr int64_t kStateBytes = program::state_bytes(program::Master::states), kRingBytes = 4;
+constexpr double kTraffic = 2 * kStateBytes + kRingBytes;
 
 void copy(std::byte* to, const std::byte* from, int64_t bytes, cudaStream_t stream) {
   kernels::check(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyDefault, stream), "a copy");
@@ -35,8 +37,8 @@ void copy(std::byte* to, const std::byte* from, int64_t bytes, cudaStream_t stre
 // In each of two directions. All together half of the host's memory, and of what it has to give, process 0's
 // word for all.
 int64_t walk_bytes(Bench& bench) {
-  const int64_t given = host::memory_grows() ? host_bytes() : host::available_memory(),
-                all = bench.from_first(std::min(host_bytes() / 2, given / 5 * 4));
+  const int64_t total = host::total_memory(), given = host::memory_grows() ? total : host::available_memory(),
+                all = bench.from_first(std::min(total / 2, given / 5 * 4));
   return std::clamp(all / (2 * bench.ranks()) / kLarge * kLarge, kLarge, kMostWalk);
 }
 
@@ -116,14 +118,12 @@ void host_copies(Bench& bench) {
 void host_adam(Bench& bench) {
   host::Workers& workers = host::Workers::of_process();
   const int64_t walked = 2 * walk_bytes(bench),
-                updates = std::max<int64_t>(1, (walked / kParameters - 2 * kRingBytes) / kStateBytes);
-  // As much as copies take: it stays for them.
-  std::byte* const slab =
-      bench.pinned(std::max(walked, kParameters * (kStateBytes * updates + 2 * kRingBytes)));
+                updates = std::max<int64_t>(1, (walked / kParameters - 2 * kRingBytes) / kStateBytes),
+                used = kParameters * (kStateBytes * updates + 2 * kRingBytes);
+  std::byte* const slab = bench.pinned(std::max(walked, used));  // as much as copies take: it stays for them
   std::byte* const rings = slab + kStateBytes * kParameters * updates;
   workers.run([&](int thread) {  // 0.01, neither zero nor denormal; of the rings as pairs of bf16
-    const int64_t all = kParameters * (kStateBytes * updates + 2 * kRingBytes) / 4;
-    const host::Range part = host::part_of(all, 1024, thread, workers.count());
+    const host::Range part = host::part_of(used / 4, 1024, thread, workers.count());
     auto* const values = reinterpret_cast<float*>(slab);
     std::fill(values + part.begin, values + part.end, std::bit_cast<float>(0x3c243c24U));
   });

@@ -1,6 +1,7 @@
 // HBM outside of any buffer, as cudaMemGetInfo sees it come.
+#include "exec/host/memory.h"
+
 #include <fmt/format.h>
-#include <sys/sysinfo.h>
 
 #include <algorithm>
 #include <exception>
@@ -33,12 +34,6 @@ class Communicator {
 
 }  // namespace
 
-int64_t host_bytes() {
-  struct sysinfo info {};
-  sysinfo(&info);
-  return static_cast<int64_t>(info.totalram) * info.mem_unit;
-}
-
 void memory(Bench& bench) {
   int64_t before = 0;
   const auto step = [&] {
@@ -57,7 +52,7 @@ void memory(Bench& bench) {
   size_t free = 0, total = 0;
   cudaMemGetInfo(&free, &total);
   bench.figure("host_bytes", "memory of the host, as the kernel counts it",
-               {static_cast<double>(host_bytes())});
+               {static_cast<double>(host::total_memory())});
   bench.figure("hbm_bytes", "cudaMemGetInfo total", {static_cast<double>(total)});
 
   step();

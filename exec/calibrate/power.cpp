@@ -112,14 +112,14 @@ Drawn watch(Bench& bench, const Work& work, double seconds, double rest = 0) {
   return watch(bench, {{&work, times}}, times * once, rest);
 }
 
-// By turns with `other`, which takes `ratio` times as long; `round` seconds in all. Of two parts.
-Drawn by_turns(Bench& bench, const Work& work, const Work& other, double ratio, double round) {
+// By turns with `other`, which takes `ratio` times as long. Of two parts.
+Drawn by_turns(Bench& bench, const Work& work, const Work& other, double ratio) {
   const double once = bench.agreed(bench.time(work, bench.compute(), Runs::one_by_one)),
                beside = bench.agreed(bench.time(other, bench.compute(), Runs::one_by_one));
-  const int each = std::max(1, static_cast<int>(round / kMostTurns / (once * (1 + ratio)) + 0.5)),
+  const int each = std::max(1, static_cast<int>(kRoundSeconds / kMostTurns / (once * (1 + ratio)) + 0.5)),
             times = std::max(1, static_cast<int>(ratio * each * once / beside + 0.5));
   const double turn = each * once + times * beside;
-  const int turns = std::clamp(static_cast<int>(std::ceil(round / turn)), 1, kMostTurns);
+  const int turns = std::clamp(static_cast<int>(std::ceil(kRoundSeconds / turn)), 1, kMostTurns);
   std::vector<Part> parts;
   for (int i = 0; i < turns; ++i) parts.insert(parts.end(), {{&work, each}, {&other, times}});
   const Drawn all = watch(bench, parts, turns * turn, 0);
@@ -199,7 +199,7 @@ void power(Bench& bench) {
         name + "_burst_clock_hz",
         "clock of the multiprocessors under " + what + ", a fifth of the time and nothing in the rest",
         {watch(bench, kind.work, kBurstSeconds, kRestSeconds).parts[0].hertz});
-    Drawn among = by_turns(bench, kind.work, memory, kMany, kRoundSeconds);
+    Drawn among = by_turns(bench, kind.work, memory, kMany);
     among.watts = of_memory + (among.watts - of_memory) / among.parts[0].share;
     figures(name + "_among", what + ", a third of the time, by turns with such RMSNorms", among);
     std::vector<double> all = bench.at_first({alone.parts[0].hertz});
@@ -209,7 +209,7 @@ void power(Bench& bench) {
     clocks.push_back(std::move(all));
   }
   // Products as deep_matmul has them, since what those draw is taken off.
-  const Drawn mixed = by_turns(bench, deep_products, memory, kFew, kRoundSeconds);
+  const Drawn mixed = by_turns(bench, deep_products, memory, kFew);
   const std::string mixture = "the deep products and such RMSNorms by turns";
   bench.figure("mixed_power_w", "drawn by " + mixture, {mixed.watts});
   bench.figure("mixed_matmul_share", "of the time of " + mixture + ", the products'", {mixed.parts[0].share});

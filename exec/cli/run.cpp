@@ -131,8 +131,7 @@ struct Run {
     command
         .add_option("--profile-steps", profile_steps,
                     "steps whose operations CUPTI times, or that an attached profiler records; --trace has "
-                    "the last of them; "
-                    "else the last")
+                    "the last of them; else the last")
         ->type_name("N|FIRST..LAST")
         ->group("Answer");
     command

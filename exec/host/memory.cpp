@@ -20,6 +20,10 @@ std::optional<int64_t> number_of(const fs::path& path, const std::string& name) 
   return std::nullopt;
 }
 
+int64_t of_meminfo(const fs::path& root, const std::string& name) {  // in bytes
+  return number_of(root / "proc/meminfo", name).value_or(0) * 1024;
+}
+
 // A file of one number; nothing for "max".
 std::optional<int64_t> number_in(const fs::path& path) {
   std::ifstream file(path);
@@ -38,8 +42,12 @@ int64_t left_of(const fs::path& group) {
 
 }  // namespace
 
+int64_t total_memory(const fs::path& root) {
+  return of_meminfo(root, "MemTotal:");
+}
+
 int64_t available_memory(const fs::path& root) {
-  int64_t left = number_of(root / "proc/meminfo", "MemAvailable:").value_or(0) * 1024;
+  int64_t left = of_meminfo(root, "MemAvailable:");
   const fs::path groups = root / "sys/fs/cgroup";
   std::ifstream file(root / "proc/self/cgroup");
   const std::string mark = "0::/";

@@ -5,6 +5,9 @@
 
 namespace mop::host {
 
+// Of the host, as the kernel counts it, in bytes. 0: not known.
+int64_t total_memory(const std::filesystem::path& root = "/");
+
 // Bytes that this process can still take: what the kernel calls available, or less where its control group,
 // or one around that, is limited (cgroup v2, as containers and batch systems have it). 0: not known. root: of
 // the file system, for tests.

@@ -293,14 +293,21 @@ void read_into(ClusterModel& model, const std::filesystem::path& path, int depth
 
 const std::vector<std::string>& optional_figures() {
   static const std::vector<std::string> names = [] {
-    std::vector<std::string> all{
-        "native_kernel_ns", "native_dram_bw",
-        // Of bytes that go both ways at once, those down: of one GPU, of all.
-        "pcie_down_share", "root_down_share", "native_context_bytes", "native_library_bytes",
-        "native_communicator_bytes", "native_communicator_p2p_bytes", "native_peer_memory_bytes",
-        "native_first_communicator_bytes", "native_first_p2p_bytes", "native_nvlink_bw",
-        "native_idle_communicator_bytes", "native_all_to_all_beside_gather_slowdown",
-        "copy_engine_all_gather_beside_exchange_slowdown"};
+    std::vector<std::string> all{"native_kernel_ns",
+                                 "native_dram_bw",
+                                 "native_context_bytes",
+                                 "native_library_bytes",
+                                 "native_communicator_bytes",
+                                 "native_communicator_p2p_bytes",
+                                 "native_peer_memory_bytes",
+                                 "native_first_communicator_bytes",
+                                 "native_first_p2p_bytes",
+                                 "native_nvlink_bw",
+                                 "native_idle_communicator_bytes",
+                                 "native_all_to_all_beside_gather_slowdown",
+                                 "copy_engine_all_gather_beside_exchange_slowdown"};
+    // Of bytes that go to and from the host at once, those down: of one GPU, of all.
+    for (const char* name : {"pcie_down_share", "root_down_share"}) all.emplace_back(name);
     // Of a GPU's power: the limit, what nothing draws, and what one kind of kernels draws at which clock, in
     // a row, among memory-bound ones and in bursts; products and memory-bound kernels by turns.
     for (const char* name :

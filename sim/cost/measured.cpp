@@ -397,11 +397,12 @@ class Measured : public CostModel {
 
   // The rate of our own kernel, or null where that of all fused kernels will do.
   const cluster::Table* own_kernel(const program::Op& op, const Shape& s) const {
-    if (!torch_ && op.kind == OpKind::adam && op.does.b == static_cast<int64_t>(program::Master::low))
+    if (torch_) return nullptr;
+    if (op.kind == OpKind::adam && op.does.b == static_cast<int64_t>(program::Master::low))
       return c_.find("native_adam_low");
-    if (const bool widens = op.kind == OpKind::cast && s.v[1] < s.v[2]; !torch_ && widens)
-      if (const cluster::Table* const own = c_.find("native_widen"); own != nullptr) return own;
-    return own_kernels_[static_cast<size_t>(op.kind)];
+    const bool widens = op.kind == OpKind::cast && s.v[1] < s.v[2];
+    const cluster::Table* const wide = widens ? c_.find("native_widen") : nullptr;
+    return wide != nullptr ? wide : own_kernels_[static_cast<size_t>(op.kind)];
   }
 
   Price copy(bool up, double bytes) const {

@@ -265,28 +265,26 @@ void simulate(const Scenario& s, const Kinds& kinds, const std::optional<cost::P
   constexpr int kTurns = 5;
   std::vector<cost::StepWork> work;
   for (const Schedule& schedule : d.schedules) work.push_back(schedule.work);
-  std::vector<std::array<double, cost::kStages>> lasts(
-      loads.size());  // seconds of the stages, waits included
+  // Seconds of the stages, waits included; of alike ranks, the first class's are all's.
+  std::vector<std::array<double, cost::kStages>> lasts(loads.size());
+  std::map<size_t, size_t> class_of;  // by kind
+  for (size_t c = 0; c < d.fold.classes.size(); ++c) class_of.try_emplace(d.fold.classes[c].kind, c);
   const auto busy = [&](size_t k, size_t stage) { return work[k][stage].lasts(clocks[k][stage]); };
-  d.clock_settled = false;
   for (int turn = 0; turn < kTurns; ++turn) {
-    bool settled = turn > 0;
+    d.clock_settled = turn > 0;
     for (size_t k = 0; k < loads.size(); ++k) {
       cost::StepClocks next = clocks[k];
       for (size_t i = 0; i < cost::kStages; ++i) {
         const double stage = turn > 0 ? lasts[k][i] : busy(k, i) / kBusy;
         next[i] = power->clocks(work[k][i], stage, clocks[k][i], kinds.kinds[k].over_median);
-        settled = settled && std::abs(next[i].set / clocks[k][i].set - 1) < kSettled;
+        d.clock_settled = d.clock_settled && std::abs(next[i].set / clocks[k][i].set - 1) < kSettled;
       }
       clocks[k] = next;
     }
-    if (settled) {
-      d.clock_settled = true;
-      break;
-    }
+    if (d.clock_settled) break;
     price();
     run(d);
-    for (size_t c = d.fold.classes.size(); c-- > 0;) lasts[d.fold.classes[c].kind] = seconds_of_stages(d, c);
+    for (const auto& [kind, of_class] : class_of) lasts[kind] = seconds_of_stages(d, of_class);
   }
   double slowest = 1;
   for (size_t k = 0; k < loads.size(); ++k) {

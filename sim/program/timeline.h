@@ -14,8 +14,7 @@ namespace mop::program {
 struct OpSpan {  // one execution of an operation, in nanoseconds of any clock that all ranks share
   OpId op = 0;
   int64_t start = 0, end = 0;
-  int64_t busy =
-      0;  // kernels or copies of it ran; the rest it waited for room, or its copies for other ranks
+  int64_t busy = 0;  // kernels or copies of it ran; else it waited for room, its copies for other ranks
 };
 
 struct RankTimeline {

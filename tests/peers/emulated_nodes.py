@@ -13,9 +13,9 @@ def main(calibrated, nodes):
     figures, tables = host["figures"], host["tables"]
     when = tables["emulated_network_all_gather"]["where"].split("; ")[-1]
 
-    def halved(name, of):
-        figure = figures[of]
-        where = f"half of the host's {of}: two emulated nodes share it; {figure['where'].split('; ')[-1]}"
+    def halved(name):
+        figure = figures[name]
+        where = f"half of the host's {name}: two emulated nodes share it; {figure['where'].split('; ')[-1]}"
         return {"value": figure["value"] / 2, "source": "assumed", "where": where}
 
     # Ranks of two nodes in a ring: of a buffer's (n - 1) / n that pass a GPU, a ring crosses with 1 / n a GPU of each node.
@@ -30,9 +30,9 @@ def main(calibrated, nodes):
     _, seconds, small = crossing("all_gather", 0)
     new = {
         "gpus_per_node": {"value": figures["gpus_per_node"]["value"] / 2, "source": "assumed", "where": "as emulated"},
-        "host_bytes": halved("host_bytes", "host_bytes"),
-        "dram_bw": halved("dram_bw", "native_dram_bw"),
-        **{name: halved(name, name) for name in ("root_up_bw", "root_down_bw", "root_both_bw")},
+        "host_bytes": halved("host_bytes"),
+        "dram_bw": halved("native_dram_bw"),
+        **{name: halved(name) for name in ("root_up_bw", "root_down_bw", "root_both_bw")},
         "nic_bw": {"value": rate, "source": "measured",
                    "where": f"a GPU's share of what crosses, all-gather of {buffer / 2**20:.0f} MiB over NCCL's sockets on the loopback ({others}); {when}"},
         "nic_latency_ns": {"value": max(0.0, (seconds - small / figures["gpus_per_node"]["value"] / rate) / 2 * 1e9), "source": "measured",

@@ -262,7 +262,8 @@ void NativeLowering::attention_backward(int layer, const Checkpoint& saved, cons
       dw_norm = gradient(dw, layer, norm, 1, width);
       does.accumulate = again(dw_norm);
     }
-    b_.op(local(OpKind::rope_bwd, part, rope_bwd_shape(dy.view.elements(), width), does),
+    // A norm needs what entered it, too.
+    b_.op(local(OpKind::rope_bwd, part, rope_shape(dy.view.elements(), width, width > 0 ? 2 : 1), does),
           {dy, positions(), width > 0 ? raw : Operand{}, w}, {dy, dw_norm});
   };
 
@@ -426,7 +427,7 @@ void NativeLowering::latent_backward(int layer, const Latents& in, const Gathere
   };
   Does unrotate;
   unrotate.a = unrotate.c = rope;
-  b_.op(local(OpKind::rope_bwd, part, rope_bwd_shape(n_ * rope, 0), unrotate),
+  b_.op(local(OpKind::rope_bwd, part, rope_shape(n_ * rope, 0), unrotate),
         {columns(d_kv, rank, rope), positions(), {}, {}}, {columns(d_kv, rank, rope), {}});
   norm_back(columns(d_kv, 0, rank), columns(matrix(in.kv_raw, ct_, n_, kv), 0, rank), Role::kv_a_norm);
   down(d_kv, Role::kv_a, Role::kv_a_bias);

@@ -59,12 +59,9 @@ class NativeLowering {
     return {{elements, static_cast<int64_t>(static_cast<double>(elements) * read),
              static_cast<int64_t>(static_cast<double>(elements) * written)}};
   }
-  // norm: how many columns it takes at a time, 0: there is none. Backward needs what entered it, too.
-  Shape rope_shape(int64_t elements, int64_t norm) const {
-    return {{elements, es_ * elements, es_ * elements, norm}};
-  }
-  Shape rope_bwd_shape(int64_t elements, int64_t norm) const {
-    return {{elements, (norm > 0 ? 2 : 1) * es_ * elements, es_ * elements, norm}};
+  // norm: how many columns it takes at a time, 0: there is none. reads: how many matrices are read.
+  Shape rope_shape(int64_t elements, int64_t norm, int64_t reads = 1) const {
+    return {{elements, reads * es_ * elements, es_ * elements, norm}};
   }
   static OpSpec local(OpKind kind, Component component, Shape shape, Does does = {},
                       uint16_t group = kNoGroup) {

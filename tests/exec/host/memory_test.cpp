@@ -29,6 +29,7 @@ class Memory : public ::testing::Test {
 };
 
 TEST_F(Memory, WithoutLimitsIsWhatTheKernelSays) {
+  EXPECT_EQ(total_memory(root), 100 * 1024);
   EXPECT_EQ(available_memory(root), 80 * 1024);
   write("proc/self/cgroup", "0::/job/step\n");
   limit("job/step", "max", 5000);
