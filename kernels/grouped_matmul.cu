@@ -150,6 +150,18 @@ GroupedProblem prepare(const Filling& filling, int processors, cudaStream_t stre
           reinterpret_cast<std::byte*>(filling.arrays.a) + (kArrayBytes + 255) / 256 * 256};
 }
 
+// One expert with each number of rows that Matmul::run_rows tells apart, up to `most`: those that share a
+// grouped kernel are among them.
+template <class F>
+void with_every_plan(int64_t most, bool own, F run) {
+  for (int64_t rows = 1; rows <= most;) {
+    const int64_t planned = std::min(Matmul::planned_rows(rows), most);
+    const ExpertGroup expert{0, static_cast<int32_t>(planned), own ? 0 : -1, own ? -1 : 0};
+    run(std::span(&expert, 1));
+    rows = planned + 1;
+  }
+}
+
 }  // namespace
 
 GroupedMatmul::GroupedMatmul(bool by_expert) : by_expert_(by_expert) {
@@ -201,6 +213,14 @@ void GroupedMatmul::multiply(std::span<const ExpertGroup> experts, const ConstMa
   }
 }
 
+void GroupedMatmul::prepare_multiply(const ConstMatrix& a, const ExpertMatrices& w, bool transpose,
+                                     const ExpertMatrices& bias, const Matrix& c, void* workspace,
+                                     cudaStream_t stream) {
+  with_every_plan(a.rows, w.own != nullptr, [&](std::span<const ExpertGroup> one) {
+    multiply(one, a, w, transpose, bias, c, workspace, stream);
+  });
+}
+
 void GroupedMatmul::weight_gradient(std::span<const ExpertGroup> experts, const ConstMatrix& a,
                                     const ConstMatrix& b, const ExpertMatrices& dw, Type type,
                                     void* workspace, cudaStream_t stream) {
@@ -240,6 +260,14 @@ void GroupedMatmul::weight_gradient(std::span<const ExpertGroup> experts, const 
     library_.run_rows(shape, at(a, expert.first), at(b, expert.first), of(dw, expert, type), workspace,
                       stream);
   }
+}
+
+void GroupedMatmul::prepare_weight_gradient(const ConstMatrix& a, const ConstMatrix& b,
+                                            const ExpertMatrices& dw, Type type, void* workspace,
+                                            cudaStream_t stream) {
+  with_every_plan(a.rows, dw.own != nullptr, [&](std::span<const ExpertGroup> one) {
+    weight_gradient(one, a, b, dw, type, workspace, stream);
+  });
 }
 
 }  // namespace mop::kernels

@@ -48,10 +48,18 @@ class GroupedMatmul {
                 bool transpose, const ExpertMatrices& bias, const Matrix& c, void* workspace,
                 cudaStream_t stream);
 
+  // The same for one expert with every number of rows, up to A's, that has a kernel or a plan of its own:
+  // what a product is first run with is loaded then, which waits for all that the device has been given,
+  // copies included. C is written; it stays zero where A is.
+  void prepare_multiply(const ConstMatrix& a, const ExpertMatrices& w, bool transpose,
+                        const ExpertMatrices& bias, const Matrix& c, void* workspace, cudaStream_t stream);
+
   // dW_e(m, n) += A_e^T B_e, of A(R, m) and B(R, n); experts without rows are not touched. type: of dW, that
   // of A and B or fp32.
   void weight_gradient(std::span<const ExpertGroup> groups, const ConstMatrix& a, const ConstMatrix& b,
                        const ExpertMatrices& dw, Type type, void* workspace, cudaStream_t stream);
+  void prepare_weight_gradient(const ConstMatrix& a, const ConstMatrix& b, const ExpertMatrices& dw,
+                               Type type, void* workspace, cudaStream_t stream);
 
  private:
   bool by_expert_;

@@ -38,13 +38,6 @@ int64_t alignment_of(const void* pointer) {
                            static_cast<int64_t>(address & -address) | (address == 0 ? kAlignment : 0));
 }
 
-// Up, by less than a quarter.
-int64_t rounded_rows(int64_t rows) {
-  int64_t step = 16;
-  while (step * 8 <= rows) step *= 2;
-  return (rows + step - 1) / step * step;
-}
-
 template <class Pointer>
 Pointer element(Pointer data, Type type, int64_t i) {
   using Bytes =
@@ -218,13 +211,19 @@ void Matmul::run(const MatmulShape& shape, const void* a, const void* b, const v
              "product");
 }
 
+int64_t Matmul::planned_rows(int64_t rows) {
+  int64_t step = 16;
+  while (step * 8 <= rows) step *= 2;
+  return (rows + step - 1) / step * step;
+}
+
 void Matmul::run_rows(const MatmulShape& shape, const void* a, const void* b, void* c, void* workspace,
                       cudaStream_t stream) {
   if (shape.bias) throw CudaError("matmul: rows that vary have no bias");
   if (shape.m == 0 || shape.n == 0) return;
   MatmulShape near = shape;
   int64_t& rows = shape.transpose_a ? near.k : near.m;
-  rows = rounded_rows(rows);
+  rows = planned_rows(rows);
   const Plan& p = plan({near, std::min({alignment_of(a), alignment_of(b), alignment_of(c)})});
   const Layouts layouts(shape);
   if (p.serves(handle_, layouts))

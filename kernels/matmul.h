@@ -56,6 +56,8 @@ class Matmul {
   // host longer than most products.
   void run_rows(const MatmulShape& shape, const void* a, const void* b, void* c, void* workspace,
                 cudaStream_t stream);
+  // The number of rows whose plan run_rows takes: up, by less than a quarter.
+  static int64_t planned_rows(int64_t rows);
 
  private:
   struct Layouts;

@@ -27,6 +27,7 @@ namespace {
 
 constexpr int kMostRepeats = 10;
 constexpr size_t kMostReadings = 128;  // of the clock
+constexpr double kMostRuns = 800;      // between two looks at the device
 constexpr double kPointSeconds = 20e-3, kBatchSeconds = 200e-6;
 // A GPU whose clock has not come down yet is a tenth faster than one in the midst of a step, and one that did
 // nothing but products for long is slower: what is measured comes behind some tens of milliseconds of
@@ -299,6 +300,20 @@ Seconds Bench::time(const Work& work, cudaStream_t stream, Runs runs, bool mine)
   return mine ? run(repeats, batch) : Seconds();
 }
 
+Seconds Bench::again(const Job& job, bool mine, double window) {
+  peers_.barrier();
+  if (!mine) return {};
+  const auto runs = static_cast<size_t>(std::clamp(std::ceil(window / job.alone), 4.0, kMostRuns));
+  for (size_t i = 0; i <= runs; ++i) {
+    if (i > 0) job.work(job.stream);
+    check(cudaEventRecord(event(i), job.stream), "an event");
+  }
+  check(cudaStreamSynchronize(job.stream), "a benchmark");
+  Seconds all;
+  for (size_t i = 2; i <= runs; ++i) all.push_back(std::max(1e-9, seconds_between(event(i - 1), event(i))));
+  return all;
+}
+
 std::pair<Seconds, Seconds> Bench::beside(const Job& a, const Job& b, bool mine, double window) {
   peers_.barrier();
   if (!mine) return {};
@@ -307,7 +322,7 @@ std::pair<Seconds, Seconds> Bench::beside(const Job& a, const Job& b, bool mine,
   std::array<int, 2> runs{};
   size_t used = 0;
   for (size_t j = 0; j < 2; ++j) {
-    runs[j] = static_cast<int>(std::clamp(std::ceil(window / jobs[j]->alone), 4.0, 400.0));
+    runs[j] = static_cast<int>(std::clamp(std::ceil(window / jobs[j]->alone), 4.0, kMostRuns));
     for (int i = 0; i <= runs[j]; ++i) marks[j].push_back(event(used++));
   }
   const auto record = [&](size_t j, int i) {

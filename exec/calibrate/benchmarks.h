@@ -6,6 +6,7 @@
 namespace mop::calibrate {
 
 void memory(Bench& bench);  // the first: it sees libraries and communicators come
+void memory_of_network(Bench& bench);
 void matmul(Bench& bench);
 void grouped(Bench& bench);
 void attention(Bench& bench);

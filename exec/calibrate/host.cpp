@@ -5,6 +5,7 @@
 #include <bit>
 #include <chrono>
 #include <cmath>
+#include <numeric>
 #include <set>
 
 #include "exec/calibrate/benchmarks.h"
@@ -23,7 +24,9 @@ constexpr int64_t kLarge = int64_t{256} << 20, kSmall = 64 << 10;
 // 40 ms of both ways went at 156, the states of a run, 51 GiB a GPU for two seconds, at 113; on a third 12
 // GiB each way went at 166, those states at 140.
 constexpr int64_t kMostWalk = int64_t{32} << 30;
-constexpr double kBothSeconds = 0.8;
+// Others on the machine may use its memory by turns: on one host two GPUs' copies went at 152 GB/s for 1.6
+// seconds and at 112 for 0.7, again and again. A step has the mean.
+constexpr double kWindow = 2.5;
 constexpr int64_t kParameters = 100'000'000;
 // Of a parameter: its states; its gradient and its weights, in bf16. DRAM: states read and written, and
 // those.
@@ -63,22 +66,24 @@ void host_copies(Bench& bench) {
   for (const int gpus : std::set<int>{1, std::min(2, bench.ranks()), bench.ranks()}) {
     if (!bench.more()) return;
     const bool mine = bench.rank() < gpus;
-    const Seconds alone_up = bench.time(up, bench.up(), Runs::in_a_row, mine),
-                  alone_down = bench.time(down, bench.down(), Runs::in_a_row, mine);
-    const Job job_up{up, bench.up(), bench.agreed(alone_up)},
-        job_down{down, bench.down(), bench.agreed(alone_down)};
-    const auto [beside_up, beside_down] = bench.beside(job_up, job_down, mine, kBothSeconds);
-    // Sums over the GPUs: the median of a GPU's rate, times how many there are.
-    const auto rates = [&](const Seconds& seconds) {
-      std::vector<double> all;
-      for (const double s : seconds) all.push_back(large / s);
-      return all;
+    const double window = gpus == bench.ranks() ? kWindow : kWindow / 4;
+    // One number of this GPU: the mean over the window.
+    const auto mean_rate = [&](const Seconds& seconds) {
+      const double all = std::accumulate(seconds.begin(), seconds.end(), 0.0);
+      return seconds.empty() ? std::vector<double>()
+                             : std::vector{large * static_cast<double>(seconds.size()) / all};
     };
+    const Job job_up{up, bench.up(), bench.agreed(bench.time(up, bench.up(), Runs::in_a_row, mine))},
+        job_down{down, bench.down(), bench.agreed(bench.time(down, bench.down(), Runs::in_a_row, mine))};
+    const std::vector<double> alone_up = mean_rate(bench.again(job_up, mine, window)),
+                              alone_down = mean_rate(bench.again(job_down, mine, window));
+    const auto [beside_up, beside_down] = bench.beside(job_up, job_down, mine, window);
     std::vector<double> both, of_both;
     if (mine && !beside_up.empty() && !beside_down.empty()) {
-      const double up_rate = large / median(beside_up), down_rate = large / median(beside_down);
+      const double up_rate = mean_rate(beside_up)[0], down_rate = mean_rate(beside_down)[0];
       both = {up_rate + down_rate}, of_both = {down_rate / both[0]};
     }
+    // The median of the GPUs' rates, times how many there are.
     const auto record = [&](const char* direction, const char* what, std::vector<double> each) {
       const std::string said =
           fmt::format("{} GiB of pinned memory, {} MiB at a time, {}", walk >> 30, kLarge >> 20, what);
@@ -96,8 +101,8 @@ void host_copies(Bench& bench) {
         bench.figure(fmt::format("root_{}_bw", direction),
                      fmt::format("{}, {} GPUs at once, in all", said, gpus), each);
     };
-    record("up", "host to device", rates(alone_up));
-    record("down", "device to host", rates(alone_down));
+    record("up", "host to device", alone_up);
+    record("down", "device to host", alone_down);
     record("both", "both ways at once, sum", both);
     const std::string part = "of what goes both ways at once, the part from device to host, ";
     if (gpus == 1) bench.figure("pcie_down_share", part + "one GPU", of_both);
@@ -136,19 +141,21 @@ void host_adam(Bench& bench) {
     host::adam({states, kParameters, true, {&pair, 1}, 1, {10 + turn, 1e-3, 0.9, 0.95, 1e-8, 0.1}}, workers);
     ++turn;
   };
+  // One number of this process: the mean over all of the memory.
   const auto rates = [&](bool mine) {
     bench.peers().barrier();
     const int64_t runs = std::max<int64_t>(10, updates);
-    std::vector<double> all;
+    using Clock = std::chrono::steady_clock;
+    Clock::time_point begin{}, end{};  // while the others run as well
     for (int64_t i = 0; mine && i < runs; ++i) {
-      const auto begin = std::chrono::steady_clock::now();
       update();
-      const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - begin;
-      if (i > 1 && i < runs - 1)
-        all.push_back(kParameters / seconds.count());  // while the others run as well
+      if (i == 1) begin = Clock::now();
+      if (i == runs - 2) end = Clock::now();
     }
     bench.peers().barrier();
-    return all;
+    const double seconds = std::chrono::duration<double>(end - begin).count();
+    return mine ? std::vector{static_cast<double>(kParameters * (runs - 3)) / seconds}
+                : std::vector<double>();
   };
   const std::string what = fmt::format(
       "CPU AdamW, fp32 states of {:.1f} GiB, bf16 gradients and weights, {} threads a process, {}",

@@ -14,14 +14,19 @@
 namespace mop::calibrate {
 namespace {
 
-// One of a stream's own, as exec/cuda/communicators.h makes them; ends with the object.
+// One of a stream's own, as exec/cuda/communicators.h makes them; ends with the object. Of every `stride`th
+// rank.
 class Communicator {
  public:
-  explicit Communicator(Bench& bench) {
-    ncclUniqueId id{};
-    if (bench.rank() == 0) cuda::check(ncclGetUniqueId(&id), "ncclGetUniqueId");
-    cuda::check(ncclCommInitRank(&comm_, bench.ranks(), bench.from_first(id), bench.rank()),
-                "ncclCommInitRank");
+  explicit Communicator(Bench& bench, int stride = 1) {
+    for (int first = 0; first < stride; ++first) {
+      ncclUniqueId id{};
+      if (bench.rank() == 0) cuda::check(ncclGetUniqueId(&id), "ncclGetUniqueId");
+      id = bench.from_first(id);
+      if (bench.rank() % stride == first)
+        cuda::check(ncclCommInitRank(&comm_, bench.ranks() / stride, id, bench.rank() / stride),
+                    "ncclCommInitRank");
+    }
   }
   ~Communicator() { std::uncaught_exceptions() > 0 ? ncclCommAbort(comm_) : ncclCommDestroy(comm_); }
   Communicator(const Communicator&) = delete;
@@ -32,21 +37,64 @@ class Communicator {
   ncclComm_t comm_ = nullptr;
 };
 
+// What came since it was asked before, or was made.
+class Growth {
+ public:
+  explicit Growth(Bench& bench) : bench_(bench) { step(); }
+  double step() {
+    bench_.peers().barrier();
+    const int64_t used = bench_.used_bytes(), more = used - before_;
+    bench_.peers().barrier();
+    before_ = used;
+    return static_cast<double>(more);
+  }
+
+ private:
+  Bench& bench_;
+  int64_t before_ = 0;
+};
+
+void run(Bench& bench, const Work& work) {
+  work(bench.compute());
+  cudaStreamSynchronize(bench.compute());
+}
+
+// Every rank's `bytes / ranks` of a buffer of twice that.
+void gather(Bench& bench, ncclComm_t comm, std::byte* buffer, int64_t bytes) {
+  int ranks = 0;
+  cuda::check(ncclCommCount(comm, &ranks), "ncclCommCount");
+  run(bench, [&](cudaStream_t s) {
+    cuda::check(
+        ncclAllGather(buffer, buffer + bytes, static_cast<size_t>(bytes / 2 / ranks), ncclBfloat16, comm, s),
+        "an all-gather");
+  });
+}
+
+constexpr int64_t kGathered = 64 << 20;
+
 }  // namespace
 
+// Between hosts: fewer channels, whose buffers are the host's.
+void memory_of_network(Bench& bench) {
+  std::byte* const buffer = bench.take(2 * kGathered);
+  gather(bench, bench.communicator(bench.ranks()), buffer, kGathered);
+  Growth growth(bench);
+  const Communicator all(bench);
+  gather(bench, all.get(), buffer, kGathered);
+  bench.figure(
+      "native_network_communicator_bytes",
+      fmt::format("one more NCCL communicator of {} GPUs, halves of which it takes for two hosts, once "
+                  "it has gathered",
+                  bench.ranks()),
+      {growth.step()});
+  if (bench.ranks() % 2 != 0) return bench.release();
+  const Communicator pair(bench, bench.ranks() / 2);
+  gather(bench, pair.get(), buffer, kGathered);
+  bench.figure("native_network_pair_bytes", "likewise, of one GPU of each of those two", {growth.step()});
+  bench.release();
+}
+
 void memory(Bench& bench) {
-  int64_t before = 0;
-  const auto step = [&] {
-    bench.peers().barrier();
-    const int64_t used = bench.used_bytes(), more = used - before;
-    bench.peers().barrier();
-    before = used;
-    return static_cast<double>(more);
-  };
-  const auto run = [&](const Work& work) {
-    work(bench.compute());
-    cudaStreamSynchronize(bench.compute());
-  };
   bench.figure("native_context_bytes", "CUDA context with the first kernel",
                {static_cast<double>(bench.context_bytes())});
   size_t free = 0, total = 0;
@@ -55,41 +103,38 @@ void memory(Bench& bench) {
                {static_cast<double>(host::total_memory())});
   bench.figure("hbm_bytes", "cudaMemGetInfo total", {static_cast<double>(total)});
 
-  step();
+  Growth growth(bench);
   for (const bool gradient : {false, true}) {
-    run(dense_product(bench, 8192, 8192, 8192, gradient));
-    run(experts_product(bench, 32, 2048, 1536, 32768, gradient));
+    run(bench, dense_product(bench, 8192, 8192, 8192, gradient));
+    run(bench, experts_product(bench, 32, 2048, 1536, 32768, gradient));
   }
   const AttentionWork attention = attention_work(bench, attention_shape(128, 128, 32, 4096, 0));
-  run(attention.forward);
-  run(attention.backward);
+  run(bench, attention.forward);
+  run(bench, attention.backward);
   bench.release();
   bench.figure("native_library_bytes",
-               "cuBLASLt, cuDNN and their kernels, after products and attention of one shape each", {step()});
+               "cuBLASLt, cuDNN and their kernels, after products and attention of one shape each",
+               {growth.step()});
   if (bench.ranks() == 1) return;
 
-  bench.communicator(bench.ranks());
-  const int64_t bytes = 64 << 20;
-  run(by_nccl(bench, Collective::all_gather, bench.ranks(), bytes));
-  const double first = step();
+  std::byte* const buffer = bench.take(2 * kGathered);
+  gather(bench, bench.communicator(bench.ranks()), buffer, kGathered);
+  const double first = growth.step();
   const Communicator second(bench);
-  const double idle = step();
-  std::byte* const buffer = bench.take(2 * bytes);
-  const auto count = static_cast<size_t>(bytes / 2 / bench.ranks());
-  run([&](cudaStream_t s) {
-    cuda::check(ncclAllGather(buffer, buffer + bytes, count, ncclBfloat16, second.get(), s), "an all-gather");
-  });
-  const double another = idle + step();
+  const double idle = growth.step();
+  gather(bench, second.get(), buffer, kGathered);
+  const double another = idle + growth.step();
+  const auto count = static_cast<size_t>(kGathered / 2 / bench.ranks());
   const auto point_to_point = [&](ncclComm_t comm) {
-    run([&](cudaStream_t s) {
+    run(bench, [&](cudaStream_t s) {
       cuda::check(ncclGroupStart(), "an all-to-all");
       for (int peer = 0; peer < bench.ranks(); ++peer) {
         cuda::check(ncclSend(buffer, count, ncclBfloat16, peer, comm, s), "an all-to-all");
-        cuda::check(ncclRecv(buffer + bytes, count, ncclBfloat16, peer, comm, s), "an all-to-all");
+        cuda::check(ncclRecv(buffer + kGathered, count, ncclBfloat16, peer, comm, s), "an all-to-all");
       }
       cuda::check(ncclGroupEnd(), "an all-to-all");
     });
-    return step();
+    return growth.step();
   };
   const double peers = bench.ranks() - 1, first_pairs = point_to_point(bench.communicator(bench.ranks())),
                more_pairs = point_to_point(second.get());
@@ -111,7 +156,7 @@ void memory(Bench& bench) {
       "native_peer_memory_bytes",
       fmt::format("a peer's arena of {} mapped by CUDA IPC, the landing zone of reduce-scatters not counted",
                   format_bytes(static_cast<double>(bench.arena_bytes()))),
-      {std::max(0.0, (step() - static_cast<double>(program::kLandingBytes)) / peers)});
+      {std::max(0.0, (growth.step() - static_cast<double>(program::kLandingBytes)) / peers)});
   bench.release();
 }
 

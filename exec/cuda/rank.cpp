@@ -121,6 +121,7 @@ Rank::Rank(int device, int rank, const program::StepProgram& program, const inte
     for (int s = 0; s < program::kStreams; ++s)
       need_scratch(static_cast<Stream>(s), kernels::kSquareSumScratch);
   }
+  prepare_experts();
   check(cudaDeviceSynchronize(),
         "constants of the device");  // streams that do not block would not wait for their copies
   clock_.look(streams_[static_cast<size_t>(Stream::compute)]);

@@ -39,8 +39,9 @@ using program::Stream;
 
 class Rank final : public interpreter::Backend {
  public:
-  // device: made current on the calling thread, which must be the one that launches. communicators, peers: of
-  // this rank. check_finite: remember the first operation that makes a number that is not finite.
+  // device: made current on the calling thread, which must be the one that launches. memory: zero, or of no
+  // matter, as products of experts are tried in it. communicators, peers: of this rank. check_finite:
+  // remember the first operation that makes a number that is not finite.
   Rank(int device, int rank, const program::StepProgram& program, const interpreter::Memory& memory,
        const cpu::Constants& constants, std::unique_ptr<Communicators> communicators,
        std::unique_ptr<PeerMemory> peers, size_t trace_spans, bool check_finite = false);
@@ -94,6 +95,7 @@ class Rank final : public interpreter::Backend {
   bool acts(const Call& call, const Operand& rounds) const;
   std::vector<kernels::Flow>& sent_flows(const Call& call, const Operand& rounds);
   std::span<const kernels::ExpertGroup> expert_groups(const Call& call, const Operand& rounds);
+  void prepare_experts();
   int64_t rows_of_round(const Call& call, const Operand& rounds) const;
   kernels::Activation activation_of(const program::Op& op) const;
 

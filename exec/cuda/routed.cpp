@@ -1,7 +1,9 @@
 // Routed work and exchanges between GPU ranks. Row counts come from the plan on the host (Rank::rounds), so
 // that every launch and message has its exact size.
 #include <algorithm>
+#include <array>
 #include <cstring>
+#include <set>
 
 #include "exec/cpu/routing.h"
 #include "exec/cuda/operands.h"
@@ -46,6 +48,13 @@ int64_t element(const Operand& o) {
   return program::size_of(o.view.type);
 }
 
+kernels::ExpertMatrices matrices(const Operand& own, const Operand& spilled) {
+  kernels::ExpertMatrices m;
+  if (own) m.own = own.data, m.ld = own.view.ld, m.stride = own.view.stride;
+  if (spilled) m.spilled = spilled.data, m.spilled_stride = spilled.view.stride;
+  return m;
+}
+
 // A row for each routed copy: a matrix's, or an element of a vector.
 int64_t row_bytes(const Operand& o) {
   return (o.view.rows == 1 ? 1 : o.view.cols) * element(o);
@@ -82,6 +91,33 @@ std::span<const kernels::ExpertGroup> Rank::expert_groups(const Call& call, cons
   return groups_;
 }
 
+// Which kernels the products of a step take depends on its rows, and what is run first in a step is loaded in
+// it, behind all that its streams have been given: 1.2 s behind states on their way to the host, on 2 H200s.
+void Rank::prepare_experts() {
+  std::set<std::array<int64_t, 10>> done;
+  for (const program::Op& op : program_.ops) {
+    if (op.kind != OpKind::grouped_gemm) continue;
+    const std::vector<Operand> operands = operands_of(op);
+    const std::span in = std::span(operands).first(reads_of(op)),
+                    out = std::span(operands).subspan(in.size());
+    const bool gradient = op.does.transpose_a;
+    const kernels::Matrix a = matrix(in[0]), c = matrix(gradient ? in[1] : out[0]);
+    const kernels::ExpertMatrices w = gradient ? matrices(out[0], out[1]) : matrices(in[2], in[3]),
+                                  bias = gradient ? kernels::ExpertMatrices{} : matrices(in[4], in[5]);
+    const kernels::Type type = gradient ? type_of(out[0].view.type) : c.type;
+    if (!done.insert({gradient, op.does.transpose_b, a.rows, a.cols, a.ld, c.cols, c.ld, w.ld,
+                      static_cast<bool>(bias), static_cast<int64_t>(type)})
+             .second)
+      continue;
+    std::byte* const work = scratch(op.stream);
+    cudaStream_t const stream = streams_[static_cast<size_t>(op.stream)];
+    if (gradient)
+      grouped_.prepare_weight_gradient(a, c, w, type, work, stream);
+    else
+      grouped_.prepare_multiply(a, w, op.does.transpose_b, bias, c, work, stream);
+  }
+}
+
 // Which of the own routed copies, in the order of sort, make the rows that this rank sends in the round.
 std::vector<kernels::Flow>& Rank::sent_flows(const Call& call, const Operand& rounds) {
   const plan::RoundPlan& plan = round_plan(rounds);
@@ -108,12 +144,6 @@ void Rank::run_routed(const Call& call, cudaStream_t stream) {
   const auto &in = call.in, &out = call.out;
   const program::Op& op = *call.op;
   std::byte* const work = scratch(op.stream);
-  const auto matrices = [](const Operand& own, const Operand& spilled) {
-    kernels::ExpertMatrices m;
-    if (own) m.own = own.data, m.ld = own.view.ld, m.stride = own.view.stride;
-    if (spilled) m.spilled = spilled.data, m.spilled_stride = spilled.view.stride;
-    return m;
-  };
   const auto sent = [&](const Operand& order, const Operand& rounds) {
     const std::vector<kernels::Flow>& flows = sent_flows(call, rounds);
     return kernels::SentRows{flows.data(), static_cast<int64_t>(flows.size()), pointer<const int32_t>(order),

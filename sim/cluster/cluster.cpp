@@ -304,6 +304,8 @@ const std::vector<std::string>& optional_figures() {
                                  "native_first_p2p_bytes",
                                  "native_nvlink_bw",
                                  "native_idle_communicator_bytes",
+                                 "native_network_communicator_bytes",
+                                 "native_network_pair_bytes",
                                  "native_all_to_all_beside_gather_slowdown",
                                  "copy_engine_all_gather_beside_exchange_slowdown"};
     // Of bytes that go to and from the host at once, those down: of one GPU, of all.

@@ -455,10 +455,13 @@ class Measured : public CostModel {
       case OpKind::all_gather:
       case OpKind::reduce_scatter:
       case OpKind::all_reduce: {
-        // Rings through all ranks of a node before the next node: each NIC of the node carries its part.
-        const double passes = op.kind == OpKind::all_reduce ? 2 : 1;
-        nvlink = g > 1 ? passes * v(0) * (n - 1) / n : 0;
-        nic = m > 1 ? passes * v(0) * (m - 1) / m / g : 0;
+        // NCCL's rings go through all ranks of a node before the next node, and each enters it at another
+        // GPU: (n - 1) / n of the buffer leave a node, shared by its NICs. Two nodes could do with half of
+        // that (the other node's half of the buffer); NCCL does not (reports/validation-h200x4.md, two
+        // emulated nodes).
+        const double passes = op.kind == OpKind::all_reduce ? 2 : 1, passing = passes * v(0) * (n - 1) / n;
+        nvlink = g > 1 ? passing : 0;
+        nic = m > 1 ? passing / g : 0;
         table = op.kind == OpKind::all_gather       ? "all_gather"
                 : op.kind == OpKind::reduce_scatter ? "reduce_scatter"
                                                     : "all_reduce";

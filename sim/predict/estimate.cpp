@@ -22,7 +22,7 @@ double on_links(const Scenario& s, const plan::Span& span, double bytes, const c
   const bool exchange = std::string_view(table) == "all_to_all";
   const double nvlink =
       g > 1 ? bytes * (exchange ? (g - 1) / n : (n - 1) / n) / c.table(table).at({g, 1e9}).value : 0;
-  const double nic = m > 1 ? bytes * (exchange ? (n - g) / n : (m - 1) / m / g) / c["nic_bw"] : 0;
+  const double nic = m > 1 ? bytes * (exchange ? (n - g) / n : (n - 1) / n / g) / c["nic_bw"] : 0;
   return std::max(nvlink, nic);
 }
 

@@ -99,9 +99,18 @@ Constants constants(const Scenario& s, const program::StepProgram& program) {
   };
   const int64_t found_idle = measured("native_idle_communicator_bytes"),
                 idle = found_idle > 0 ? found_idle : whole;
+  // Of several nodes' ranks; one of each, or more.
+  const auto gathered = [&](const program::Group& group) {
+    const cost::Placement at = cost::place(group, s.used_per_node(), s.gpus());
+    const int64_t across = at.nodes == 1 ? 0
+                                         : measured(at.local() > 1 ? "native_network_communicator_bytes"
+                                                                   : "native_network_pair_bytes");
+    return across > 0 ? across : whole;
+  };
   bool pairs = false;
   for (const program::Meeting& m : program::meetings(program, copied)) {
-    communicator({program::Axis::world, m.span.size, m.span.stride}, m.pairwise, m.collective ? whole : idle);
+    const program::Group group{program::Axis::world, m.span.size, m.span.stride};
+    communicator(group, m.pairwise, m.collective ? gathered(group) : idle);
     pairs |= m.pairwise;
   }
   if (c.communicators > 0) c.communicators += measured("native_first_communicator_bytes");

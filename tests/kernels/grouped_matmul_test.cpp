@@ -173,6 +173,39 @@ TEST_P(GroupedMatmulTest, WidthsOffTheBoundaryAndFp32) {
   expect_weight_gradients(problem({3, 20, 0, 9}, 64, 40, Type::f32), Type::f32);
 }
 
+// A kernel that is run first is loaded, and loading waits for all that the device has been given.
+TEST_P(GroupedMatmulTest, PreparedProductsWaitForNoCopies) {
+  constexpr int64_t kRows = 6000, kWide = 1536, kNarrow = 520, kBytes = int64_t{256} << 20;
+  constexpr int kCopies = 60;  // 0.3 s
+  GroupedMatmul grouped(GetParam());
+  DeviceBytes workspace(grouped.workspace_bytes()), from(kBytes);
+  const Values zeros(static_cast<size_t>(kRows * kWide), 0);
+  const DeviceArray a(zeros, Type::bf16), c(zeros, Type::bf16), w(zeros, Type::bf16);
+  const ExpertMatrices weights{w.get(), nullptr, kNarrow, 0, 0}, gradients{w.get(), nullptr, kWide, 0, 0};
+  const ConstMatrix narrow{a.get(), Type::bf16, kRows, kNarrow, kNarrow};
+  const Matrix wide{c.get(), Type::bf16, kRows, kWide, kWide};
+  grouped.prepare_multiply(narrow, weights, true, {}, wide, workspace.get(), nullptr);
+  grouped.prepare_weight_gradient(narrow, wide, gradients, Type::bf16, workspace.get(), nullptr);
+  EXPECT_EQ(c.values(), zeros);
+  void* to = nullptr;
+  check(cudaMallocHost(&to, kBytes), "pinned memory");
+  cudaStream_t copies = nullptr, products = nullptr;
+  for (cudaStream_t* stream : {&copies, &products})
+    check(cudaStreamCreateWithFlags(stream, cudaStreamNonBlocking), "a stream");
+  for (int i = 0; i < kCopies; ++i)
+    check(cudaMemcpyAsync(to, from.get(), kBytes, cudaMemcpyDeviceToHost, copies), "a copy");
+  for (int32_t rows = 1; rows < kRows; rows += rows / 3 + 1) {
+    const ExpertGroup expert{0, rows, 0, -1};
+    grouped.multiply({&expert, 1}, narrow, weights, true, {}, wide, workspace.get(), products);
+    grouped.weight_gradient({&expert, 1}, narrow, wide, gradients, Type::bf16, workspace.get(), products);
+  }
+  check(cudaStreamSynchronize(products), "products");
+  EXPECT_EQ(cudaStreamQuery(copies), cudaErrorNotReady);
+  check(cudaStreamSynchronize(copies), "copies");
+  for (cudaStream_t stream : {copies, products}) cudaStreamDestroy(stream);
+  cudaFreeHost(to);
+}
+
 TEST_P(GroupedMatmulTest, TooManyExpertsAreAnError) {
   GroupedMatmul grouped(GetParam());
   const Problem p = problem(std::vector<int>(GroupedMatmul::kMostGroups + 1, 1), 8, 8);

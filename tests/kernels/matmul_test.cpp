@@ -158,6 +158,18 @@ TEST_F(MatmulTest, RowsThatVary) {
   EXPECT_THROW(matmul.run_rows(biased, nullptr, nullptr, nullptr, nullptr, nullptr), CudaError);
 }
 
+TEST(PlannedRows, AreLessThanAQuarterMoreAndAreTheirOwn) {
+  std::mt19937 draw(7);
+  for (int i = 0; i < 2000; ++i) {
+    const int64_t rows = 1 + static_cast<int64_t>(draw() % (1U << (1 + i % 20)));
+    const int64_t planned = Matmul::planned_rows(rows);
+    EXPECT_GE(planned, rows);
+    EXPECT_LT(planned, std::max(rows + rows / 4 + 1, rows + 16));
+    EXPECT_EQ(Matmul::planned_rows(planned), planned);
+    EXPECT_LE(Matmul::planned_rows(rows), Matmul::planned_rows(rows + 1));
+  }
+}
+
 TEST_F(MatmulTest, RefusesTypesThatItDoesNotMultiply) {
   Matmul matmul;
   EXPECT_THROW(matmul.prepare(plain(8, 8, 8, false, false, Type::i32, Type::f32)), CudaError);

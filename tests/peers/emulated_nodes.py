@@ -18,16 +18,19 @@ def main(calibrated, nodes):
         where = f"half of the host's {name}: two emulated nodes share it; {figure['where'].split('; ')[-1]}"
         return {"value": figure["value"] / 2, "source": "assumed", "where": where}
 
-    # Ranks of two nodes in a ring: of a buffer's (n - 1) / n that pass a GPU, a ring crosses with 1 / n a GPU of each node.
-    def crossing(kind, size):  # bytes/s that a GPU sends to the other node; seconds
+    # NCCL's rings pass (n - 1) / n of a buffer from node to node, shared by a node's GPUs; of an all-to-all half of a GPU's own leaves it.
+    def crossing(kind, size):  # bytes that a GPU sends to the other node; seconds; bytes of the buffer
         ranks, buffer, bus = sorted(tables[f"emulated_network_{kind}"]["points"], key=lambda point: point[1])[size]
-        seconds = buffer * (ranks - 1) / ranks / bus
-        share = 1 / 2 if kind == "all_to_all" else 1 / ranks
-        return buffer * share / seconds, seconds, buffer
+        passing = buffer * (ranks - 1) / ranks
+        return (buffer / 2 if kind == "all_to_all" else passing / (ranks / 2)), passing / bus, buffer
 
-    rate, _, buffer = crossing("all_gather", -1)
-    others = ", ".join(f"{kind.replace('_', '-')} {crossing(kind, -1)[0]:.3g}" for kind in ("reduce_scatter", "all_to_all"))
-    _, seconds, small = crossing("all_gather", 0)
+    def rate_of(kind):
+        sent, seconds, _ = crossing(kind, -1)
+        return sent / seconds
+
+    rate, buffer = rate_of("all_gather"), crossing("all_gather", -1)[2]
+    others = ", ".join(f"{kind.replace('_', '-')} {rate_of(kind):.3g}" for kind in ("reduce_scatter", "all_to_all"))
+    sent, seconds, small = crossing("all_gather", 0)
     new = {
         "gpus_per_node": {"value": figures["gpus_per_node"]["value"] / 2, "source": "assumed", "where": "as emulated"},
         "host_bytes": halved("host_bytes"),
@@ -35,7 +38,7 @@ def main(calibrated, nodes):
         **{name: halved(name) for name in ("root_up_bw", "root_down_bw", "root_both_bw")},
         "nic_bw": {"value": rate, "source": "measured",
                    "where": f"a GPU's share of what crosses, all-gather of {buffer / 2**20:.0f} MiB over NCCL's sockets on the loopback ({others}); {when}"},
-        "nic_latency_ns": {"value": max(0.0, (seconds - small / figures["gpus_per_node"]["value"] / rate) / 2 * 1e9), "source": "measured",
+        "nic_latency_ns": {"value": max(0.0, (seconds - sent / rate) / 2 * 1e9), "source": "measured",
                            "where": f"half of what an all-gather of {small / 2**10:.0f} KiB takes beyond its bytes (one hop for each of two nodes); {when}"},
     }
     cluster["figures"].update(new)

@@ -3,7 +3,7 @@
 # GPUS (default: the host's, at most 4): on fewer than 4 the full models' layers are cut in proportion, so that a GPU holds and computes the same.
 # Rows with a peer: smoke (tiny models, a minute), qwen, oss-offload, oss-hbm; default: the last three. WHO=peer or WHO=mop runs one of the two.
 # Rows of mop alone: qwen-12 (12 sequences), qwen-fsdp2 (its plan with our kernels), qwen-128k (one sequence over all GPUs), oss-64k, oss-128k (tokens a GPU;
-# states on the host and in HBM), oss-noclip (32K, 64K, 128K), oss-512k, oss-1m, largest (LAYERS layers of Qwen3-235B-A22B, 24 on 4 GPUs: 61 B parameters).
+# states on the host and in HBM), oss-noclip-8, -16, -32 (32K, 64K, 128K), oss-512k, oss-1m, largest (LAYERS layers of Qwen3-235B-A22B, 24 on 4 GPUs: 61 B parameters).
 # Both read the same tokens (zipf_tokens.py; smoke: bytes of text), STEPS steps (20) with clipping; figures are of the LAST (10). TRACE=1: mop's timeline of the
 # step before the last. Every run appends to OUT, none stops the next:
 # fsdp2_runs.jsonl (peer), mop_steps.jsonl (a line with the command, then a line a step), results.db, log.txt, summary.jsonl.
@@ -113,10 +113,8 @@ for row in "${@:-qwen oss-offload oss-hbm}"; do for row in $row; do
     for where in hbm stream; do
       run_mop 300 "$row-$where" --model "$oss" --context 4096 --sequences "$sequences" --ulysses 1 --optimizer "$where"
     done ;;
-  oss-noclip)
-    for sequences in 8 16 32; do
-      run_mop 300 "oss-noclip-$sequences" --model "$oss" --context 4096 --sequences "$sequences" --ulysses 1 --optimizer stream --clip off
-    done ;;
+  oss-noclip-8 | oss-noclip-16 | oss-noclip-32)
+    run_mop 300 "$row" --model "$oss" --context 4096 --sequences "${row##*-}" --ulysses 1 --optimizer stream --clip off ;;
   oss-512k)
     run_mop 300 oss-512k --model "$oss" --context 512K --ulysses "$gpus" --steps 2 ;;
   oss-1m)
