@@ -74,7 +74,9 @@ std::optional<Power> Power::of(const cluster::ClusterModel& cluster) {
                set = clock("mixed_memory_bound"), of_memory = figure("memory_bound_power_w") - p.idle_,
                rest = (figure("mixed_power_w") - p.idle_ - share * p.draw_[kMixed].watts(products)) /
                       (1 - share);
-  p.sag_ = std::min(1.0, products / set);
+  // What sags less with power to spare sags less within the limit, too.
+  const double sag = 1 - std::min(1.0, products / set), spare = std::max(1e-3, 1 - p.most_[kMixed]);
+  for (size_t k = 0; k < kTensorDraws; ++k) p.sag_[k] = 1 - sag * (1 - p.most_[k]) / spare;
   p.draw_[kMemory] = Draw::through(1, of_memory, set, rest);
   const auto found = cluster.tables.find("gpu_clock");
   if (found == cluster.tables.end()) return p;
@@ -87,7 +89,7 @@ std::optional<Power> Power::of(const cluster::ClusterModel& cluster) {
 Clocks Power::at(double set) const {
   Clocks clocks;
   clocks.set = set;
-  for (size_t k = 0; k < kTensorDraws; ++k) clocks.tensor[k] = std::min(most_[k], sag_ * set);
+  for (size_t k = 0; k < kTensorDraws; ++k) clocks.tensor[k] = std::min(most_[k], sag_[k] * set);
   return clocks;
 }
 

@@ -78,7 +78,7 @@ class Power {
   Clocks at(double set) const;
 
   double limit_ = 0, idle_ = 0, links_ = 0;  // of links above idle
-  double sag_ = 1;                           // clock under tensor work over the one that is set
+  std::array<double, kTensorDraws> sag_{};   // clock under tensor work over the one that is set
   std::array<double, kTensorDraws> most_{};  // clock under it that nothing limits
   std::array<Draw, kDraws> draw_{};
   std::vector<double> over_median_;  // by GPU of a node; empty: all alike

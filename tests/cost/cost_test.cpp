@@ -187,6 +187,11 @@ TEST(Collectives, AcrossNodes) {
   const double nvlink = b * 95 / 96 / m.cluster.table("all_gather").at({8, b}).value;
   EXPECT_NEAR(seconds(m.collective(OpKind::all_gather, bytes, world)),
               std::max(nvlink, b * 11 / 12 / 8 / nic + latency * (1 + std::log2(12))), 1e-8);
+  // Two nodes with few NICs: rings pass nearly all of the buffer between them, not just the other node's
+  // half.
+  const Machine slow("h200-half-network", "mop", 16);
+  EXPECT_NEAR(seconds(slow.collective(OpKind::all_gather, bytes, {Axis::world, 16, 1})),
+              b * 15 / 16 / 8 / slow.cluster["nic_bw"] + 2e-9 * slow.cluster["nic_latency_ns"], 1e-8);
   EXPECT_NEAR(seconds(m.collective(OpKind::all_to_all, bytes, world)),
               b * 88 / 96 / nic + latency * (1 + std::log2(12)), 1e-8);
   EXPECT_NEAR(share(m.collective(OpKind::all_to_all, bytes, world).demand, Resource::nic_out), 1, 1e-3);

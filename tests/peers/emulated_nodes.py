@@ -24,12 +24,11 @@ def main(calibrated, nodes):
         passing = buffer * (ranks - 1) / ranks
         return (buffer / 2 if kind == "all_to_all" else passing / (ranks / 2)), passing / bus, buffer
 
-    def rate_of(kind):
-        sent, seconds, _ = crossing(kind, -1)
-        return sent / seconds
+    def rate_of(*kinds):
+        return sum(crossing(kind, -1)[0] for kind in kinds) / sum(crossing(kind, -1)[1] for kind in kinds)
 
-    rate, buffer = rate_of("all_gather"), crossing("all_gather", -1)[2]
-    others = ", ".join(f"{kind.replace('_', '-')} {rate_of(kind):.3g}" for kind in ("reduce_scatter", "all_to_all"))
+    rate, buffer = rate_of("all_gather", "reduce_scatter"), crossing("all_gather", -1)[2]
+    each = ", ".join(f"{kind.replace('_', '-')} {rate_of(kind):.3g}" for kind in ("all_gather", "reduce_scatter", "all_reduce", "all_to_all"))
     sent, seconds, small = crossing("all_gather", 0)
     new = {
         "gpus_per_node": {"value": figures["gpus_per_node"]["value"] / 2, "source": "assumed", "where": "as emulated"},
@@ -37,7 +36,7 @@ def main(calibrated, nodes):
         "dram_bw": halved("native_dram_bw"),
         **{name: halved(name) for name in ("root_up_bw", "root_down_bw", "root_both_bw")},
         "nic_bw": {"value": rate, "source": "measured",
-                   "where": f"a GPU's share of what crosses, all-gather of {buffer / 2**20:.0f} MiB over NCCL's sockets on the loopback ({others}); {when}"},
+                   "where": f"a GPU's share of what crosses, an all-gather and a reduce-scatter of {buffer / 2**20:.0f} MiB over NCCL's sockets on the loopback ({each}); {when}"},
         "nic_latency_ns": {"value": max(0.0, (seconds - sent / rate) / 2 * 1e9), "source": "measured",
                            "where": f"half of what an all-gather of {small / 2**10:.0f} KiB takes beyond its bytes (one hop for each of two nodes); {when}"},
     }

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # The validation suite on this host's GPUs: suite.sh OUT MOP [LABEL...]
-# Works in OUT, on copies of hwmodels/ and scenarios/: makes the tokens, calibrates the host (CALIBRATE=0: not) into its hwmodels/ and, of 4 GPUs, into the
-# cluster of two emulated nodes, then makes the runs of
-# scenarios/validation/suite.toml that LABELs name, in that order (default: all for as many GPUs as the host has), and that suite.db has not.
+# Works in OUT, on copies of hwmodels/ and scenarios/: makes the tokens, calibrates the host (CALIBRATE=0: not; CALIBRATE=adam,copies: that alone) into its
+# hwmodels/ and, of 4 GPUs, into the cluster of two emulated nodes, then makes the runs of scenarios/validation/suite.toml that LABELs name, in that
+# order (default: all for as many GPUs as the host has), and that suite.db has not.
 # CLUSTER (default: h200x4 on 4 GPUs, h200x2 on fewer): the suite's name for such a host.
 # UNTIL=SECONDS: all ends by then, counted from here; runs that 45 seconds are not left for are left out, and said.
 # OUT: suite.db, hwmodels/CLUSTER.json, log.txt (a line a run), runs.txt (what they print), traces/.
@@ -22,8 +22,10 @@ for tokens in "zipf 150000" "zipf50k 50000" "zipf32k 32000" "hot 16"; do
   [ -s "${tokens% *}.bin" ] || python3 "$here/zipf_tokens.py" $tokens &
 done
 wait
-if [ "${CALIBRATE:-1}" = 1 ]; then
-  "$mop" calibrate --gpus "$gpus" --base "$cluster" --out calibrated.json > calibrate.txt 2>&1 && mv calibrated.json "hwmodels/$cluster.json"
+calibrate=${CALIBRATE:-1}
+if [ "$calibrate" != 0 ]; then
+  only=(); [ "$calibrate" = 1 ] || only=(--only "$calibrate")
+  "$mop" calibrate --gpus "$gpus" --base "$cluster" --out calibrated.json "${only[@]}" > calibrate.txt 2>&1 && mv calibrated.json "hwmodels/$cluster.json"
   say "calibrate: exit status $?"
   [ "$gpus" -lt 4 ] || python3 "$here/emulated_nodes.py" "hwmodels/$cluster.json" scenarios/validation/clusters/h200-2x2.json || exit 2
 fi

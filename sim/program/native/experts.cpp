@@ -316,7 +316,8 @@ void NativeLowering::experts_backward(int layer, BufferId x, const Gathered& g, 
     b_.at(Phase::backward, layer);
   }
   b_.op(grouped(i, h, {}), {arrived.d_y, plan.rounds, down.own, down.spilled, {}, {}}, {d_act});
-  b_.op(compute(swiglu_bwd_, traffic(r * i, 4 * es, 3 * es)),
+  const double of_biases = c_.expert_bias ? es * static_cast<double>(h) / static_cast<double>(i) : 0;  // d_y
+  b_.op(compute(swiglu_bwd_, traffic(r * i, 4 * es + of_biases, 3 * es)),
         {hidden, d_act, plan.rounds, arrived.weights, act, arrived.d_y, down_bias.own, down_bias.spilled},
         {hidden, act, out.d_weights});
   b_.op(grouped(h, i, weight_gradient), {arrived.d_y, act, plan.rounds}, {d_down.own, d_down.spilled});
