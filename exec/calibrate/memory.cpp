@@ -70,17 +70,30 @@ void gather(Bench& bench, ncclComm_t comm, std::byte* buffer, int64_t bytes) {
   });
 }
 
-constexpr int64_t kGathered = 64 << 20;
+// Sends and receives among all.
+void exchange(Bench& bench, ncclComm_t comm, std::byte* buffer, int64_t bytes) {
+  const auto count = static_cast<size_t>(bytes / 2 / bench.ranks());
+  run(bench, [&](cudaStream_t s) {
+    cuda::check(ncclGroupStart(), "an all-to-all");
+    for (int peer = 0; peer < bench.ranks(); ++peer) {
+      cuda::check(ncclSend(buffer, count, ncclBfloat16, peer, comm, s), "an all-to-all");
+      cuda::check(ncclRecv(buffer + bytes, count, ncclBfloat16, peer, comm, s), "an all-to-all");
+    }
+    cuda::check(ncclGroupEnd(), "an all-to-all");
+  });
+}
+
+constexpr int64_t kMoved = 64 << 20;
 
 }  // namespace
 
 // Between hosts: fewer channels, whose buffers are the host's.
 void memory_of_network(Bench& bench) {
-  std::byte* const buffer = bench.take(2 * kGathered);
-  gather(bench, bench.communicator(bench.ranks()), buffer, kGathered);
+  std::byte* const buffer = bench.take(2 * kMoved);
+  gather(bench, bench.communicator(bench.ranks()), buffer, kMoved);
   Growth growth(bench);
   const Communicator all(bench);
-  gather(bench, all.get(), buffer, kGathered);
+  gather(bench, all.get(), buffer, kMoved);
   bench.figure(
       "native_network_communicator_bytes",
       fmt::format("one more NCCL communicator of {} GPUs, halves of which it takes for two hosts, once "
@@ -88,8 +101,14 @@ void memory_of_network(Bench& bench) {
                   bench.ranks()),
       {growth.step()});
   if (bench.ranks() % 2 != 0) return bench.release();
+  const int peers = bench.ranks() / 2 - 1;
+  exchange(bench, all.get(), buffer, kMoved);
+  if (const double pairs = growth.step(); peers > 0)
+    bench.figure("native_network_p2p_bytes",
+                 "point-to-point buffers of such a communicator, a peer that is not on the other host",
+                 {pairs / peers});
   const Communicator pair(bench, bench.ranks() / 2);
-  gather(bench, pair.get(), buffer, kGathered);
+  gather(bench, pair.get(), buffer, kMoved);
   bench.figure("native_network_pair_bytes", "likewise, of one GPU of each of those two", {growth.step()});
   bench.release();
 }
@@ -117,27 +136,19 @@ void memory(Bench& bench) {
                {growth.step()});
   if (bench.ranks() == 1) return;
 
-  std::byte* const buffer = bench.take(2 * kGathered);
-  gather(bench, bench.communicator(bench.ranks()), buffer, kGathered);
+  std::byte* const buffer = bench.take(2 * kMoved);
+  gather(bench, bench.communicator(bench.ranks()), buffer, kMoved);
   const double first = growth.step();
   const Communicator second(bench);
   const double idle = growth.step();
-  gather(bench, second.get(), buffer, kGathered);
+  gather(bench, second.get(), buffer, kMoved);
   const double another = idle + growth.step();
-  const auto count = static_cast<size_t>(kGathered / 2 / bench.ranks());
-  const auto point_to_point = [&](ncclComm_t comm) {
-    run(bench, [&](cudaStream_t s) {
-      cuda::check(ncclGroupStart(), "an all-to-all");
-      for (int peer = 0; peer < bench.ranks(); ++peer) {
-        cuda::check(ncclSend(buffer, count, ncclBfloat16, peer, comm, s), "an all-to-all");
-        cuda::check(ncclRecv(buffer + kGathered, count, ncclBfloat16, peer, comm, s), "an all-to-all");
-      }
-      cuda::check(ncclGroupEnd(), "an all-to-all");
-    });
+  const auto connect = [&](ncclComm_t comm) {
+    exchange(bench, comm, buffer, kMoved);
     return growth.step();
   };
-  const double peers = bench.ranks() - 1, first_pairs = point_to_point(bench.communicator(bench.ranks())),
-               more_pairs = point_to_point(second.get());
+  const double peers = bench.ranks() - 1, first_pairs = connect(bench.communicator(bench.ranks())),
+               more_pairs = connect(second.get());
   bench.figure("native_communicator_bytes",
                fmt::format("one more NCCL communicator of {} GPUs, once it has gathered", bench.ranks()),
                {another});

@@ -44,7 +44,8 @@ Communicators::Communicators(const program::StepProgram& program, launch::Peers&
   if (count > 0) std::memcpy(ids.data(), heard.data(), heard.size());
   // In the same order on every rank: each call waits for its group.
   std::map<Key, ncclComm_t> made;
-  for (const auto& [stream, span, pairwise, collective] : own) {
+  for (const program::Meeting& meeting : own) {
+    const auto& [stream, span] = std::tie(meeting.stream, meeting.span);
     ncclComm_t comm = nullptr;
     check(ncclCommInitRank(&comm, static_cast<int>(span.size),
                            ids[places.at({key(stream, span), span.base(peers.rank())})],

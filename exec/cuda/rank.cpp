@@ -174,18 +174,32 @@ void Rank::record(Stream stream, uint32_t event) {
 }
 
 void Rank::wait(Stream stream, uint32_t event) {
-  if (recorded_[event])
-    check(cudaStreamWaitEvent(streams_[static_cast<size_t>(stream)], events_[event], 0),
-          "waiting for an event");
+  if (!recorded_[event]) return;
+  cudaStream_t queue = streams_[static_cast<size_t>(stream)];
+  if (stream == Stream::compute) end_span(computing_, queue);
+  check(cudaStreamWaitEvent(queue, events_[event], 0), "waiting for an event");
+}
+
+Rank::Span* Rank::next_span(program::OpId op, cudaStream_t queue) {
+  if (used_spans_ == spans_.size()) return nullptr;
+  Span* const span = &spans_[used_spans_++];
+  span->op = op;
+  check(cudaEventRecord(span->start, queue), "recording an event");
+  return span;
+}
+
+void Rank::end_span(Span*& span, cudaStream_t queue) {
+  if (Span* const one = std::exchange(span, nullptr); one != nullptr)
+    check(cudaEventRecord(one->end, queue), "recording an event");
 }
 
 void Rank::launch(Stream stream, const Launch& launch) {
   cudaStream_t queue = streams_[static_cast<size_t>(stream)];
-  Span* span = used_spans_ < spans_.size() ? &spans_[used_spans_++] : nullptr;
-  if (span != nullptr) {
-    span->op = launch.call.id;
-    check(cudaEventRecord(span->start, queue), "recording an event");
-  }
+  const bool plans = launch.call.op->kind == OpKind::plan_routing;
+  const bool alone = profiling_ || stream != Stream::compute || plans;
+  if (alone && stream == Stream::compute) end_span(computing_, queue);
+  Span* span = alone || computing_ == nullptr ? next_span(launch.call.id, queue) : nullptr;
+  if (!alone && span != nullptr) computing_ = std::exchange(span, nullptr);
   nvtxRangePushA(names_[launch.call.id].c_str());
   // What the CPU does in a stream's turn is no activity of the GPU's.
   const bool recorded = recorder_.on() && span != nullptr && launch.call.op->kind != OpKind::adam_host;
@@ -204,7 +218,7 @@ void Rank::launch(Stream stream, const Launch& launch) {
   if (recorded) recorder_.end();
   nvtxRangePop();
   if (finite_) finite_->after(launch, scratch(stream), queue);
-  if (span != nullptr) check(cudaEventRecord(span->end, queue), "recording an event");
+  end_span(span, queue);
 }
 
 // Of the events of this step; any change of it is progress.
@@ -239,11 +253,14 @@ void Rank::wait_until(const Done& done) {
   }
 }
 
-// The first operation that has not ended, where times are kept.
+// The first operation that has not ended, or those that one span is of, where times are kept.
 std::string Rank::unfinished() const {
   for (size_t i = 0; i < used_spans_; ++i)
-    if (cudaEventQuery(spans_[i].end) == cudaErrorNotReady)
-      return fmt::format(" in operation {} ({})", spans_[i].op, program_.op_name(spans_[i].op));
+    if (&spans_[i] == computing_ || cudaEventQuery(spans_[i].end) == cudaErrorNotReady)
+      return fmt::format(" in operation {} ({}){}", spans_[i].op, program_.op_name(spans_[i].op),
+                         program_.ops[spans_[i].op].stream == Stream::compute && !profiling_
+                             ? ", or one behind it on the compute stream"
+                             : "");
   return {};
 }
 
@@ -263,6 +280,7 @@ int64_t Rank::rounds(uint32_t event, const Call& plan) {
 }
 
 void Rank::synchronize() {
+  end_span(computing_, streams_[static_cast<size_t>(Stream::compute)]);
   for (cudaStream_t stream : streams_) wait_until([&] { return cudaStreamQuery(stream); });
   clock_.look(streams_[static_cast<size_t>(Stream::compute)]);
   if (finite_) finite_->look();
@@ -306,6 +324,7 @@ std::vector<program::OpSpan> Rank::profiled_trace() {
 
 void Rank::clear_trace() {
   used_spans_ = 0;
+  computing_ = nullptr;
   recorder_.clear();
   if (trace_start_ != nullptr) {
     check(cudaSetDevice(device_), "the device");
@@ -315,6 +334,7 @@ void Rank::clear_trace() {
 
 void Rank::profile(bool on) {
   if (spans_.empty()) return;
+  profiling_ = on;
   if (!on) return recorder_.stop();
   recorder_.start();
   // CUPTI makes its buffers with the first kernel.

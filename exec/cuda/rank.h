@@ -60,7 +60,10 @@ class Rank final : public interpreter::Backend {
   int64_t workspace_bytes() const { return workspace_bytes_; }
   double clock_hz() const { return clock_.hz(); }  // of the multiprocessors, between the last two synchronize
   cpu::ExpertRows& expert_rows() { return rows_of_experts_; }
-  // After synchronize; since clear_trace. By events; profiled_trace: by CUPTI, where that is on.
+  // After synchronize; since clear_trace. By events; profiled_trace: by CUPTI, where that is on. While
+  // profile is off, operations of the compute stream that wait for no other stream and for no plan are one
+  // span, the first one's: an event's time is written to the host, which takes as long as many a kernel while
+  // states travel.
   std::vector<program::OpSpan> trace() const;
   std::vector<program::OpSpan> profiled_trace();
   void clear_trace();
@@ -158,8 +161,12 @@ class Rank final : public interpreter::Backend {
     program::OpId op;
     cudaEvent_t start, end;
   };
+  Span* next_span(program::OpId op, cudaStream_t queue);
+  void end_span(Span*& span, cudaStream_t queue);
   std::vector<Span> spans_;
   size_t used_spans_ = 0;
+  Span* computing_ = nullptr;  // of the compute stream, not ended
+  bool profiling_ = false;
   cudaEvent_t trace_start_ = nullptr;
   ActivityRecorder recorder_;
   bool timed_by_cupti_ = false;

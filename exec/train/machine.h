@@ -40,7 +40,8 @@ class Machine {
   virtual void read(int rank, const std::byte* from, std::byte* to, int64_t bytes) const = 0;
   virtual void write(int rank, std::byte* to, const std::byte* from, int64_t bytes) = 0;
 
-  // What a rank executed since the last clear_trace, by events around each operation; nothing where the
+  // What a rank executed since the last clear_trace, by events around each operation, or around those between
+  // two waits; nothing where the
   // machine keeps no trace. profiled_trace: the same of a step in between, by what timed it.
   virtual std::vector<program::OpSpan> trace(int rank) const = 0;
   virtual std::vector<program::OpSpan> profiled_trace(int rank) const { return trace(rank); }

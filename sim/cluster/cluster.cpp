@@ -306,6 +306,7 @@ const std::vector<std::string>& optional_figures() {
                                  "native_idle_communicator_bytes",
                                  "native_network_communicator_bytes",
                                  "native_network_pair_bytes",
+                                 "native_network_p2p_bytes",
                                  "native_all_to_all_beside_gather_slowdown",
                                  "copy_engine_all_gather_beside_exchange_slowdown"};
     // Of bytes that go to and from the host at once, those down: of one GPU, of all.

@@ -418,7 +418,7 @@ class Measured : public CostModel {
     use(d, Resource::pcie_both, bytes, c_["pcie_both_bw"], seconds);
     use(d, up ? Resource::root_up : Resource::root_down, bytes, c_[up ? "root_up_bw" : "root_down_bw"],
         seconds);
-    use(d, Resource::root_both, bytes, c_["root_both_bw"], seconds);
+    use(d, Resource::root_both, bytes, c_["root_both_bw"], seconds);  // one way alone moves no more
     use(d, Resource::dram, bytes, c_["dram_bw"], seconds);
     use(d, Resource::hbm, bytes, hbm_bw_, seconds);
     return p;
@@ -469,10 +469,16 @@ class Measured : public CostModel {
         break;
       }
       case OpKind::all_to_all:
-        // Routed rows and columns are of all ranks, this one included; what is spilled goes to others.
-        buffer = std::max(v(0), v(1)) * (program::spills(op.does.exchange) ? n / (n - 1) : 1);
+        // Routed rows and columns are of all ranks, this one included; what is spilled goes to others, v(2)
+        // of it to other nodes.
+        buffer = std::max(v(0), v(1));
         nvlink = buffer * (g - 1) / n;
         nic = buffer * (n - g) / n;
+        if (program::spills(op.does.exchange)) {
+          nvlink = g > 1 ? buffer - v(2) : 0;
+          nic = v(2);
+          buffer *= n / (n - 1);
+        }
         table = "all_to_all";
         with = exchange_;
         break;

@@ -86,8 +86,19 @@ std::vector<std::vector<ExpertLoad>> expert_loads(const Scenario& s, const plan:
     }
     const plan::RoundPlan rounds(plan::Counts::uniform(ranks, row), assigned, capacity,
                                  static_cast<int>(s.plan.spill_slots));
+    const auto node = [&](int member) {
+      const int64_t base = group / layout.expert.stride * layout.expert.stride * layout.expert.size +
+                           group % layout.expert.stride;
+      return (base + member * layout.expert.stride) / s.used_per_node();
+    };
     for (int r = 0; r < ranks; ++r) {
       const plan::RankSummary summary = rounds.summary(r);
+      const auto across = [&](const std::vector<int>& experts_of_peer) {
+        int64_t sum = 0;
+        for (int peer = 0; peer < ranks; ++peer)
+          if (node(peer) != node(r)) sum += experts_of_peer[static_cast<size_t>(peer)];
+        return sum;
+      };
       ExpertLoad& load = loads[static_cast<size_t>(r)][static_cast<size_t>(l)];
       load.rounds = std::max(1, rounds.rounds());
       load.computed = summary.rows;
@@ -95,6 +106,7 @@ std::vector<std::vector<ExpertLoad>> expert_loads(const Scenario& s, const plan:
       spread(load, rows_by_expert(rounds, r));
       load.spilled_in = std::accumulate(summary.spilled_in.begin(), summary.spilled_in.end(), int64_t{0});
       load.spilled_out = std::accumulate(summary.spilled_out.begin(), summary.spilled_out.end(), int64_t{0});
+      load.spilled_across = std::max(across(summary.spilled_in), across(summary.spilled_out));
     }
   }
   return loads;

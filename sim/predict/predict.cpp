@@ -76,17 +76,15 @@ Constants constants(const Scenario& s, const program::StepProgram& program) {
   c.context = static_cast<int64_t>(figure("context_bytes"));
   c.libraries = static_cast<int64_t>(figure("library_bytes"));
   const auto whole = static_cast<int64_t>(figure("communicator_bytes"));
-  const auto communicator = [&](const program::Group& group, bool pairwise, int64_t bytes) {
-    c.communicators += bytes;
-    const cost::Placement at = cost::place(group, s.used_per_node(), s.gpus());
-    if (pairwise)
-      c.communicators += static_cast<int64_t>((at.local() - 1) * figure("communicator_p2p_bytes"));
-  };
   if (!s.plan.native()) {  // PyTorch: a communicator a group
     std::vector<bool> pairwise(program.groups.size(), false);
     for (const program::Op& op : program.ops)
       if (program::is_pairwise(op.kind)) pairwise[op.group] = true;
-    for (size_t g = 0; g < program.groups.size(); ++g) communicator(program.groups[g], pairwise[g], whole);
+    for (size_t g = 0; g < program.groups.size(); ++g) {
+      const double peers = cost::place(program.groups[g], s.used_per_node(), s.gpus()).local() - 1;
+      c.communicators +=
+          whole + (pairwise[g] ? static_cast<int64_t>(peers * figure("communicator_p2p_bytes")) : 0);
+    }
     return c;
   }
   const auto copied = [&](const program::Op& op) {
@@ -97,21 +95,24 @@ Constants constants(const Scenario& s, const program::StepProgram& program) {
     const auto found = s.cluster.figures.find(name);
     return found == s.cluster.figures.end() ? int64_t{0} : static_cast<int64_t>(found->second.value);
   };
-  const int64_t found_idle = measured("native_idle_communicator_bytes"),
-                idle = found_idle > 0 ? found_idle : whole;
-  // Of several nodes' ranks; one of each, or more.
-  const auto gathered = [&](const program::Group& group) {
-    const cost::Placement at = cost::place(group, s.used_per_node(), s.gpus());
-    const int64_t across = at.nodes == 1 ? 0
-                                         : measured(at.local() > 1 ? "native_network_communicator_bytes"
-                                                                   : "native_network_pair_bytes");
-    return across > 0 ? across : whole;
-  };
+  const auto or_else = [](int64_t found, int64_t other) { return found > 0 ? found : other; };
+  const int64_t idle = or_else(measured("native_idle_communicator_bytes"), whole);
   bool pairs = false;
   for (const program::Meeting& m : program::meetings(program, copied)) {
-    const program::Group group{program::Axis::world, m.span.size, m.span.stride};
-    communicator(group, m.pairwise, m.collective ? gathered(group) : idle);
-    pairs |= m.pairwise;
+    const cost::Placement at =
+        cost::place({program::Axis::world, m.span.size, m.span.stride}, s.used_per_node(), s.gpus());
+    int64_t gathered = whole, pair = static_cast<int64_t>(figure("communicator_p2p_bytes"));
+    if (at.nodes > 1) {  // one rank of each, or more
+      gathered = or_else(
+          measured(at.local() > 1 ? "native_network_communicator_bytes" : "native_network_pair_bytes"),
+          whole);
+      pair = or_else(measured("native_network_p2p_bytes"), pair);
+    }
+    // Of peers on the node; a ring's two neighbours take a send and a receive, as one peer does.
+    const double peers = m.everyone ? at.local() - 1 : m.neighbours && at.local() > 1 ? 1 : 0;
+    c.communicators += m.collective ? gathered : std::min(idle, gathered);
+    c.communicators += static_cast<int64_t>(peers * static_cast<double>(pair));
+    pairs |= peers > 0;
   }
   if (c.communicators > 0) c.communicators += measured("native_first_communicator_bytes");
   if (pairs) c.communicators += measured("native_first_p2p_bytes");

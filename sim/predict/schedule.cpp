@@ -65,6 +65,7 @@ Shape routed_shape(const program::StepProgram& program, const Op& op, const prog
     const int64_t out = back ? load.spilled_in : load.spilled_out,
                   in = back ? load.spilled_out : load.spilled_in;
     if (program::is_collective(op.kind)) {
+      shape.v[2] = std::max(shape.v[0], shape.v[1]) / slots * load.spilled_across;
       shape.v[0] = shape.v[0] / slots * out;
       shape.v[1] = shape.v[1] / slots * in;
     } else {

@@ -22,6 +22,7 @@ struct ExpertLoad {
   int64_t experts = 0;   // that it computes, as many as if equally loaded (plan::effective_experts)
   int64_t touched = 0;   // that have any rows
   int64_t spilled_in = 0, spilled_out = 0;  // experts whose weights it borrows, lends
+  int64_t spilled_across = 0;               // of other nodes: the larger of both
   bool operator==(const ExpertLoad&) const = default;
 };
 

@@ -12,7 +12,9 @@ std::vector<Meeting> meetings(const StepProgram& program, const std::function<bo
     const plan::Span span = program.groups[op.group].span();
     Meeting& meeting =
         found.try_emplace({op.stream, span.size, span.stride}, Meeting{op.stream, span}).first->second;
-    (is_pairwise(op.kind) ? meeting.pairwise : meeting.collective) = true;
+    (op.kind == OpKind::send_recv ? meeting.neighbours
+     : is_pairwise(op.kind)       ? meeting.everyone
+                                  : meeting.collective) = true;
   }
   std::vector<Meeting> all;
   for (const auto& [key, meeting] : found) all.push_back(meeting);

@@ -13,8 +13,10 @@ namespace mop::program {
 struct Meeting {
   Stream stream;
   plan::Span span;
-  bool pairwise = false;    // sends and receives among them
-  bool collective = false;  // and anything else: NCCL connects for either with its first operation
+  // What for: NCCL connects for each with its first operation.
+  bool everyone = false;    // sends and receives among all of them
+  bool neighbours = false;  // from each to the next alone
+  bool collective = false;  // anything else
 };
 
 // Of a program that runs, in the same order on every rank. copied: whether NCCL is left out of an operation.

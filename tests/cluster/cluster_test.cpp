@@ -96,7 +96,8 @@ TEST(Clusters, FiguresAreOfTheRightMagnitude) {
     EXPECT_LE(c["root_up_bw"], c["dram_bw"]);
     const double gpus = c["gpus_per_node"];
     EXPECT_LE(c["root_both_bw"], gpus * c["pcie_both_bw"]);
-    EXPECT_GE(c["root_both_bw"], std::max(c["root_up_bw"], c["root_down_bw"]));
+    // Memory that is read and written by turns may move less than what is read alone.
+    EXPECT_GE(c["root_both_bw"], 0.8 * std::max(c["root_up_bw"], c["root_down_bw"]));
     EXPECT_LE(c.table("memory_bound").at({1e15}).value, c["hbm_peak_bw"]);
     for (const char* slowdown :
          {"all_gather_matmul_slowdown", "all_gather_slowdown", "reduce_scatter_matmul_slowdown",
@@ -126,12 +127,12 @@ TEST(Clusters, TablesStayBelowThePeaks) {
 TEST(Clusters, MeasuredSeedsAgreeWithTheNotes) {
   const ClusterModel c = read_cluster("h200x4");
   EXPECT_EQ(c.gpus_per_node(), 4);
-  EXPECT_NEAR(c["pcie_up_bw"], 55.1e9, 0.05 * 55.1e9);
-  EXPECT_NEAR(c["pcie_down_bw"], 54.9e9, 0.05 * 54.9e9);
-  // Hosts of the same kind differ: 129 to 184 GB/s both ways were seen.
-  EXPECT_NEAR(c["root_up_bw"], 173e9, 0.3 * 173e9);
-  EXPECT_NEAR(c["root_down_bw"], 133e9, 0.3 * 133e9);
-  EXPECT_NEAR(c["root_both_bw"], 184e9, 0.3 * 184e9);
+  EXPECT_NEAR(c["pcie_up_bw"], 55.1e9, 0.1 * 55.1e9);
+  EXPECT_NEAR(c["pcie_down_bw"], 54.9e9, 0.1 * 54.9e9);
+  // Hosts of the same kind differ: 113 to 184 GB/s both ways were seen.
+  EXPECT_NEAR(c["root_up_bw"], 173e9, 0.4 * 173e9);
+  EXPECT_NEAR(c["root_down_bw"], 133e9, 0.4 * 133e9);
+  EXPECT_NEAR(c["root_both_bw"], 184e9, 0.4 * 184e9);
   EXPECT_NEAR(c["dram_bw"], 217e9, 3e9);
   EXPECT_NEAR(c.table("matmul").at({8192, 8192, 8192}).value, 772e12, 0.12 * 772e12);
   EXPECT_NEAR(c.table("all_gather").at({4, double(int64_t{1} << 30)}).value, 320e9, 0.10 * 320e9);

@@ -29,7 +29,7 @@ TEST(Meetings, OneForEachStreamAndSetOfRanks) {
     EXPECT_GT(m.span.size, 1);
     const bool exchanges =
         m.stream == Stream::dispatch || m.stream == Stream::combine || m.stream == Stream::spill;
-    EXPECT_TRUE(m.pairwise || !exchanges) << name(m.stream);
+    EXPECT_TRUE(m.everyone || !exchanges) << name(m.stream);
   }
   for (const Op& op : l.program.ops)
     if (is_collective(op.kind)) {
