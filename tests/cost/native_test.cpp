@@ -318,6 +318,23 @@ TEST(Native, SpilledExpertsAllCross) {
     EXPECT_NEAR(seconds_of(exchange, bytes), seconds_of(program::Exchange::none, bytes / 3 * 4), 2e-9);
 }
 
+// Of what is spilled, only what goes to other nodes takes the network.
+TEST(Native, SpilledExpertsTakeTheNetworkWhereTheyLeaveANode) {
+  const Machine m("h200", "mop", 16);
+  const Group world{Axis::world, 16, 1};
+  program::Op op = make_op(OpKind::all_to_all, Stream::spill);
+  op.does.exchange = program::Exchange::spill_weights;
+  const int64_t bytes = 3 << 28;
+  const auto seconds_of = [&](int64_t across) {
+    return seconds(m.price(op, {{bytes, bytes, across}}, &world));
+  };
+  const double latency = 2e-9 * m.cluster["nic_latency_ns"];
+  EXPECT_NEAR(seconds_of(bytes), static_cast<double>(bytes) / m.cluster["nic_bw"] + latency, 2e-9);
+  EXPECT_NEAR(seconds_of(bytes / 2), static_cast<double>(bytes) / 2 / m.cluster["nic_bw"] + latency, 2e-9);
+  EXPECT_LT(seconds_of(0), seconds_of(bytes / 4));
+  EXPECT_EQ(share(m.price(op, {{bytes, bytes, 0}}, &world).demand, Resource::nic_out), 0);
+}
+
 // Many experts with few rows, beside a few with most of them.
 TEST(Native, ExpertsWithFewRowsCostTheirWeights) {
   const Machine m("h200x4");

@@ -50,12 +50,41 @@ TEST(Loads, RowsAreConserved) {
             computed += load.computed;
             in += load.spilled_in;
             out += load.spilled_out;
+            EXPECT_LE(load.spilled_across, std::max(load.spilled_in, load.spilled_out));
+            if (layout.expert.size * layout.expert.stride <= s.used_per_node()) {
+              EXPECT_EQ(load.spilled_across, 0) << "the group is on one node";
+            }
           }
           ASSERT_EQ(computed, sent * layout.expert.size) << "layer " << l;
           ASSERT_EQ(in, out);
         }
       }
     }
+}
+
+// One rank of each of two nodes: all that is spilled crosses; all of both nodes': some of it.
+TEST(Loads, SpilledExpertsCrossWhereTheirRanksDo) {
+  for (const std::string& plan : {mop_plan(2, 16, 1, 8, "expert-placement=across,spill-min-rows=64"),
+                                  mop_plan(16, 16, 1, 8, "spill-min-rows=64")}) {
+    SCOPED_TRACE(plan);
+    const Scenario s = make("qwen3-30b-a3b", "h200", 2, plan, 8192, 1, 1, "zipf:1.5");
+    const plan::Layout layout = plan::layout(s.plan, s.gpus());
+    int64_t spilled = 0, across = 0;
+    for (const auto& rank : expert_loads(s, layout, 1 % (s.gpus() / layout.expert.size)))
+      for (const auto& load : rank) {
+        const int64_t most = std::max(load.spilled_in, load.spilled_out);
+        if (layout.expert.size == 2) {
+          EXPECT_EQ(load.spilled_across, most);
+        }
+        spilled += most;
+        across += load.spilled_across;
+      }
+    EXPECT_GT(spilled, 0);
+    EXPECT_GT(across, 0);
+    if (layout.expert.size > 2) {
+      EXPECT_LT(across, spilled);
+    }
+  }
 }
 
 TEST(Loads, LeastLoadedEvensOut) {

@@ -38,6 +38,26 @@ TEST(Meetings, OneForEachStreamAndSetOfRanks) {
     }
 }
 
+// The vocabulary's weights go round a ring, where each rank has two neighbours.
+TEST(Meetings, RingsAreOfNeighbours) {
+  const Lowered l = lower_model("olmoe-1b-7b", mop_plan(1, 4, 1, 4, "vp-scheme=weights"), 4, 4096);
+  int rings = 0;
+  for (const Meeting& m : meetings(l.program, nowhere)) {
+    bool sends = false, exchanges = false;
+    for (const Op& op : l.program.ops) {
+      const bool here = is_collective(op.kind) && op.stream == m.stream &&
+                        l.program.groups[op.group].size == m.span.size &&
+                        l.program.groups[op.group].stride == m.span.stride;
+      sends |= here && op.kind == OpKind::send_recv;
+      exchanges |= here && op.kind == OpKind::all_to_all;
+    }
+    EXPECT_EQ(m.neighbours, sends) << name(m.stream);
+    EXPECT_EQ(m.everyone, exchanges) << name(m.stream);
+    rings += m.neighbours;
+  }
+  EXPECT_GT(rings, 0);
+}
+
 TEST(Meetings, NoneForWhatCopyEnginesDo) {
   for (const std::string& plan : {std::string("fsdp2:runtime=native"), mop_plan(1, 4, 1, 4)}) {
     const Lowered l = lower_model("olmoe-1b-7b", plan, 4, 4096);
