@@ -180,11 +180,13 @@ void Rank::wait(Stream stream, uint32_t event) {
   check(cudaStreamWaitEvent(queue, events_[event], 0), "waiting for an event");
 }
 
-Rank::Span* Rank::next_span(program::OpId op, cudaStream_t queue) {
+// run: where it is within another one's events.
+Rank::Span* Rank::next_span(program::OpId op, Span* run, cudaStream_t queue) {
   if (used_spans_ == spans_.size()) return nullptr;
   Span* const span = &spans_[used_spans_++];
   span->op = op;
-  check(cudaEventRecord(span->start, queue), "recording an event");
+  span->run = static_cast<size_t>((run != nullptr ? run : span) - spans_.data());
+  if (run == nullptr) check(cudaEventRecord(span->start, queue), "recording an event");
   return span;
 }
 
@@ -195,11 +197,17 @@ void Rank::end_span(Span*& span, cudaStream_t queue) {
 
 void Rank::launch(Stream stream, const Launch& launch) {
   cudaStream_t queue = streams_[static_cast<size_t>(stream)];
-  const bool plans = launch.call.op->kind == OpKind::plan_routing;
-  const bool alone = profiling_ || stream != Stream::compute || plans;
-  if (alone && stream == Stream::compute) end_span(computing_, queue);
-  Span* span = alone || computing_ == nullptr ? next_span(launch.call.id, queue) : nullptr;
-  if (!alone && span != nullptr) computing_ = std::exchange(span, nullptr);
+  const bool computes = stream == Stream::compute;
+  const bool alone =
+      !computes || launch.call.op->kind == OpKind::plan_routing || (profiling_ && !recorder_.on());
+  if (computes && alone) end_span(computing_, queue);
+  Span *span = nullptr, *ending = nullptr;
+  if (alone)
+    ending = span = next_span(launch.call.id, nullptr, queue);
+  else if (computing_ == nullptr)
+    computing_ = span = next_span(launch.call.id, nullptr, queue);
+  else if (profiling_)
+    span = next_span(launch.call.id, computing_, queue);
   nvtxRangePushA(names_[launch.call.id].c_str());
   // What the CPU does in a stream's turn is no activity of the GPU's.
   const bool recorded = recorder_.on() && span != nullptr && launch.call.op->kind != OpKind::adam_host;
@@ -218,7 +226,7 @@ void Rank::launch(Stream stream, const Launch& launch) {
   if (recorded) recorder_.end();
   nvtxRangePop();
   if (finite_) finite_->after(launch, scratch(stream), queue);
-  end_span(span, queue);
+  end_span(ending, queue);
 }
 
 // Of the events of this step; any change of it is progress.
@@ -256,7 +264,8 @@ void Rank::wait_until(const Done& done) {
 // The first operation that has not ended, or those that one span is of, where times are kept.
 std::string Rank::unfinished() const {
   for (size_t i = 0; i < used_spans_; ++i)
-    if (&spans_[i] == computing_ || cudaEventQuery(spans_[i].end) == cudaErrorNotReady)
+    if (&spans_[i] == computing_ ||
+        (spans_[i].run == i && cudaEventQuery(spans_[i].end) == cudaErrorNotReady))
       return fmt::format(" in operation {} ({}){}", spans_[i].op, program_.op_name(spans_[i].op),
                          program_.ops[spans_[i].op].stream == Stream::compute && !profiling_
                              ? ", or one behind it on the compute stream"
@@ -303,8 +312,9 @@ std::vector<program::OpSpan> Rank::trace() const {
   std::vector<program::OpSpan> all;
   for (size_t i = 0; i < used_spans_; ++i) {
     float start = 0, end = 0;
-    check(cudaEventElapsedTime(&start, trace_start_, spans_[i].start), "a time");
-    check(cudaEventElapsedTime(&end, trace_start_, spans_[i].end), "a time");
+    const Span& run = spans_[spans_[i].run];
+    check(cudaEventElapsedTime(&start, trace_start_, run.start), "a time");
+    check(cudaEventElapsedTime(&end, trace_start_, run.end), "a time");
     const auto begun = static_cast<int64_t>(static_cast<double>(start) * 1e6),
                ended = static_cast<int64_t>(static_cast<double>(end) * 1e6);
     all.push_back({spans_[i].op, begun, ended, ended - begun});
@@ -318,7 +328,18 @@ std::vector<program::OpSpan> Rank::profiled_trace() {
   timed_by_cupti_ = !activities.empty();
   if (recorder_.on() && !timed_by_cupti_)
     kernels::fallback("operations are timed by events: CUPTI recorded none of them");
+  std::vector<bool> ran(used_spans_), shares(used_spans_);
+  for (const Activity& a : activities)
+    if (a.launch < ran.size()) ran[a.launch] = true;
+  for (size_t i = 0; i < used_spans_; ++i)
+    if (spans_[i].run != i) shares[i] = shares[spans_[i].run] = true;
   refine(all, std::move(activities));
+  size_t kept = 0;
+  for (size_t i = 0; i < all.size(); ++i) {
+    if (timed_by_cupti_ && shares[i] && !ran[i]) all[i].start = all[i].end, all[i].busy = 0;  // nothing to do
+    if (timed_by_cupti_ || spans_[i].run == i) all[kept++] = all[i];
+  }
+  all.resize(kept);
   return all;
 }
 

@@ -60,10 +60,10 @@ class Rank final : public interpreter::Backend {
   int64_t workspace_bytes() const { return workspace_bytes_; }
   double clock_hz() const { return clock_.hz(); }  // of the multiprocessors, between the last two synchronize
   cpu::ExpertRows& expert_rows() { return rows_of_experts_; }
-  // After synchronize; since clear_trace. By events; profiled_trace: by CUPTI, where that is on. While
-  // profile is off, operations of the compute stream that wait for no other stream and for no plan are one
-  // span, the first one's: an event's time is written to the host, which takes as long as many a kernel while
-  // states travel.
+  // After synchronize; since clear_trace. By events; profiled_trace: by CUPTI, where that is on. Operations
+  // of the compute stream that wait for no other stream and for no plan are one span, the first one's: an
+  // event's time is written to the host, which takes as long as many a kernel while states travel. In a
+  // profiled step each has its own, for CUPTI's times or, where there are none, events'.
   std::vector<program::OpSpan> trace() const;
   std::vector<program::OpSpan> profiled_trace();
   void clear_trace();
@@ -159,9 +159,10 @@ class Rank final : public interpreter::Backend {
 
   struct Span {
     program::OpId op;
+    size_t run;  // whose events are around it: its own, or those of one before it
     cudaEvent_t start, end;
   };
-  Span* next_span(program::OpId op, cudaStream_t queue);
+  Span* next_span(program::OpId op, Span* run, cudaStream_t queue);
   void end_span(Span*& span, cudaStream_t queue);
   std::vector<Span> spans_;
   size_t used_spans_ = 0;

@@ -209,14 +209,18 @@ TEST(Activities, OfAProfiledStepAreThoseOfEveryOperation) {
     const std::vector<OpSpan> profiled = trainer.profiled_trace(0), by_events = trainer.machine().trace(0);
     EXPECT_FALSE(trainer.machine().timed_by_events());
     EXPECT_EQ(profiled.size(), by_events.size());
-    int64_t busy = 0, lasted = 0;
+    int64_t busy = 0;
     for (const OpSpan& span : profiled) {
       EXPECT_GT(span.busy, 0) << prepared.program.op_name(span.op);
       EXPECT_LE(span.busy, span.end - span.start) << prepared.program.op_name(span.op);
       busy += span.busy;
     }
-    for (const OpSpan& span : by_events) lasted += span.busy;
-    EXPECT_LT(busy, lasted);  // events themselves take some time
+    // Within the events around it and those that wait for nothing beside it.
+    for (size_t i = 0; i < profiled.size(); ++i) {
+      EXPECT_GE(profiled[i].start, by_events[i].start - 20'000) << prepared.program.op_name(profiled[i].op);
+      EXPECT_LE(profiled[i].end, by_events[i].end + 20'000) << prepared.program.op_name(profiled[i].op);
+    }
+    EXPECT_GT(busy, 0);
     EXPECT_LE(trainer.machine().device_bytes_in_use(), bytes + (4 << 20)) << "CUPTI's memory counts";
 
     trainer.step();
