@@ -102,8 +102,8 @@ class Bench {
   // Runs it again and again, on all ranks at once, behind heat. mine: whether this rank runs it; rank 0
   // always does.
   Seconds time(const Work& work, cudaStream_t stream, Runs runs, bool mine = true);
-  // One after the other for `window` seconds, on all ranks at once that have it: seconds of each but the
-  // first.
+  // One after the other for about `window` seconds, as often on every rank, on all at once that have it:
+  // seconds of each but the first.
   Seconds again(const Job& job, bool mine, double window);
   // Both again and again at the same time, on streams of their own, for `window` seconds: seconds of each
   // while the other was running.

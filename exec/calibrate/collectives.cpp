@@ -92,7 +92,7 @@ Work by_copy_engines(Bench& bench, Collective collective, int size, int64_t byte
 }
 
 void collectives(Bench& bench, bool emulated) {
-  const int64_t most = emulated ? int64_t{1} << 30 : kMost, step = emulated ? 32 : 4;
+  const int64_t most = emulated ? int64_t{1} << 30 : kMost, step = emulated ? 64 : 4;
   // The largest group first, and large buffers.
   for (int size = bench.ranks(); size >= (emulated ? bench.ranks() : 2); --size)
     for (int64_t bytes = most; bytes >= 1 << 16; bytes /= step)

@@ -59,7 +59,7 @@ void run(Bench& bench, const Work& work) {
   cudaStreamSynchronize(bench.compute());
 }
 
-// Every rank's `bytes / ranks` of a buffer of twice that.
+// Every rank's `bytes / ranks` of the first half of a buffer, which has twice `bytes`, into the second.
 void gather(Bench& bench, ncclComm_t comm, std::byte* buffer, int64_t bytes) {
   int ranks = 0;
   cuda::check(ncclCommCount(comm, &ranks), "ncclCommCount");
@@ -77,7 +77,9 @@ void exchange(Bench& bench, ncclComm_t comm, std::byte* buffer, int64_t bytes) {
     cuda::check(ncclGroupStart(), "an all-to-all");
     for (int peer = 0; peer < bench.ranks(); ++peer) {
       cuda::check(ncclSend(buffer, count, ncclBfloat16, peer, comm, s), "an all-to-all");
-      cuda::check(ncclRecv(buffer + bytes, count, ncclBfloat16, peer, comm, s), "an all-to-all");
+      cuda::check(ncclRecv(buffer + bytes + 2 * peer * static_cast<int64_t>(count), count, ncclBfloat16, peer,
+                           comm, s),
+                  "an all-to-all");
     }
     cuda::check(ncclGroupEnd(), "an all-to-all");
   });
@@ -90,26 +92,30 @@ constexpr int64_t kMoved = 64 << 20;
 // Between hosts: fewer channels, whose buffers are the host's.
 void memory_of_network(Bench& bench) {
   std::byte* const buffer = bench.take(2 * kMoved);
-  gather(bench, bench.communicator(bench.ranks()), buffer, kMoved);
-  Growth growth(bench);
-  const Communicator all(bench);
-  gather(bench, all.get(), buffer, kMoved);
-  bench.figure(
-      "native_network_communicator_bytes",
-      fmt::format("one more NCCL communicator of {} GPUs, halves of which it takes for two hosts, once "
-                  "it has gathered",
-                  bench.ranks()),
-      {growth.step()});
+  const int peers = bench.ranks() / 2 - 1;  // of one host
   if (bench.ranks() % 2 != 0) return bench.release();
-  const int peers = bench.ranks() / 2 - 1;
-  exchange(bench, all.get(), buffer, kMoved);
-  if (const double pairs = growth.step(); peers > 0)
-    bench.figure("native_network_p2p_bytes",
+  gather(bench, bench.communicator(bench.ranks()), buffer, kMoved);
+  exchange(bench, bench.communicator(bench.ranks()), buffer, kMoved);  // what the first ones take beyond
+  Growth growth(bench);
+  if (peers > 0) {
+    const Communicator all(bench);
+    gather(bench, all.get(), buffer, kMoved);
+    bench.figure("emulated_network_communicator_bytes",
+                 fmt::format("one more NCCL communicator of {} GPUs, halves of which it takes for two hosts, "
+                             "once it has gathered",
+                             bench.ranks()),
+                 {growth.step()});
+    exchange(bench, all.get(), buffer, kMoved);
+    bench.figure("emulated_network_p2p_bytes",
                  "point-to-point buffers of such a communicator, a peer that is not on the other host",
-                 {pairs / peers});
+                 {growth.step() / peers});
+  }
+  growth.step();
   const Communicator pair(bench, bench.ranks() / 2);
   gather(bench, pair.get(), buffer, kMoved);
-  bench.figure("native_network_pair_bytes", "likewise, of one GPU of each of those two", {growth.step()});
+  bench.figure("emulated_network_pair_bytes",
+               "one more NCCL communicator of one GPU of each of two such hosts, once it has gathered",
+               {growth.step()});
   bench.release();
 }
 

@@ -402,7 +402,8 @@ struct Run {
       }
     }
     const std::vector<int> by_events = launch::everyones(peers, trainer.machine().timed_by_events() ? 1 : 0);
-    if (peers.rank() != 0) return;
+    const auto untold = [](const program::RankTimeline& rank) { return rank.spans.empty(); };
+    if (peers.rank() != 0 || std::ranges::any_of(timelines, untold)) return;
     sums = validate::sum_operations(timelines);
     sums->intervals = std::ranges::max(by_events) > 0 ? "events" : on_gpus() ? "cupti" : "threads";
     if (!trace.empty()) program::write_timeline(trace, timelines);

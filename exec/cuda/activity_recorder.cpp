@@ -37,6 +37,7 @@ struct Records {
   std::mutex mutex;
   std::unordered_map<uint32_t, size_t> launch_of_call;
   std::vector<Timed> timed;
+  size_t lost = 0;
 };
 Records& records() {
   static auto* const all = new Records;  // CUPTI may deliver after the end of main
@@ -67,6 +68,7 @@ struct Library {
     find(push, "cuptiActivityPushExternalCorrelationId");
     find(pop, "cuptiActivityPopExternalCorrelationId");
     find(describe, "cuptiGetResultString");
+    find(dropped, "cuptiActivityGetNumDroppedRecords");
     if (missing.empty()) missing = reason(register_callbacks(give_buffer, take_buffer));
   }
   std::string reason(CUptiResult status) const {
@@ -85,6 +87,7 @@ struct Library {
   decltype(&cuptiActivityPushExternalCorrelationId) push = nullptr;
   decltype(&cuptiActivityPopExternalCorrelationId) pop = nullptr;
   decltype(&cuptiGetResultString) describe = nullptr;
+  decltype(&cuptiActivityGetNumDroppedRecords) dropped = nullptr;
 };
 const Library& cupti() {
   static const auto* const library = new Library;
@@ -94,7 +97,10 @@ const Library& cupti() {
 template <class Record>
 void add_timed(const CUpti_Activity* activity) {
   const auto& record = *reinterpret_cast<const Record*>(activity);
-  if (record.start == 0 || record.end == 0) return;  // CUPTI does not know
+  if (record.start == 0 || record.end == 0) {  // CUPTI does not know
+    ++records().lost;
+    return;
+  }
   records().timed.push_back(
       {record.correlationId, static_cast<int64_t>(record.start), static_cast<int64_t>(record.end)});
 }
@@ -125,10 +131,11 @@ void CUPTIAPI give_buffer(uint8_t** buffer, size_t* bytes, size_t* most_records)
   *most_records = 0;  // as many as fit
 }
 
-void CUPTIAPI take_buffer(CUcontext, uint32_t, uint8_t* buffer, size_t, size_t filled) {
+void CUPTIAPI take_buffer(CUcontext context, uint32_t stream, uint8_t* buffer, size_t, size_t filled) {
   const std::lock_guard lock(records().mutex);
   for (CUpti_Activity* activity = nullptr; cupti().next(buffer, filled, &activity) == CUPTI_SUCCESS;)
     add(activity);
+  if (size_t some = 0; cupti().dropped(context, stream, &some) == CUPTI_SUCCESS) records().lost += some;
   std::free(buffer);
 }
 
@@ -167,6 +174,12 @@ void ActivityRecorder::clear() {
   const std::lock_guard lock(records().mutex);
   records().launch_of_call.clear();
   records().timed.clear();
+  records().lost = 0;
+}
+
+size_t ActivityRecorder::lost() const {
+  const std::lock_guard lock(records().mutex);
+  return records().lost;
 }
 
 std::vector<Activity> ActivityRecorder::activities() {

@@ -27,6 +27,7 @@ class ActivityRecorder {
 
   void clear();
   std::vector<Activity> activities();  // since clear, of all that the GPU has finished
+  size_t lost() const;                 // records since clear that CUPTI dropped, or that have no times
 
  private:
   bool on_ = false;

@@ -45,7 +45,8 @@ Communicators::Communicators(const program::StepProgram& program, launch::Peers&
   // In the same order on every rank: each call waits for its group.
   std::map<Key, ncclComm_t> made;
   for (const program::Meeting& meeting : own) {
-    const auto& [stream, span] = std::tie(meeting.stream, meeting.span);
+    const program::Stream stream = meeting.stream;
+    const plan::Span& span = meeting.span;
     ncclComm_t comm = nullptr;
     check(ncclCommInitRank(&comm, static_cast<int>(span.size),
                            ids[places.at({key(stream, span), span.base(peers.rank())})],

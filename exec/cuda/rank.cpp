@@ -180,6 +180,10 @@ void Rank::wait(Stream stream, uint32_t event) {
   check(cudaStreamWaitEvent(queue, events_[event], 0), "waiting for an event");
 }
 
+bool Rank::alone(const program::Op& op) const {
+  return op.stream != Stream::compute || op.kind == OpKind::plan_routing || (profiling_ && !recorder_.on());
+}
+
 // run: where it is within another one's events.
 Rank::Span* Rank::next_span(program::OpId op, Span* run, cudaStream_t queue) {
   if (used_spans_ == spans_.size()) return nullptr;
@@ -197,15 +201,11 @@ void Rank::end_span(Span*& span, cudaStream_t queue) {
 
 void Rank::launch(Stream stream, const Launch& launch) {
   cudaStream_t queue = streams_[static_cast<size_t>(stream)];
-  const bool computes = stream == Stream::compute;
-  const bool alone =
-      !computes || launch.call.op->kind == OpKind::plan_routing || (profiling_ && !recorder_.on());
-  if (computes && alone) end_span(computing_, queue);
+  const bool own = alone(*launch.call.op);
+  if (own && stream == Stream::compute) end_span(computing_, queue);
   Span *span = nullptr, *ending = nullptr;
-  if (alone)
-    ending = span = next_span(launch.call.id, nullptr, queue);
-  else if (computing_ == nullptr)
-    computing_ = span = next_span(launch.call.id, nullptr, queue);
+  if (own || computing_ == nullptr)
+    (own ? ending : computing_) = span = next_span(launch.call.id, nullptr, queue);
   else if (profiling_)
     span = next_span(launch.call.id, computing_, queue);
   nvtxRangePushA(names_[launch.call.id].c_str());
@@ -264,16 +264,16 @@ void Rank::wait_until(const Done& done) {
 // The first operation that has not ended, or those that one span is of, where times are kept.
 std::string Rank::unfinished() const {
   for (size_t i = 0; i < used_spans_; ++i)
-    if (&spans_[i] == computing_ ||
-        (spans_[i].run == i && cudaEventQuery(spans_[i].end) == cudaErrorNotReady))
-      return fmt::format(" in operation {} ({}){}", spans_[i].op, program_.op_name(spans_[i].op),
-                         program_.ops[spans_[i].op].stream == Stream::compute && !profiling_
-                             ? ", or one behind it on the compute stream"
-                             : "");
+    if (spans_[i].run == i && cudaEventQuery(spans_[i].end) == cudaErrorNotReady) {
+      const program::OpId id = spans_[i].op;
+      return fmt::format(" in operation {} ({}){}", id, program_.op_name(id),
+                         alone(program_.ops[id]) ? "" : ", or one behind it on the compute stream");
+    }
   return {};
 }
 
 int64_t Rank::rounds(uint32_t event, const Call& plan) {
+  end_span(computing_, streams_[static_cast<size_t>(Stream::compute)]);
   wait_until([&] { return cudaEventQuery(events_[event]); });
   // The same code as on the CPU, on the host's copies.
   Operand counts = plan.in[0], rounds = on_host(plan.out[0]);
@@ -326,20 +326,22 @@ std::vector<program::OpSpan> Rank::profiled_trace() {
   std::vector<program::OpSpan> all = trace();
   std::vector<Activity> activities = recorder_.activities();
   timed_by_cupti_ = !activities.empty();
-  if (recorder_.on() && !timed_by_cupti_)
-    kernels::fallback("operations are timed by events: CUPTI recorded none of them");
-  std::vector<bool> ran(used_spans_), shares(used_spans_);
+  if (!timed_by_cupti_) {
+    for (size_t i = 0; i < used_spans_; ++i) {
+      if (spans_[i].run == i) continue;
+      kernels::fallback("operations are not timed: CUPTI was on and recorded none of them");
+      return {};
+    }
+    return all;
+  }
+  if (recorder_.lost() > 0)
+    kernels::fallback("CUPTI lost some kernels or copies: their operations look shorter than they were");
+  std::vector<bool> ran(used_spans_);
   for (const Activity& a : activities)
     if (a.launch < ran.size()) ran[a.launch] = true;
-  for (size_t i = 0; i < used_spans_; ++i)
-    if (spans_[i].run != i) shares[i] = shares[spans_[i].run] = true;
   refine(all, std::move(activities));
-  size_t kept = 0;
-  for (size_t i = 0; i < all.size(); ++i) {
-    if (timed_by_cupti_ && shares[i] && !ran[i]) all[i].start = all[i].end, all[i].busy = 0;  // nothing to do
-    if (timed_by_cupti_ || spans_[i].run == i) all[kept++] = all[i];
-  }
-  all.resize(kept);
+  for (size_t i = 0; i < all.size(); ++i)  // it had nothing to do
+    if (!ran[i] && program_.ops[all[i].op].stream != Stream::host) all[i].start = all[i].end, all[i].busy = 0;
   return all;
 }
 

@@ -63,7 +63,8 @@ class Rank final : public interpreter::Backend {
   // After synchronize; since clear_trace. By events; profiled_trace: by CUPTI, where that is on. Operations
   // of the compute stream that wait for no other stream and for no plan are one span, the first one's: an
   // event's time is written to the host, which takes as long as many a kernel while states travel. In a
-  // profiled step each has its own, for CUPTI's times or, where there are none, events'.
+  // profiled step each has a span; by events, where CUPTI is on, all of a run have the run's. profiled_trace
+  // is empty where CUPTI was on and told nothing.
   std::vector<program::OpSpan> trace() const;
   std::vector<program::OpSpan> profiled_trace();
   void clear_trace();
@@ -162,6 +163,7 @@ class Rank final : public interpreter::Backend {
     size_t run;  // whose events are around it: its own, or those of one before it
     cudaEvent_t start, end;
   };
+  bool alone(const program::Op& op) const;  // has events of its own
   Span* next_span(program::OpId op, Span* run, cudaStream_t queue);
   void end_span(Span*& span, cudaStream_t queue);
   std::vector<Span> spans_;

@@ -8,6 +8,8 @@
 
 namespace mop::interpreter {
 
+// Where one span is of several operations (exec/cuda/rank.h), what lies between them counts as work: then
+// what is exposed is a lower bound.
 struct StepSummary {                  // nanoseconds
   int64_t compute_busy = 0;           // the compute stream works
   int64_t exposed_communication = 0;  // it does not, and a stream other than the host's does

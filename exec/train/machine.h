@@ -40,9 +40,9 @@ class Machine {
   virtual void read(int rank, const std::byte* from, std::byte* to, int64_t bytes) const = 0;
   virtual void write(int rank, std::byte* to, const std::byte* from, int64_t bytes) = 0;
 
-  // What a rank executed since the last clear_trace, by events around each operation, or around those between
-  // two waits; nothing where the
-  // machine keeps no trace. profiled_trace: the same of a step in between, by what timed it.
+  // What a rank executed since the last clear_trace, by events around each operation or around those between
+  // two waits; nothing where the machine keeps no trace. profiled_trace: the same of a profiled step, each
+  // operation by itself, by what timed it; nothing where that could not be.
   virtual std::vector<program::OpSpan> trace(int rank) const = 0;
   virtual std::vector<program::OpSpan> profiled_trace(int rank) const { return trace(rank); }
   virtual void clear_trace() = 0;

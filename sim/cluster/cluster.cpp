@@ -304,11 +304,12 @@ const std::vector<std::string>& optional_figures() {
                                  "native_first_p2p_bytes",
                                  "native_nvlink_bw",
                                  "native_idle_communicator_bytes",
-                                 "native_network_communicator_bytes",
-                                 "native_network_pair_bytes",
-                                 "native_network_p2p_bytes",
                                  "native_all_to_all_beside_gather_slowdown",
                                  "copy_engine_all_gather_beside_exchange_slowdown"};
+    // NCCL's memory between nodes; of emulated ones, which a cluster of such nodes takes over.
+    for (const char* of : {"communicator", "pair", "p2p"})
+      for (const char* network : {"native", "emulated"})
+        all.push_back(fmt::format("{}_network_{}_bytes", network, of));
     // Of bytes that go to and from the host at once, those down: of one GPU, of all.
     for (const char* name : {"pcie_down_share", "root_down_share"}) all.emplace_back(name);
     // Of a GPU's power: the limit, what nothing draws, and what one kind of kernels draws at which clock, in

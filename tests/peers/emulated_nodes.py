@@ -40,6 +40,9 @@ def main(calibrated, nodes):
         "nic_latency_ns": {"value": max(0.0, (seconds - sent / rate) / 2 * 1e9), "source": "measured",
                            "where": f"half of what an all-gather of {small / 2**10:.0f} KiB takes beyond its bytes (one hop for each of two nodes); {when}"},
     }
+    for name in ("communicator", "pair", "p2p"):  # what NCCL's memory between such nodes is
+        if f"emulated_network_{name}_bytes" in figures:
+            new[f"native_network_{name}_bytes"] = {key: figures[f"emulated_network_{name}_bytes"][key] for key in ("value", "source", "where")}
     cluster["figures"].update(new)
     with open(nodes, "w") as out:
         json.dump(cluster, out, indent=2)
