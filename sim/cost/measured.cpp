@@ -512,7 +512,12 @@ class Measured : public CostModel {
     // stream.
     const bool packs =
         !torch_ && op.kind == OpKind::all_to_all && program::packs(op.does.exchange) && buffer > 0;
-    const double packing = packs ? 2 * buffer / c_.table("memory_bound").at({2 * buffer}).value : 0;
+    const bool rows =
+        op.does.exchange == program::Exchange::dispatch || op.does.exchange == program::Exchange::combine;
+    const cluster::Table* const reorders =  // rows, by the kernel that permutes them
+        rows ? own_kernels_[static_cast<size_t>(OpKind::permute)] : nullptr;
+    const cluster::Table& packer = reorders != nullptr ? *reorders : c_.table("memory_bound");
+    const double packing = packs ? 2 * buffer / packer.at({2 * buffer}).value : 0;
     const bool apart = packs && op.region == 0;  // kernels of their own, which links have nothing to do with
     Price p{{}, 0, outside};
     double seconds = std::max({on_nvlink, on_nic, c_["kernel_ns"] / kSecond}) + (apart ? 0 : packing);

@@ -203,6 +203,14 @@ TEST(Native, ExchangesArePacked) {
         program::Exchange::columns_to_rows})
     EXPECT_NEAR(of(m, exchange), sent + packing, 2e-9);
   EXPECT_EQ(of(torch, program::Exchange::dispatch), of(torch, program::Exchange::none));
+
+  // Rows by the kernel that permutes them, where that has a price of its own.
+  cluster::ClusterModel with = c;
+  add_table(with, "native_permute", 0, {{65536, 1e12}});
+  const Machine own(with);
+  for (const program::Exchange exchange : {program::Exchange::dispatch, program::Exchange::combine})
+    EXPECT_NEAR(of(own, exchange), sent + 2.0 * bytes / 1e12, 2e-9);
+  EXPECT_EQ(of(own, program::Exchange::rows_to_columns), of(m, program::Exchange::rows_to_columns));
 }
 
 TEST(Native, CopyEnginesDoNotReachAcrossNodes) {
