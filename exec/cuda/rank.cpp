@@ -43,7 +43,7 @@ Rank::Rank(int device, int rank, const program::StepProgram& program, const inte
       peers_(std::move(peers)),
       host_workspace_(cpu::workspace_bytes(program)),
       rows_of_experts_(constants.model) {
-  // Sleeps between polls of the GPU, which waits for the host's plans: they would last 50 us longer.
+  // Sleeps between polls of the GPU, which waits for the host's plans, would last 50 us longer.
   prctl(PR_SET_TIMERSLACK, kTimerSlack);
   // What others wait for gets free multiprocessors before what computes.
   int least = 0, greatest = 0;
@@ -253,7 +253,7 @@ void Rank::wait_until(const Done& done) {
     if (status == cudaSuccess) return;
     if (status != cudaErrorNotReady) check(status, "waiting for the GPU");
     cudaGetLastError();  // not ready is no error, though it may be kept as the last one
-    if (polls > 1000) std::this_thread::sleep_for(std::chrono::microseconds(polls > 10000 ? 20 : 2));
+    if (polls > 1000) std::this_thread::sleep_for(std::chrono::microseconds(2));
     if (Clock::now() < next_look) continue;
     next_look = Clock::now() + std::chrono::seconds(1);
     communicators_->check_health();
