@@ -42,7 +42,11 @@ Rank::Rank(int device, int rank, const program::StepProgram& program, const inte
       communicators_(std::move(communicators)),
       peers_(std::move(peers)),
       host_workspace_(cpu::workspace_bytes(program)),
-      rows_of_experts_(constants.model) {
+      rows_of_experts_(constants.model),
+      spans_(trace_spans, [this](size_t event, Stream stream) {
+        check(cudaEventRecord(span_events_[event], streams_[static_cast<size_t>(stream)]),
+              "recording an event");
+      }) {
   // Sleeps between polls of the GPU, which waits for the host's plans, would last 50 us longer.
   prctl(PR_SET_TIMERSLACK, kTimerSlack);
   // What others wait for gets free multiprocessors before what computes.
@@ -114,11 +118,8 @@ Rank::Rank(int device, int rank, const program::StepProgram& program, const inte
   expert_rows_.reserve(1024);
   biases_.reserve(1024);
   d_biases_.reserve(1024);
-  spans_.resize(trace_spans);
-  for (Span& span : spans_) {
-    check(cudaEventCreate(&span.start), "an event");
-    check(cudaEventCreate(&span.end), "an event");
-  }
+  span_events_.resize(2 * trace_spans);
+  for (cudaEvent_t& event : span_events_) check(cudaEventCreate(&event), "an event");
   if (trace_spans > 0) check(cudaEventCreate(&trace_start_), "an event");
   if (check_finite) {
     finite_ = std::make_unique<FiniteWatch>(program, rank);
@@ -159,7 +160,7 @@ Rank::~Rank() {
   for (cudaStream_t stream : streams_) cudaStreamDestroy(stream);
   for (cudaEvent_t event : events_) cudaEventDestroy(event);
   for (const auto& [micro, batch] : batches_) cudaEventDestroy(batch.second);
-  for (const Span& span : spans_) cudaEventDestroy(span.start), cudaEventDestroy(span.end);
+  for (cudaEvent_t event : span_events_) cudaEventDestroy(event);
   if (trace_start_ != nullptr) cudaEventDestroy(trace_start_);
 }
 
@@ -179,43 +180,18 @@ void Rank::record(Stream stream, uint32_t event) {
 
 void Rank::wait(Stream stream, uint32_t event) {
   if (!recorded_[event]) return;
-  cudaStream_t queue = streams_[static_cast<size_t>(stream)];
-  if (stream == Stream::compute) end_span(computing_, queue);
-  check(cudaStreamWaitEvent(queue, events_[event], 0), "waiting for an event");
-}
-
-bool Rank::alone(const program::Op& op) const {
-  return op.stream != Stream::compute || op.kind == OpKind::plan_routing || (profiling_ && !recorder_.on());
-}
-
-// run: where it is within another one's events.
-Rank::Span* Rank::next_span(program::OpId op, Span* run, cudaStream_t queue) {
-  if (used_spans_ == spans_.size()) return nullptr;
-  Span* const span = &spans_[used_spans_++];
-  span->op = op;
-  span->run = static_cast<size_t>((run != nullptr ? run : span) - spans_.data());
-  if (run == nullptr) check(cudaEventRecord(span->start, queue), "recording an event");
-  return span;
-}
-
-void Rank::end_span(Span*& span, cudaStream_t queue) {
-  if (Span* const one = std::exchange(span, nullptr); one != nullptr)
-    check(cudaEventRecord(one->end, queue), "recording an event");
+  if (stream == Stream::compute) spans_.end_run();
+  check(cudaStreamWaitEvent(streams_[static_cast<size_t>(stream)], events_[event], 0),
+        "waiting for an event");
 }
 
 void Rank::launch(Stream stream, const Launch& launch) {
   cudaStream_t queue = streams_[static_cast<size_t>(stream)];
-  const bool own = alone(*launch.call.op);
-  if (own && stream == Stream::compute) end_span(computing_, queue);
-  Span *span = nullptr, *ending = nullptr;
-  if (own || computing_ == nullptr)
-    (own ? ending : computing_) = span = next_span(launch.call.id, nullptr, queue);
-  else if (profiling_)
-    span = next_span(launch.call.id, computing_, queue);
+  const std::optional<size_t> span = spans_.begin(launch.call.id, *launch.call.op);
   nvtxRangePushA(names_[launch.call.id].c_str());
   // What the CPU does in a stream's turn is no activity of the GPU's.
-  const bool recorded = recorder_.on() && span != nullptr && launch.call.op->kind != OpKind::adam_host;
-  if (recorded) recorder_.begin(static_cast<size_t>(span - spans_.data()));
+  const bool recorded = recorder_.on() && span && launch.call.op->kind != OpKind::adam_host;
+  if (recorded) recorder_.begin(*span);
   try {
     if (program::is_collective(launch.call.op->kind))
       run_exchange(launch.call, queue);
@@ -230,7 +206,7 @@ void Rank::launch(Stream stream, const Launch& launch) {
   if (recorded) recorder_.end();
   nvtxRangePop();
   if (finite_) finite_->after(launch, scratch(stream), queue);
-  end_span(ending, queue);
+  spans_.end();
 }
 
 // Of the events of this step; any change of it is progress.
@@ -267,17 +243,17 @@ void Rank::wait_until(const Done& done) {
 
 // The first operation that has not ended, or those that one span is of, where times are kept.
 std::string Rank::unfinished() const {
-  for (size_t i = 0; i < used_spans_; ++i)
-    if (spans_[i].run == i && cudaEventQuery(spans_[i].end) == cudaErrorNotReady) {
-      const program::OpId id = spans_[i].op;
+  for (size_t i = 0; i < spans_.spans().size(); ++i)
+    if (spans_.has_events(i) && cudaEventQuery(span_events_[2 * i + 1]) == cudaErrorNotReady) {
+      const program::OpId id = spans_.spans()[i].op;
       return fmt::format(" in operation {} ({}){}", id, program_.op_name(id),
-                         alone(program_.ops[id]) ? "" : ", or one behind it on the compute stream");
+                         spans_.alone(program_.ops[id]) ? "" : ", or one behind it on the compute stream");
     }
   return {};
 }
 
 int64_t Rank::rounds(uint32_t event, const Call& plan) {
-  end_span(computing_, streams_[static_cast<size_t>(Stream::compute)]);
+  spans_.end_run();
   wait_until([&] { return cudaEventQuery(events_[event]); });
   // The same code as on the CPU, on the host's copies.
   Operand counts = plan.in[0], rounds = on_host(plan.out[0]);
@@ -293,7 +269,7 @@ int64_t Rank::rounds(uint32_t event, const Call& plan) {
 }
 
 void Rank::synchronize() {
-  end_span(computing_, streams_[static_cast<size_t>(Stream::compute)]);
+  spans_.end_run();
   for (cudaStream_t stream : streams_) wait_until([&] { return cudaStreamQuery(stream); });
   clock_.look(streams_[static_cast<size_t>(Stream::compute)]);
   if (finite_) finite_->look();
@@ -314,14 +290,13 @@ std::optional<std::string> Rank::first_not_finite() const {
 
 std::vector<program::OpSpan> Rank::trace() const {
   std::vector<program::OpSpan> all;
-  for (size_t i = 0; i < used_spans_; ++i) {
+  for (const SpanLog::Span& span : spans_.spans()) {
     float start = 0, end = 0;
-    const Span& run = spans_[spans_[i].run];
-    check(cudaEventElapsedTime(&start, trace_start_, run.start), "a time");
-    check(cudaEventElapsedTime(&end, trace_start_, run.end), "a time");
+    check(cudaEventElapsedTime(&start, trace_start_, span_events_[2 * span.run]), "a time");
+    check(cudaEventElapsedTime(&end, trace_start_, span_events_[2 * span.run + 1]), "a time");
     const auto begun = static_cast<int64_t>(static_cast<double>(start) * 1e6),
                ended = static_cast<int64_t>(static_cast<double>(end) * 1e6);
-    all.push_back({spans_[i].op, begun, ended, ended - begun});
+    all.push_back({span.op, begun, ended, ended - begun});
   }
   return all;
 }
@@ -331,8 +306,8 @@ std::vector<program::OpSpan> Rank::profiled_trace() {
   std::vector<Activity> activities = recorder_.activities();
   timed_by_cupti_ = !activities.empty();
   if (!timed_by_cupti_) {
-    for (size_t i = 0; i < used_spans_; ++i) {
-      if (spans_[i].run == i) continue;
+    for (size_t i = 0; i < all.size(); ++i) {
+      if (spans_.has_events(i)) continue;
       kernels::fallback("operations are not timed: CUPTI was on and recorded none of them");
       return {};
     }
@@ -340,7 +315,7 @@ std::vector<program::OpSpan> Rank::profiled_trace() {
   }
   if (recorder_.lost() > 0)
     kernels::fallback("CUPTI lost some kernels or copies: their operations look shorter than they were");
-  std::vector<bool> ran(used_spans_);
+  std::vector<bool> ran(all.size());
   for (const Activity& a : activities)
     if (a.launch < ran.size()) ran[a.launch] = true;
   refine(all, std::move(activities));
@@ -350,8 +325,7 @@ std::vector<program::OpSpan> Rank::profiled_trace() {
 }
 
 void Rank::clear_trace() {
-  used_spans_ = 0;
-  computing_ = nullptr;
+  spans_.clear();
   recorder_.clear();
   if (trace_start_ != nullptr) {
     check(cudaSetDevice(device_), "the device");
@@ -360,12 +334,15 @@ void Rank::clear_trace() {
 }
 
 void Rank::profile(bool on) {
-  if (spans_.empty()) return;
-  profiling_ = on;
-  if (!on) return recorder_.stop();
-  recorder_.start();
-  // CUPTI makes its buffers with the first kernel.
-  clock_.look(streams_[static_cast<size_t>(Stream::compute)]);
+  if (span_events_.empty()) return;
+  if (on) {
+    recorder_.start();
+    // CUPTI makes its buffers with the first kernel.
+    clock_.look(streams_[static_cast<size_t>(Stream::compute)]);
+  } else {
+    recorder_.stop();
+  }
+  spans_.set(on, on && !recorder_.on());
 }
 
 }  // namespace mop::cuda

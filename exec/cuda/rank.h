@@ -19,6 +19,7 @@
 #include "exec/cuda/finite_watch.h"
 #include "exec/cuda/memory.h"
 #include "exec/cuda/peer_memory.h"
+#include "exec/cuda/span_log.h"
 #include "exec/cuda/step_clock.h"
 #include "exec/interpreter/backend.h"
 #include "exec/interpreter/memory.h"
@@ -60,11 +61,9 @@ class Rank final : public interpreter::Backend {
   int64_t workspace_bytes() const { return workspace_bytes_; }
   double clock_hz() const { return clock_.hz(); }  // of the multiprocessors, between the last two synchronize
   cpu::ExpertRows& expert_rows() { return rows_of_experts_; }
-  // After synchronize; since clear_trace. By events; profiled_trace: by CUPTI, where that is on. Operations
-  // of the compute stream that wait for no other stream and for no plan are one span, the first one's: an
-  // event's time is written to the host, which takes as long as many a kernel while states travel. In a
-  // profiled step each has a span; by events, where CUPTI is on, all of a run have the run's. profiled_trace
-  // is empty where CUPTI was on and told nothing.
+  // After synchronize; since clear_trace. By events, around runs of operations (exec/cuda/span_log.h);
+  // profiled_trace: by CUPTI, where that is on, each operation by itself; empty where CUPTI was on and told
+  // nothing.
   std::vector<program::OpSpan> trace() const;
   std::vector<program::OpSpan> profiled_trace();
   void clear_trace();
@@ -158,18 +157,8 @@ class Rank final : public interpreter::Backend {
   std::vector<int64_t> first_of_expert_, computed_before_;
   std::vector<plan::WeightTransfer> spilled_;
 
-  struct Span {
-    program::OpId op;
-    size_t run;  // whose events are around it: its own, or those of one before it
-    cudaEvent_t start, end;
-  };
-  bool alone(const program::Op& op) const;  // has events of its own
-  Span* next_span(program::OpId op, Span* run, cudaStream_t queue);
-  void end_span(Span*& span, cudaStream_t queue);
-  std::vector<Span> spans_;
-  size_t used_spans_ = 0;
-  Span* computing_ = nullptr;  // of the compute stream, not ended
-  bool profiling_ = false;
+  SpanLog spans_;
+  std::vector<cudaEvent_t> span_events_;
   cudaEvent_t trace_start_ = nullptr;
   ActivityRecorder recorder_;
   bool timed_by_cupti_ = false;

@@ -8,7 +8,7 @@
 
 namespace mop::interpreter {
 
-// Where one span is of several operations (exec/cuda/rank.h), what lies between them counts as work: then
+// Where one span is of several operations (exec/cuda/span_log.h), what lies between them counts as work: then
 // what is exposed is a lower bound.
 struct StepSummary {                  // nanoseconds
   int64_t compute_busy = 0;           // the compute stream works

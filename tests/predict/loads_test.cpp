@@ -70,7 +70,7 @@ TEST(Loads, SpilledExpertsCrossWhereTheirRanksDo) {
     const Scenario s = make("qwen3-30b-a3b", "h200", 2, plan, 8192, 1, 1, "zipf:1.5");
     const plan::Layout layout = plan::layout(s.plan, s.gpus());
     int64_t spilled = 0, across = 0;
-    for (const auto& rank : expert_loads(s, layout, 1 % (s.gpus() / layout.expert.size)))
+    for (const auto& rank : expert_loads(s, layout, static_cast<int>(1 % (s.gpus() / layout.expert.size))))
       for (const auto& load : rank) {
         const int64_t most = std::max(load.spilled_in, load.spilled_out);
         if (layout.expert.size == 2) {
