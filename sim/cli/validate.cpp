@@ -34,17 +34,26 @@ std::string bytes_text(int64_t bytes) {
   return format_bytes(static_cast<double>(bytes));
 }
 
+// A database and what of it is judged.
+struct Source {
+  std::string path;
+  store::Store store;
+  std::vector<store::RunRecord> records;
+};
+
 struct Validate {
-  std::string database = "results.db", format = "table", bounds_text, held_out_file, suite_file, trace,
-              traces = "traces";
+  std::vector<std::string> databases{"results.db"};
+  std::string format = "table", bounds_text, held_out_file, suite_file, trace, traces = "traces";
   std::vector<std::string> where;
   bool all = false, print_commands = false, check = false, only_missing = false;
   int64_t only_gpus = 0;
 
   explicit Validate(CLI::App& command) {
-    command.add_option("--db", database, "database with the measurements")
-        ->type_name("FILE")
-        ->default_str(database);
+    command
+        .add_option("--db", databases,
+                    "database with the measurements; several, as of several hosts, are judged together")
+        ->type_name("FILE...")
+        ->default_str(databases[0]);
     command
         .add_option("--where", where,
                     "conditions on the measurements, as of mop results: model=gpt-oss-20b gpus=4 id=12")
@@ -69,7 +78,7 @@ struct Validate {
         ->needs(suite);
     command
         .add_flag("--missing", only_missing,
-                  "with --check or --commands: only runs that the database has no measurement of")
+                  "with --check or --commands: only runs that no database has a measurement of")
         ->needs(suite);
     command.add_option("--gpus", only_gpus, "with --check or --commands: only runs of so many GPUs")
         ->needs(suite);
@@ -92,7 +101,7 @@ struct Validate {
         "only.\n"
         "Exit status: 0 all bounds hold, 3 some do not, 2 bad input, 1 a defect of ours.\n"
         "Example:\n"
-        "  mop validate --db results.db --suite scenarios/validation/suite.toml\n"
+        "  mop validate --db host-a.db host-b.db --suite scenarios/validation/suite.toml\n"
         "  mop validate --suite scenarios/validation/suite.toml --commands > suite.sh\n"
         "  mop validate --suite scenarios/validation/suite.toml --commands --gpus 4 --missing > rest.sh\n"
         "  mop validate --where id=12 --trace overlaid.trace.json");
@@ -111,59 +120,78 @@ struct Validate {
           "--missing and --gpus choose runs for --check or --commands; measurements are chosen by --where");
     if (print_commands || check) choose_runs(suite);
     if (print_commands) {
-      fmt::print("{}", validate::commands(suite, database, traces));
+      fmt::print("{}", validate::commands(suite, databases.front(), traces));
       return;
     }
     if (check) return check_suite(suite);
 
-    const store::Store store(database, store::Access::kRead);
-    std::vector<store::RunRecord> chosen = measurements(store, where, !all);
-    std::vector<std::string> missing;
-    if (!suite_file.empty()) missing = keep_of_suite(chosen, suite);
-    if (chosen.empty())
+    std::vector<Source> sources = open(where, !all);
+    std::vector<std::string> missing, origins;
+    if (!suite_file.empty()) missing = keep_of_suite(sources, suite);
+    size_t chosen = 0;
+    for (const Source& source : sources) chosen += source.records.size();
+    std::vector<Comparison> comparisons;
+    for (const Source& source : sources) {
+      if (source.records.empty()) continue;
+      if (!trace.empty()) write_trace(source, chosen);
+      for (Comparison& c : compare_all(source.store, source.records)) {
+        comparisons.push_back(std::move(c));
+        origins.push_back(source.path);
+      }
+    }
+    if (comparisons.empty())
       throw UserError(
           fmt::format("no measurement in '{}' meets the conditions; mop run makes them, mop results --where "
                       "kind=measurement lists them",
-                      database));
-    if (!trace.empty()) write_trace(store, chosen);
-    std::vector<Comparison> comparisons = compare_all(store, chosen);
+                      fmt::join(databases, "', '")));
     const std::vector<std::string> late = mark_held_out(comparisons, suite);
     const std::vector<validate::Verdict> verdicts = validate::judge(comparisons, bounds);
     if (format == "json")
-      print_json(comparisons, verdicts, missing, late);
+      print_json(comparisons, origins, verdicts, missing, late);
     else
-      print_text(comparisons, verdicts, missing, late);
+      print_text(comparisons, origins, verdicts, missing, late);
     if (!std::ranges::all_of(verdicts, &validate::Verdict::holds)) throw Ended{kBoundsBroken};
   }
 
   void choose_runs(std::vector<validate::SuiteRun>& suite) const {
     if (only_gpus != 0)
       std::erase_if(suite, [&](const validate::SuiteRun& run) { return run.gpus != only_gpus; });
-    if (!only_missing || !std::filesystem::exists(database)) return;
-    const store::Store store(database, store::Access::kRead);
-    std::vector<store::RunRecord> records = measurements(store, {}, false);
-    const std::vector<std::string> missing = keep_of_suite(records, suite);
+    if (!only_missing) return;
+    std::vector<Source> sources = open({}, false);
+    const std::vector<std::string> missing = keep_of_suite(sources, suite);
     std::erase_if(suite, [&](const validate::SuiteRun& run) {
       return std::ranges::find(missing, run.name) == missing.end();
     });
   }
 
-  // Leaves the measurements of the suite's runs, the newest of each unless all are wanted; returns the runs
-  // without any.
-  std::vector<std::string> keep_of_suite(std::vector<store::RunRecord>& records,
+  // With their measurements. With --missing a database may yet have to come.
+  std::vector<Source> open(const std::vector<std::string>& conditions, bool newest) const {
+    std::vector<Source> sources;
+    for (const std::string& path : databases) {
+      if (only_missing && !std::filesystem::exists(path)) continue;
+      store::Store store(path, store::Access::kRead);
+      std::vector<store::RunRecord> records = measurements(store, conditions, newest);
+      sources.push_back({path, std::move(store), std::move(records)});
+    }
+    return sources;
+  }
+
+  // Leaves the measurements of the suite's runs, the newest of each (of the last database that has it) unless
+  // all are wanted; returns the runs without any.
+  std::vector<std::string> keep_of_suite(std::vector<Source>& sources,
                                          const std::vector<validate::SuiteRun>& suite) const {
-    std::vector<store::RunRecord> kept;
+    std::vector<std::vector<store::RunRecord>> kept(sources.size());
     std::vector<std::string> missing;
     for (const validate::SuiteRun& run : suite) {
-      const size_t before = kept.size();
-      for (const store::RunRecord& record : records) {
-        if (validate::parse_label(record.label).first != run.name) continue;
-        if (!all) kept.resize(before);
-        kept.push_back(record);
-      }
-      if (kept.size() == before) missing.push_back(run.name);
+      std::vector<std::pair<size_t, const store::RunRecord*>> found;
+      for (size_t i = 0; i < sources.size(); ++i)
+        for (const store::RunRecord& record : sources[i].records)
+          if (validate::parse_label(record.label).first == run.name) found.emplace_back(i, &record);
+      if (found.empty()) missing.push_back(run.name);
+      if (!all && !found.empty()) found.erase(found.begin(), found.end() - 1);
+      for (const auto& [source, record] : found) kept[source].push_back(*record);
     }
-    records = std::move(kept);
+    for (size_t i = 0; i < sources.size(); ++i) sources[i].records = std::move(kept[i]);
     return missing;
   }
 
@@ -181,12 +209,12 @@ struct Validate {
     return late;
   }
 
-  void write_trace(const store::Store& store, const std::vector<store::RunRecord>& chosen) const {
-    if (chosen.size() != 1)
-      throw UserError(
-          fmt::format("--trace lays one measurement over its prediction, and {} are chosen; add --where id=N",
-                      chosen.size()));
-    const store::RunRecord& record = chosen.front();
+  void write_trace(const Source& source, size_t chosen) const {
+    if (chosen != 1)
+      throw UserError(fmt::format(
+          "--trace lays one measurement over its prediction, and {} are chosen; add --where id=N", chosen));
+    const auto& [database, store, records] = source;
+    const store::RunRecord& record = records.front();
     const Json detail = Json::parse(record.detail);
     if (!detail.contains("trace"))
       throw UserError(fmt::format("run {} kept no timeline; repeat it with --trace FILE: {}", *record.id,
@@ -243,15 +271,18 @@ struct Validate {
       throw UserError(fmt::format("suite '{}': {}", suite_file, fmt::join(reasons, "; ")));
   }
 
-  static void print_text(const std::vector<Comparison>& comparisons,
+  static void print_text(const std::vector<Comparison>& comparisons, const std::vector<std::string>& origins,
                          const std::vector<validate::Verdict>& verdicts,
                          const std::vector<std::string>& missing, const std::vector<std::string>& late) {
     TextTable table({"id", "run", "plan", "GPUs", "context", "step", "predicted", "error", "GPU memory",
                      "predicted", "error", "host", "predicted", "error", ""},
                     "rllrrrrrrrrrrrl");
-    for (const Comparison& c : comparisons) {
+    const bool several = std::ranges::adjacent_find(origins, std::not_equal_to<>()) != origins.end();
+    for (size_t i = 0; i < comparisons.size(); ++i) {
+      const Comparison& c = comparisons[i];
       const store::RunRecord& m = c.measured;
       const bool known = c.hbm_bytes > 0;
+      if (several && (i == 0 || origins[i] != origins[i - 1])) table.add({"", origins[i]});
       table.add({std::to_string(m.id.value_or(0)), m.label.empty() ? m.model : m.label, m.plan_family,
                  std::to_string(m.gpus), format_count(m.context), format_seconds(m.step_time_s.value_or(0)),
                  c.step_s ? format_seconds(*c.step_s) : "-", c.step_s ? signed_percent(c.step_error()) : "-",
@@ -327,11 +358,12 @@ struct Validate {
     for (const std::string& note : c.notes) fmt::print("  {}\n", note);
   }
 
-  static void print_json(const std::vector<Comparison>& comparisons,
+  static void print_json(const std::vector<Comparison>& comparisons, const std::vector<std::string>& origins,
                          const std::vector<validate::Verdict>& verdicts,
                          const std::vector<std::string>& missing, const std::vector<std::string>& late) {
     Json runs = Json::array(), bounds = Json::array(), sets = Json::array(), kinds = Json::array();
-    for (const Comparison& c : comparisons) {
+    for (size_t i = 0; i < comparisons.size(); ++i) {
+      const Comparison& c = comparisons[i];
       const store::RunRecord& m = c.measured;
       const bool known = c.hbm_bytes > 0;
       Json operations = Json::array();
@@ -343,6 +375,7 @@ struct Validate {
                               {"measured_count", op.measured_count},
                               {"predicted_count", op.predicted_count}});
       runs.push_back({{"id", m.id.value_or(0)},
+                      {"database", origins[i]},
                       {"label", m.label},
                       {"model", m.model},
                       {"plan", m.plan},

@@ -181,6 +181,39 @@ TEST_F(Validate, PlansOfOneQuestionAreRankedAndCompared) {
   EXPECT_EQ(bound(answer(chosen, 3), "ratio")["holds"], false);
 }
 
+// As of several hosts: the last one's of a suite's run.
+TEST_F(Validate, SeveralDatabasesAreJudgedTogether) {
+  const int64_t id = run("here", "mop:ep=1");
+  on_gpus(id, "a", {0.03, 0});
+  std::filesystem::copy(folder.path() / "results.db", folder.path() / "other.db");
+  on_gpus(id, "b", {0.02, 0});
+  const std::vector<std::string> both{"--db", "other.db", "results.db"};
+  std::vector<std::string> all = both;
+  all.insert(all.end(), {"--where", "cluster=gpus", "label!=probe"});
+  const json runs = answer(all, 0)["runs"];
+  ASSERT_EQ(runs.size(), 3U);
+  EXPECT_EQ(runs[0]["database"], "other.db");
+  EXPECT_EQ(runs[0]["label"], "a");
+  EXPECT_EQ(runs[1]["database"], "results.db");
+  EXPECT_EQ(runs[1]["label"], "a");
+  EXPECT_EQ(runs[2]["label"], "b");
+  EXPECT_THAT(validate(all).out, HasSubstr("other.db"));
+
+  folder.write("suite.toml", "[a]\nmodel = \"tiny-qwen3-moe\"\n[b]\nmodel = \"tiny-qwen3-moe\"\n");
+  std::vector<std::string> suite = both;
+  suite.insert(suite.end(), {"--suite", "suite.toml"});
+  const json judged = answer(suite, 0);
+  ASSERT_EQ(judged["runs"].size(), 2U);
+  for (const json& one : judged["runs"]) EXPECT_EQ(one["database"], "results.db");
+  EXPECT_EQ(judged["not_measured"].size(), 0U);
+  const json first = answer({"--db", "other.db", "--suite", "suite.toml"}, 0);
+  EXPECT_EQ(first["not_measured"], json({"b"}));
+
+  const Ended none = validate({"--db", "results.db", "missing.db"});
+  EXPECT_EQ(none.status, 2);
+  EXPECT_THAT(none.err, HasSubstr("missing.db"));
+}
+
 TEST_F(Validate, BothTimelinesInOneFile) {
   const int64_t id = run("traced", "mop", {"--trace", "m.json"});
   const std::string where = "id=" + std::to_string(id);
