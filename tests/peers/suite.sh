@@ -2,7 +2,7 @@
 # The validation suite on this host's GPUs: suite.sh OUT MOP [LABEL...]
 # Works in OUT, on copies of hwmodels/ and scenarios/: makes the tokens, calibrates the host (CALIBRATE=0: not; CALIBRATE=adam,copies: that alone) into its
 # hwmodels/ and, of 4 GPUs, into the cluster of two emulated nodes, then makes the runs of scenarios/validation/suite.toml that LABELs name, in that
-# order (default: all for as many GPUs as the host has), and that suite.db has not.
+# order (default: all that the host is for, those of one GPU on a host of two; held-out ones first), and that suite.db has not.
 # CLUSTER (default: h200x4 on 4 GPUs, h200x2 on fewer): the suite's name for such a host.
 # UNTIL=SECONDS: all ends by then, counted from here; runs that 45 seconds are not left for are left out, and said.
 # OUT: suite.db, hwmodels/CLUSTER.json, log.txt (a line a run), runs.txt (what they print), traces/.
@@ -32,7 +32,9 @@ fi
 "$mop" validate --suite scenarios/validation/suite.toml --commands --missing --db suite.db > commands.sh || exit 2
 mkdir -p traces
 eval "$(sed -n '/^on_nodes()/,/^)/p' commands.sh)"
-[ $# -gt 0 ] || set -- $(grep -E -- "--gpus $gpus |^on_nodes" commands.sh | sed -n 's/.*--label \(held-out\/\)\?\([^ ]*\).*/\2/p')
+here_too=$([ "$gpus" -eq 4 ] && echo "--gpus 4 |^on_nodes [0-9]" || echo "--gpus [1-$gpus] ")
+runs=$(grep -E -- "$here_too" commands.sh)
+[ $# -gt 0 ] || set -- $(sed -n 's/.*--label held-out\/\([^ ]*\).*/\1/p' <<< "$runs") $(sed -n 's/.*--label \([^ /]*\) .*/\1/p' <<< "$runs")
 for label in "$@"; do
   left=$((${UNTIL:-1000000} - (SECONDS - begin)))
   [ "$left" -gt 45 ] || { say "$label: left out, $left s are left"; continue; }
