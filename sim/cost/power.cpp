@@ -76,7 +76,8 @@ std::optional<Power> Power::of(const cluster::ClusterModel& cluster) {
                       (1 - share);
   // What sags less with power to spare sags less within the limit, too.
   const double sag = 1 - std::min(1.0, products / set), spare = std::max(1e-3, 1 - p.most_[kMixed]);
-  for (size_t k = 0; k < kTensorDraws; ++k) p.sag_[k] = 1 - sag * (1 - p.most_[k]) / spare;
+  for (size_t k = 0; k < kTensorDraws; ++k)
+    p.sag_[k] = std::clamp(1 - sag * (1 - p.most_[k]) / spare, kLeastClock, 1.0);
   p.draw_[kMemory] = Draw::through(1, of_memory, set, rest);
   const auto found = cluster.tables.find("gpu_clock");
   if (found == cluster.tables.end()) return p;

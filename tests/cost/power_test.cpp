@@ -96,6 +96,26 @@ TEST(Power, MemoryBoundKernelsDrawTheRestOfTheMixture) {
   EXPECT_EQ(Power::of(c)->clocks(norms, 1, {}).set, 1);
 }
 
+// Half as much with power to spare, half as much within the limit; none at all, none.
+TEST(Power, KindsSagByThemselves) {
+  cluster::ClusterModel c = cluster();
+  const Work all = work(1, 0, 1, 1);
+  const auto clocks_with = [&](double burst) {
+    c.figures["attention_burst_clock_hz"].value = 2e9 * burst;
+    return Power::of(c)->clocks(all, all.lasts({}), {});
+  };
+  const Clocks half = clocks_with((1 + kMost) / 2), none = clocks_with(1);
+  ASSERT_LT(half.set, 0.99);  // the limit holds it down
+  EXPECT_NEAR(half.tensor[kMatmul], kSag * half.set, 1e-9);
+  EXPECT_NEAR(half.tensor[kAttention], (1 + kSag) / 2 * half.set, 1e-9);
+  EXPECT_NEAR(none.tensor[kAttention], none.set, 1e-9);
+  // Where the deep products do not sag, there is nothing to tell it by; no clock is absurd.
+  c.figures["deep_matmul_burst_clock_hz"].value = 2e9;
+  const Clocks odd = clocks_with(kMost);
+  EXPECT_GE(odd.tensor[kAttention], 0.3 * odd.set);
+  EXPECT_LE(odd.tensor[kAttention], odd.set);
+}
+
 // Of two GPUs the one with the lower clock under products alone has it in a step, too.
 TEST(Power, GpusDiffer) {
   cluster::ClusterModel c = cluster();
