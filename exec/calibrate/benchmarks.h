@@ -25,6 +25,8 @@ const char* name(Collective collective);
 // By NCCL among `size` neighbours, `bytes` of the full buffer: of everyone's, for all-to-all of each rank's
 // own.
 Work by_nccl(Bench& bench, Collective collective, int size, int64_t bytes);
+// Among all of `comm`, from `in` to `out`, each of `bytes`.
+Work by_nccl(ncclComm_t comm, Collective collective, std::byte* in, std::byte* out, int64_t bytes);
 Work by_copy_engines(Bench& bench, Collective collective, int size,
                      int64_t bytes);  // all_gather, reduce_scatter
 // Of `shape`, on memory that it takes.

@@ -52,6 +52,13 @@ const char* name(Collective collective) {
 Work by_nccl(Bench& bench, Collective collective, int size, int64_t bytes) {
   ncclComm_t const comm = bench.communicator(size);
   std::byte *const in = bench.take(bytes), *const out = bench.take(bytes);
+  if (comm == nullptr) return {};  // of a rank that is left over, which has nothing to run
+  return by_nccl(comm, collective, in, out, bytes);
+}
+
+Work by_nccl(ncclComm_t comm, Collective collective, std::byte* in, std::byte* out, int64_t bytes) {
+  int size = 0;
+  cuda::check(ncclCommCount(comm, &size), "ncclCommCount");
   const auto all = static_cast<size_t>(bytes / 2), part = all / static_cast<size_t>(size);
   return [=](cudaStream_t stream) {
     switch (collective) {

@@ -12,7 +12,6 @@
 #include "exec/host/adam.h"
 #include "exec/host/memory.h"
 #include "kernels/check.h"
-#include "sim/base/median.h"
 #include "sim/program/master.h"
 
 namespace mop::calibrate {

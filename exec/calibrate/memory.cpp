@@ -14,6 +14,8 @@
 namespace mop::calibrate {
 namespace {
 
+constexpr int64_t kMoved = 64 << 20;
+
 // One of a stream's own, as exec/cuda/communicators.h makes them; ends with the object. Of every `stride`th
 // rank.
 class Communicator {
@@ -59,60 +61,38 @@ void run(Bench& bench, const Work& work) {
   cudaStreamSynchronize(bench.compute());
 }
 
-// Every rank's `bytes / ranks` of the first half of a buffer, which has twice `bytes`, into the second.
-void gather(Bench& bench, ncclComm_t comm, std::byte* buffer, int64_t bytes) {
-  int ranks = 0;
-  cuda::check(ncclCommCount(comm, &ranks), "ncclCommCount");
-  run(bench, [&](cudaStream_t s) {
-    cuda::check(
-        ncclAllGather(buffer, buffer + bytes, static_cast<size_t>(bytes / 2 / ranks), ncclBfloat16, comm, s),
-        "an all-gather");
-  });
+// Of kMoved bytes, from the first half of a buffer of twice as many to the second.
+void move_by_nccl(Bench& bench, ncclComm_t comm, Collective collective, std::byte* buffer) {
+  run(bench, by_nccl(comm, collective, buffer, buffer + kMoved, kMoved));
 }
-
-// Sends and receives among all.
-void exchange(Bench& bench, ncclComm_t comm, std::byte* buffer, int64_t bytes) {
-  const auto count = static_cast<size_t>(bytes / 2 / bench.ranks());
-  run(bench, [&](cudaStream_t s) {
-    cuda::check(ncclGroupStart(), "an all-to-all");
-    for (int peer = 0; peer < bench.ranks(); ++peer) {
-      cuda::check(ncclSend(buffer, count, ncclBfloat16, peer, comm, s), "an all-to-all");
-      cuda::check(ncclRecv(buffer + bytes + 2 * peer * static_cast<int64_t>(count), count, ncclBfloat16, peer,
-                           comm, s),
-                  "an all-to-all");
-    }
-    cuda::check(ncclGroupEnd(), "an all-to-all");
-  });
-}
-
-constexpr int64_t kMoved = 64 << 20;
 
 }  // namespace
 
 // Between hosts: fewer channels, whose buffers are the host's.
 void memory_of_network(Bench& bench) {
-  std::byte* const buffer = bench.take(2 * kMoved);
+  if (bench.ranks() % 2 != 0) return;
   const int peers = bench.ranks() / 2 - 1;  // of one host
-  if (bench.ranks() % 2 != 0) return bench.release();
-  gather(bench, bench.communicator(bench.ranks()), buffer, kMoved);
-  exchange(bench, bench.communicator(bench.ranks()), buffer, kMoved);  // what the first ones take beyond
+  std::byte* const buffer = bench.take(2 * kMoved);
+  move_by_nccl(bench, bench.communicator(bench.ranks()), Collective::all_gather, buffer);
+  move_by_nccl(bench, bench.communicator(bench.ranks()), Collective::all_to_all,
+               buffer);  // what the first ones take beyond
   Growth growth(bench);
   if (peers > 0) {
     const Communicator all(bench);
-    gather(bench, all.get(), buffer, kMoved);
+    move_by_nccl(bench, all.get(), Collective::all_gather, buffer);
     bench.figure("emulated_network_communicator_bytes",
                  fmt::format("one more NCCL communicator of {} GPUs, halves of which it takes for two hosts, "
                              "once it has gathered",
                              bench.ranks()),
                  {growth.step()});
-    exchange(bench, all.get(), buffer, kMoved);
+    move_by_nccl(bench, all.get(), Collective::all_to_all, buffer);
     bench.figure("emulated_network_p2p_bytes",
                  "point-to-point buffers of such a communicator, a peer that is not on the other host",
                  {growth.step() / peers});
   }
   growth.step();
   const Communicator pair(bench, bench.ranks() / 2);
-  gather(bench, pair.get(), buffer, kMoved);
+  move_by_nccl(bench, pair.get(), Collective::all_gather, buffer);
   bench.figure("emulated_network_pair_bytes",
                "one more NCCL communicator of one GPU of each of two such hosts, once it has gathered",
                {growth.step()});
@@ -143,14 +123,14 @@ void memory(Bench& bench) {
   if (bench.ranks() == 1) return;
 
   std::byte* const buffer = bench.take(2 * kMoved);
-  gather(bench, bench.communicator(bench.ranks()), buffer, kMoved);
+  move_by_nccl(bench, bench.communicator(bench.ranks()), Collective::all_gather, buffer);
   const double first = growth.step();
   const Communicator second(bench);
   const double idle = growth.step();
-  gather(bench, second.get(), buffer, kMoved);
+  move_by_nccl(bench, second.get(), Collective::all_gather, buffer);
   const double another = idle + growth.step();
   const auto connect = [&](ncclComm_t comm) {
-    exchange(bench, comm, buffer, kMoved);
+    move_by_nccl(bench, comm, Collective::all_to_all, buffer);
     return growth.step();
   };
   const double peers = bench.ranks() - 1, first_pairs = connect(bench.communicator(bench.ranks())),

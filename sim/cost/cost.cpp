@@ -37,6 +37,16 @@ Placement place(const program::Group& group, int64_t gpus_per_node, int64_t gpus
   return {group.size, most};
 }
 
+LinkBytes in_a_ring(const Placement& at, double bytes) {
+  const double n = static_cast<double>(at.ranks), passing = bytes * (n - 1) / n;
+  return {at.local() > 1 ? passing : 0, at.nodes > 1 ? passing / at.local() : 0};
+}
+
+LinkBytes among_all(const Placement& at, double bytes) {
+  const double n = static_cast<double>(at.ranks), g = at.local();
+  return {bytes * (g - 1) / n, bytes * (n - g) / n};
+}
+
 std::unique_ptr<CostModel> make_cost_model(Calibration calibration, const cluster::ClusterModel& cluster,
                                            const plan::Plan& plan, int64_t gpus, const StepClocks& clocks) {
   return calibration == Calibration::paper ? make_paper(plan) : make_measured(cluster, plan, gpus, clocks);

@@ -37,6 +37,18 @@ struct Placement {
 };
 Placement place(const program::Group& group, int64_t gpus_per_node, int64_t gpus);
 
+// Bytes that a rank's links move each way: NVLink, and its NIC or its part of the node's.
+struct LinkBytes {
+  double nvlink = 0, nic = 0;
+};
+// For `bytes` of the full buffer that pass every rank once. NCCL's rings go through all ranks of a node
+// before the next node, and each enters it at another GPU: (n - 1) / n of the buffer leave a node, shared by
+// its NICs. Two nodes could do with half of that (the other node's half of the buffer); NCCL does not
+// (reports/validation-h200x4.md, two emulated nodes).
+LinkBytes in_a_ring(const Placement& at, double bytes);
+// For `bytes` that each rank has for all ranks alike, itself included.
+LinkBytes among_all(const Placement& at, double bytes);
+
 class CostModel {
  public:
   virtual ~CostModel() = default;

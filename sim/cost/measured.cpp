@@ -446,8 +446,8 @@ class Measured : public CostModel {
     const auto v = [&](int i) { return static_cast<double>(s.v[i]); };
     const Placement at = place(group, gpus_per_node_, gpus_);
     const double n = static_cast<double>(at.ranks), g = at.local(), m = static_cast<double>(at.nodes);
-    // Bytes each way on this rank's NVLink and NIC; `buffer` is the message size that the table is asked for.
-    double nvlink = 0, nic = 0, buffer = v(0);
+    LinkBytes links;
+    double buffer = v(0);  // the message size that the table is asked for
     std::string_view table = "all_gather";
     Interference with = gather_;
     Resource meets = Resource::sm;
@@ -455,13 +455,7 @@ class Measured : public CostModel {
       case OpKind::all_gather:
       case OpKind::reduce_scatter:
       case OpKind::all_reduce: {
-        // NCCL's rings go through all ranks of a node before the next node, and each enters it at another
-        // GPU: (n - 1) / n of the buffer leave a node, shared by its NICs. Two nodes could do with half of
-        // that (the other node's half of the buffer); NCCL does not (reports/validation-h200x4.md, two
-        // emulated nodes).
-        const double passes = op.kind == OpKind::all_reduce ? 2 : 1, passing = passes * v(0) * (n - 1) / n;
-        nvlink = g > 1 ? passing : 0;
-        nic = m > 1 ? passing / g : 0;
+        links = in_a_ring(at, (op.kind == OpKind::all_reduce ? 2 : 1) * v(0));
         table = op.kind == OpKind::all_gather       ? "all_gather"
                 : op.kind == OpKind::reduce_scatter ? "reduce_scatter"
                                                     : "all_reduce";
@@ -472,11 +466,9 @@ class Measured : public CostModel {
         // Routed rows and columns are of all ranks, this one included; what is spilled goes to others, v(2)
         // of it to other nodes.
         buffer = std::max(v(0), v(1));
-        nvlink = buffer * (g - 1) / n;
-        nic = buffer * (n - g) / n;
+        links = among_all(at, buffer);
         if (program::spills(op.does.exchange)) {
-          nvlink = g > 1 ? buffer - v(2) : 0;
-          nic = v(2);
+          links = {g > 1 ? buffer - v(2) : 0, v(2)};
           buffer *= n / (n - 1);
         }
         table = "all_to_all";
@@ -485,14 +477,14 @@ class Measured : public CostModel {
       case OpKind::send_recv:
         // Neighbours of a ring; on the rank at a node's edge the next one is across the network.
         buffer = 2 * v(0);
-        nvlink = m > 1 ? 0 : v(0);
-        nic = m > 1 ? v(0) : 0;
+        links = m > 1 ? LinkBytes{0, v(0)} : LinkBytes{v(0), 0};
         table = "all_to_all";
         with = exchange_;
         break;
       default:
         ensure(false, "a collective operation");
     }
+    auto [nvlink, nic] = links;
     // By copy engines, as exec/cuda/peer_memory.h does it.
     const bool reduces = op.kind == OpKind::reduce_scatter;
     if (!torch_ && m <= 1 && program::by_copy_engines(op, group.span())) {

@@ -105,6 +105,9 @@ struct Span {
   int64_t size = 1, stride = 1;
   int64_t index(int64_t rank) const { return rank / stride % size; }        // of a rank in its group
   int64_t base(int64_t rank) const { return rank - index(rank) * stride; }  // lowest rank of its group
+  // Groups by number, from 0 on, in the order of their lowest ranks.
+  int64_t group(int64_t rank) const { return rank / (stride * size) * stride + rank % stride; }
+  int64_t first(int64_t group) const { return group / stride * stride * size + group % stride; }
 };
 
 // Which ranks share what. fsdp2 is TorchTitan's mesh (replicate, shard, cp, tp), the last one innermost, with

@@ -18,12 +18,10 @@ double on_links(const Scenario& s, const plan::Span& span, double bytes, const c
   const auto& c = s.cluster;
   const cost::Placement at =
       cost::place({program::Axis::world, span.size, span.stride}, s.used_per_node(), s.gpus());
-  const double n = real(at.ranks), g = at.local(), m = real(at.nodes);
-  const bool exchange = std::string_view(table) == "all_to_all";
-  const double nvlink =
-      g > 1 ? bytes * (exchange ? (g - 1) / n : (n - 1) / n) / c.table(table).at({g, 1e9}).value : 0;
-  const double nic = m > 1 ? bytes * (exchange ? (n - g) / n : (n - 1) / n / g) / c["nic_bw"] : 0;
-  return std::max(nvlink, nic);
+  const auto [nvlink, nic] =
+      std::string_view(table) == "all_to_all" ? cost::among_all(at, bytes) : cost::in_a_ring(at, bytes);
+  return std::max(nvlink > 0 ? nvlink / c.table(table).at({at.local(), 1e9}).value : 0,
+                  nic > 0 ? nic / c["nic_bw"] : 0);
 }
 
 // Seconds a token and layer of FSDP2's memory-bound kernels, and a parameter of a rank's shard for its

@@ -87,9 +87,7 @@ std::vector<std::vector<ExpertLoad>> expert_loads(const Scenario& s, const plan:
     const plan::RoundPlan rounds(plan::Counts::uniform(ranks, row), assigned, capacity,
                                  static_cast<int>(s.plan.spill_slots));
     const auto node = [&](int member) {
-      const int64_t base = group / layout.expert.stride * layout.expert.stride * layout.expert.size +
-                           group % layout.expert.stride;
-      return (base + member * layout.expert.stride) / s.used_per_node();
+      return (layout.expert.first(group) + member * layout.expert.stride) / s.used_per_node();
     };
     for (int r = 0; r < ranks; ++r) {
       const plan::RankSummary summary = rounds.summary(r);

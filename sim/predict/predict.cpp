@@ -37,11 +37,6 @@ struct Kinds {
   std::vector<Kind> kinds;
 };
 
-// Number of the group of `span` that holds `rank`.
-int64_t group_of(int64_t rank, const plan::Span& span) {
-  return rank / (span.stride * span.size) * span.stride + rank % span.stride;
-}
-
 Kinds find_kinds(const Scenario& s, const plan::Layout& layout, const std::optional<cost::Power>& power) {
   const bool skewed = s.workload.routing.kind != plan::Routing::Kind::balanced && layout.expert.size > 1;
   const bool ring = s.plan.family == plan::Family::fsdp2 && s.plan.context > 1 && !s.plan.balanced_ring;
@@ -50,7 +45,7 @@ Kinds find_kinds(const Scenario& s, const plan::Layout& layout, const std::optio
   for (int64_t r = 0; r < layout.ranks; ++r) {
     const std::array<int64_t, 3> kind{
         skewed ? layout.expert.index(r) : 0,
-        skewed && s.workload.routing.independent_groups ? group_of(r, layout.expert) : 0,
+        skewed && s.workload.routing.independent_groups ? layout.expert.group(r) : 0,
         ring ? layout.context.index(r) : 0};
     const double over_median = power ? power->over_median(r % s.used_per_node()) : 1;
     const auto [found, fresh] = known.try_emplace({kind, over_median}, static_cast<uint32_t>(known.size()));

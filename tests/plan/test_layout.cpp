@@ -30,6 +30,9 @@ void expect_tiles(const Span& span, int64_t ranks, const char* what) {
     EXPECT_GE(members.front(), 0) << what;
     EXPECT_LT(members.back(), ranks) << what << " rank " << r;
     group_by_rank[r] = members;
+    EXPECT_GE(span.group(r), 0) << what;
+    EXPECT_LT(span.group(r), ranks / span.size) << what << " rank " << r;
+    EXPECT_EQ(span.first(span.group(r)), members.front()) << what << " rank " << r;
   }
   for (const auto& [r, members] : group_by_rank)
     for (const int64_t other : members) EXPECT_EQ(group_by_rank[other], members) << what;

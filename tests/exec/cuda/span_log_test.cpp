@@ -3,9 +3,9 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <array>
 #include <random>
-#include <string>
 
 namespace mop::cuda {
 namespace {
@@ -36,7 +36,7 @@ struct Step {
   }
 };
 
-Step run(SpanLog& log, Step& step, std::mt19937& random, int actions) {
+void run(SpanLog& log, Step& step, std::mt19937& random, int actions) {
   log.clear();
   const auto below = [&](unsigned n) { return static_cast<unsigned>(random() % n); };
   for (int i = 0; i < actions; ++i) {
@@ -59,7 +59,6 @@ Step run(SpanLog& log, Step& step, std::mt19937& random, int actions) {
     }
   }
   log.end_run();
-  return step;
 }
 
 TEST(SpanLog, EventsAreAroundWhatTheyTime) {
