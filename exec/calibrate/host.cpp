@@ -5,8 +5,10 @@
 #include <bit>
 #include <chrono>
 #include <cmath>
+#include <functional>
 #include <numeric>
 #include <set>
+#include <span>
 
 #include "exec/calibrate/benchmarks.h"
 #include "exec/host/adam.h"
@@ -22,7 +24,7 @@ constexpr int64_t kLarge = int64_t{256} << 20, kSmall = 64 << 10;
 // host 256 MiB again and again came down at 89 GB/s in all, the checkpoints of a run on it at 127; on another
 // 40 ms of both ways went at 156, the states of a run, 51 GiB a GPU for two seconds, at 113; on a third 12
 // GiB each way went at 166, those states at 140.
-constexpr int64_t kMostWalk = int64_t{32} << 30;
+constexpr int64_t kMostWalk = int64_t{32} << 30, kRing = int64_t{1} << 30;
 // Others on the machine may use its memory by turns: on one host two GPUs' copies went at 152 GB/s for 1.6
 // seconds and at 112 for 0.7, again and again. A step has the mean.
 constexpr double kWindow = 2.5;
@@ -31,6 +33,7 @@ constexpr int64_t kParameters = 100'000'000;
 // those.
 constexpr int64_t kStateBytes = program::state_bytes(program::Master::states), kRingBytes = 4;
 constexpr double kTraffic = 2 * kStateBytes + kRingBytes;
+constexpr int64_t kBesideAdam = 128;  // copies, of kLarge: a second or more
 
 void copy(std::byte* to, const std::byte* from, int64_t bytes, cudaStream_t stream) {
   kernels::check(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyDefault, stream), "a copy");
@@ -56,7 +59,13 @@ void host_copies(Bench& bench) {
   std::byte *const device = bench.take(2 * kLarge), *const pinned = bench.pinned(2 * walk);
   int64_t turn_up = 0, turn_down = 0;
   bench.figure("gpus_per_node", "GPUs that were measured", {static_cast<double>(bench.ranks())});
-  const auto large = static_cast<double>(kLarge);
+  // One number of this GPU: the mean over the window.
+  const auto mean_rate = [](const Seconds& seconds) {
+    const double all = std::accumulate(seconds.begin(), seconds.end(), 0.0);
+    return seconds.empty()
+               ? std::vector<double>()
+               : std::vector{static_cast<double>(kLarge) * static_cast<double>(seconds.size()) / all};
+  };
   const Work up = [=,
                    &turn_up](cudaStream_t s) { copy(device, next_piece(pinned, walk, turn_up), kLarge, s); },
              down = [=, &turn_down](cudaStream_t s) {
@@ -66,12 +75,6 @@ void host_copies(Bench& bench) {
     if (!bench.more()) return;
     const bool mine = bench.rank() < gpus;
     const double window = gpus == bench.ranks() ? kWindow : kWindow / 4;
-    // One number of this GPU: the mean over the window.
-    const auto mean_rate = [&](const Seconds& seconds) {
-      const double all = std::accumulate(seconds.begin(), seconds.end(), 0.0);
-      return seconds.empty() ? std::vector<double>()
-                             : std::vector{large * static_cast<double>(seconds.size()) / all};
-    };
     const Job job_up{up, bench.up(), bench.agreed(bench.time(up, bench.up(), Runs::in_a_row, mine))},
         job_down{down, bench.down(), bench.agreed(bench.time(down, bench.down(), Runs::in_a_row, mine))};
     const std::vector<double> alone_up = mean_rate(bench.again(job_up, mine, window)),
@@ -108,6 +111,23 @@ void host_copies(Bench& bench) {
     if (gpus == bench.ranks())
       bench.figure("root_down_share", part + fmt::format("{} GPUs at once", gpus), of_both);
   }
+  if (!bench.more()) return;
+  // What comes down into a ring, as gradients do that the CPU's AdamW takes from there. On one host four GPUs
+  // had 91 GB/s through all of that memory, and the gradients of a step 120.
+  int64_t turn_ring = 0;
+  const Work into_ring = [=, &turn_ring](cudaStream_t s) {
+    copy(next_piece(pinned, std::min(walk, kRing), turn_ring), device, kLarge, s);
+  };
+  const Job job_ring{into_ring, bench.down(),
+                     bench.agreed(bench.time(into_ring, bench.down(), Runs::in_a_row))};
+  std::vector<double> ring = mean_rate(bench.again(job_ring, true, kWindow / 4));
+  for (double& one : ring) one *= bench.ranks();
+  bench.figure(
+      "ring_down_bw",
+      fmt::format(
+          "device to host into {} GiB of pinned memory a GPU again and again, {} GPUs at once, in all",
+          kRing >> 30, bench.ranks()),
+      ring);
   const bool first = bench.rank() == 0;
   Seconds small = bench.time([=](cudaStream_t s) { copy(pinned, device, kSmall, s); }, bench.down(),
                              Runs::one_by_one, first);
@@ -115,6 +135,39 @@ void host_copies(Bench& bench) {
   bench.figure("copy_latency_ns", "64 KiB to pinned memory, one GPU", small);
   bench.peers().barrier();
   bench.release();
+}
+
+// All processes' AdamW while all copy to their GPUs, as the weights of a layer go beside the update of the
+// next. A copy beside AdamW is as fast as the latency of busy memory has it, whether one GPU copies or three.
+// pinned: what is copied from. traffic: of an update, bytes; rate: bytes/s of updates without copies.
+void adam_beside_copies(Bench& bench, const std::function<void()>& update, std::span<const std::byte> pinned,
+                        double traffic, double rate) {
+  using Clock = std::chrono::steady_clock;
+  std::byte* const device = bench.take(kLarge);
+  const auto walk = static_cast<int64_t>(pinned.size());
+  cudaEvent_t begun = nullptr, done = nullptr;
+  for (cudaEvent_t* event : {&begun, &done}) kernels::check(cudaEventCreate(event), "an event");
+  bench.peers().barrier();
+  update();
+  kernels::check(cudaEventRecord(begun, bench.up()), "an event");
+  for (int64_t i = 0; i < kBesideAdam; ++i)
+    copy(device, pinned.data() + i % (walk / kLarge) * kLarge, kLarge, bench.up());
+  kernels::check(cudaEventRecord(done, bench.up()), "an event");
+  const Clock::time_point begin = Clock::now();
+  Clock::time_point end = begin;
+  int updates = 0;  // that began while copies were under way
+  for (; cudaEventQuery(done) == cudaErrorNotReady; ++updates) update(), end = Clock::now();
+  kernels::check(cudaEventSynchronize(done), "copies");
+  update();  // for those that still copy
+  float copied_ms = 0;
+  kernels::check(cudaEventElapsedTime(&copied_ms, begun, done), "an event");
+  for (cudaEvent_t event : {begun, done}) cudaEventDestroy(event);
+  const double adam = updates * traffic / std::chrono::duration<double>(end - begin).count(),
+               copies = static_cast<double>(kBesideAdam * kLarge) / (copied_ms * 1e-3);
+  const std::string what = fmt::format("{} processes' AdamW while each copies {} GiB to its GPU",
+                                       bench.ranks(), kBesideAdam * kLarge >> 30);
+  bench.figure("adam_beside_copies", what + ", its rate over that without", {adam / rate});
+  bench.figure("copies_beside_adam", what + ", bytes that are copied for each of AdamW's", {copies / adam});
 }
 
 // Through as much memory as a step's states take: the same 1.2 GB again and again had given 151 GB/s in all
@@ -166,6 +219,9 @@ void host_adam(Bench& bench) {
   for (double& rate : traffic) rate *= kTraffic * bench.ranks();
   bench.figure("native_dram_bw",
                fmt::format("{}, {} processes at once, 28 bytes a parameter", what, bench.ranks()), traffic);
+  adam_beside_copies(bench, update, std::span(slab, static_cast<size_t>(used / kLarge * kLarge)),
+                     kTraffic * kParameters, bench.agreed(traffic) / bench.ranks());
+  bench.release();
 }
 
 }  // namespace mop::calibrate

@@ -93,8 +93,11 @@ class Measured : public CostModel {
         rooms_(!torch_ && cluster.figures.contains("native_all_gather_matmul_slowdown")),
         compiled_(plan.runtime == plan::Runtime::compiled),
         checkpointed_(plan.recompute == plan::Recompute::full),
+        ring_(plan.optimizer == plan::Optimizer::host || plan.optimizer == plan::Optimizer::split ||
+              plan.offload == plan::Switch::on),
         gpus_per_node_(cluster.gpus_per_node()),
         gpus_(gpus),
+        beside_(beside_adam()),
         clocks_(clocks),
         hbm_bw_(c_.table("memory_bound").at({1e15}).value),
         gather_(interference(c_["all_gather_matmul_slowdown"], c_["all_gather_slowdown"])),
@@ -369,7 +372,8 @@ class Measured : public CostModel {
       }
       case OpKind::copy_h2d:
       case OpKind::copy_d2h:
-        return copy(op.kind == OpKind::copy_h2d, bytes);
+        return copy(op.kind == OpKind::copy_h2d, bytes,
+                    ring_ && op.component == program::Component::optimizer);
       case OpKind::adam_host:
       case OpKind::norm_host:
       case OpKind::scale_host:
@@ -405,23 +409,40 @@ class Measured : public CostModel {
     return wide != nullptr ? wide : own_kernels_[static_cast<size_t>(op.kind)];
   }
 
-  Price copy(bool up, double bytes) const {
+  // ring: through memory that is used again and again.
+  Price copy(bool up, double bytes, bool ring) const {
     const double rate = c_[up ? "pcie_up_bw" : "pcie_down_bw"];
     const double seconds = c_["copy_latency_ns"] / kSecond + bytes / rate;
     Price p{lasting(seconds), 0, false};
     Demand& d = p.demand;
-    // Of both ways one may give way to the other.
-    const bool alone = std::min(gpus_, gpus_per_node_) == 1;
-    const double down = c_.figure(alone ? "pcie_down_share" : "root_down_share", 0.5);
+    const double down = down_share();
     d.weight = weight(bytes / seconds / (2 * (up ? 1 - down : down)));
     use(d, up ? Resource::pcie_up : Resource::pcie_down, bytes, rate, seconds);
     use(d, Resource::pcie_both, bytes, c_["pcie_both_bw"], seconds);
-    use(d, up ? Resource::root_up : Resource::root_down, bytes, c_[up ? "root_up_bw" : "root_down_bw"],
-        seconds);
+    const double through_root = up     ? c_["root_up_bw"]
+                                : ring ? c_.figure("ring_down_bw", c_["root_down_bw"])
+                                       : c_["root_down_bw"];
+    use(d, up ? Resource::root_up : Resource::root_down, bytes, through_root, seconds);
     use(d, Resource::root_both, bytes, c_["root_both_bw"], seconds);  // one way alone moves no more
-    use(d, Resource::dram, bytes, c_["dram_bw"], seconds);
+    use(d, Resource::dram, bytes * beside_.cost, c_["dram_bw"], seconds);
     use(d, Resource::hbm, bytes, hbm_bw_, seconds);
     return p;
+  }
+
+  // Copies beside AdamW, as measured: how many of its bytes AdamW has to do without for one that is copied,
+  // and bytes copied for each that it moves. Without a measurement all are alike.
+  struct BesideAdam {
+    double cost = 1, pace = 1;
+  };
+  BesideAdam beside_adam() const {
+    const double rate = c_.figure("adam_beside_copies", 0), copied = c_.figure("copies_beside_adam", 0);
+    if (torch_ || rate <= 0 || copied <= 0) return {};
+    // What is copied up has its part of both ways' pace (copy()); AdamW has to keep the measured one to it.
+    return {std::clamp((1 - rate) / (rate * copied), 0.0, 1.0), 2 * (1 - down_share()) / copied};
+  }
+  double down_share() const {  // of both ways one may give way to the other
+    const bool alone = std::min(gpus_, gpus_per_node_) == 1;
+    return c_.figure(alone ? "pcie_down_share" : "root_down_share", 0.5);
   }
 
   // CPU work of one rank. PyTorch's rates were measured with one process a GPU, so its share of the DRAM is
@@ -435,7 +456,7 @@ class Measured : public CostModel {
     else
       seconds = parameters / c_["host_adam_rate_alone"];
     Price p{lasting(seconds), 0, false};
-    p.demand.weight = weight(traffic / std::max(seconds, 1e-12));
+    p.demand.weight = weight(traffic / std::max(seconds, 1e-12) / beside_.pace);
     const double share = traffic / (c_["dram_bw"] * std::max(seconds, 1e-12));
     const double limit = torch_ ? 1 / static_cast<double>(gpus_per_node_) : 1.0;
     use(p.demand, Resource::dram, std::min(share, limit), 1, 1);
@@ -546,7 +567,9 @@ class Measured : public CostModel {
   bool rooms_;  // else the waits for room are in the slowdowns: those of mop calibrate have the collective
                 // there first
   bool compiled_, checkpointed_;
+  bool ring_;  // gradients come down for AdamW on the host
   int64_t gpus_per_node_, gpus_;
+  BesideAdam beside_;
   StepClocks clocks_;  // those of the tables being 1
   double hbm_bw_;
   Interference gather_, reduce_, exchange_, copied_gather_, copied_reduce_;

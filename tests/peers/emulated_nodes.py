@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
-"""The cluster of two emulated nodes on a host: emulated_nodes.py CALIBRATED.json NODES.json
+"""The cluster of two emulated nodes on a host: emulated_nodes.py CALIBRATED.json NODES.json NIC
 
 CALIBRATED: what `mop calibrate` wrote on that host, its emulated_network_ tables included. NODES (such as scenarios/validation/clusters/h200-2x2.json)
-is changed in place: each node has half of the host, and a GPU's network is its share of what crosses between them.
+is changed in place: each node has half of the host, and a GPU's network is its share of what crosses between them. NIC: bytes/s that a node may send
+(emulated_nic.cpp).
 """
 import json
 import sys
 
 
-def main(calibrated, nodes):
+def main(calibrated, nodes, nic):
     host, cluster = json.load(open(calibrated)), json.load(open(nodes))
     figures, tables = host["figures"], host["tables"]
     when = tables["emulated_network_all_gather"]["where"].split("; ")[-1]
@@ -34,9 +35,10 @@ def main(calibrated, nodes):
         "gpus_per_node": {"value": figures["gpus_per_node"]["value"] / 2, "source": "assumed", "where": "as emulated"},
         "host_bytes": halved("host_bytes"),
         "dram_bw": halved("native_dram_bw"),
-        **{name: halved(name) for name in ("root_up_bw", "root_down_bw", "root_both_bw")},
+        **{name: halved(name) for name in ("root_up_bw", "root_down_bw", "root_both_bw", "ring_down_bw")},
         "nic_bw": {"value": rate, "source": "measured",
-                   "where": f"a GPU's share of what crosses, an all-gather and a reduce-scatter of {buffer / 2**20:.0f} MiB over NCCL's sockets on the loopback ({each}); {when}"},
+                   "where": f"a GPU's share of what crosses, an all-gather and a reduce-scatter of {buffer / 2**20:.0f} MiB over NCCL's sockets on the loopback, {float(nic):.3g} bytes/s a node ({each}); {when}"},
+        "nic_peak_bw": {"value": float(nic), "source": "assumed", "where": "what a node may send (tests/peers/emulated_nic.cpp)"},
         "nic_latency_ns": {"value": max(0.0, (seconds - sent / rate) / 2 * 1e9), "source": "measured",
                            "where": f"half of what an all-gather of {small / 2**10:.0f} KiB takes beyond its bytes (one hop for each of two nodes); {when}"},
     }
@@ -50,6 +52,6 @@ def main(calibrated, nodes):
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
+    if len(sys.argv) != 4:
         sys.exit(__doc__)
     main(*sys.argv[1:])

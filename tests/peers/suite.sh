@@ -3,6 +3,7 @@
 # Works in OUT, on copies of hwmodels/ and scenarios/: makes the tokens, calibrates the host (CALIBRATE=0: not; CALIBRATE=adam,copies: that alone) into its
 # hwmodels/ and, of 4 GPUs, into the cluster of two emulated nodes, then makes the runs of scenarios/validation/suite.toml that LABELs name, in that
 # order (default: all that the host is for, those of one GPU on a host of two; held-out ones first), and that suite.db has not.
+# Emulated nodes have a NIC of NIC bytes/s each (2.5e9; emulated_nic.cpp, which MOP's folder has).
 # CLUSTER (default: h200x4 on 4 GPUs, h200x2 on fewer): the suite's name for such a host.
 # UNTIL=SECONDS: all ends by then, counted from here; runs that 45 seconds are not left for are left out, and said.
 # OUT: suite.db, hwmodels/CLUSTER.json, log.txt (a line a run), runs.txt (what they print), traces/.
@@ -13,6 +14,9 @@ gpus=$(nvidia-smi -L | wc -l); gpus=$((gpus > 4 ? 4 : gpus))
 [ "$gpus" -gt 0 ] || { echo "no GPU is here (nvidia-smi -L)" >&2; exit 2; }
 cluster=${CLUSTER:-$([ "$gpus" -eq 4 ] && echo h200x4 || echo h200x2)}
 begin=$SECONDS
+nic=$(dirname "$mop")/libemulated_nic.so
+[ -f "$nic" ] || { echo "$nic is not there: build it (emulated_nic)" >&2; exit 2; }
+export LD_PRELOAD=$nic EMULATED_NIC=${NIC:-2.5e9}  # of processes with an NCCL_HOSTID only
 export NCCL_NVLS_ENABLE=0 MOP_HOME=$out PATH=$(dirname "$mop"):$PATH
 mkdir -p "$out" && cd "$out" || exit 2
 cp -rn "$root/hwmodels" "$root/scenarios" .
@@ -27,7 +31,7 @@ if [ "$calibrate" != 0 ]; then
   only=(); [ "$calibrate" = 1 ] || only=(--only "$calibrate")
   "$mop" calibrate --gpus "$gpus" --base "$cluster" --out calibrated.json "${only[@]}" > calibrate.txt 2>&1 && mv calibrated.json "hwmodels/$cluster.json"
   say "calibrate: exit status $?"
-  [ "$gpus" -lt 4 ] || python3 "$here/emulated_nodes.py" "hwmodels/$cluster.json" scenarios/validation/clusters/h200-2x2.json || exit 2
+  [ "$gpus" -lt 4 ] || python3 "$here/emulated_nodes.py" "hwmodels/$cluster.json" scenarios/validation/clusters/h200-2x2.json "$EMULATED_NIC" || exit 2
 fi
 "$mop" validate --suite scenarios/validation/suite.toml --commands --missing --db suite.db > commands.sh || exit 2
 mkdir -p traces

@@ -43,9 +43,10 @@ void expect_measured(const json& cluster, const std::vector<std::string>& figure
 
 TEST(CalibrateOnGpus, One) {
   if (const std::string reason = kernels::no_gpu(); !reason.empty()) GTEST_SKIP() << reason;
-  expect_measured(calibrated(1, "memory,launch,copies,kernels"),
+  expect_measured(calibrated(1, "memory,launch,adam,copies,kernels"),
                   {"native_context_bytes", "native_library_bytes", "native_launch_ns", "native_kernel_ns",
-                   "pcie_up_bw", "pcie_both_bw", "pcie_down_share", "root_down_share", "copy_latency_ns"},
+                   "pcie_up_bw", "pcie_both_bw", "pcie_down_share", "root_down_share", "copy_latency_ns",
+                   "adam_beside_copies", "copies_beside_adam", "ring_down_bw"},
                   {"native_rms_norm", "native_unpermute", "native_adam_low", "native_cross_entropy_bwd",
                    "host_copies_up"});
 }
