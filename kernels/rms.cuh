@@ -45,17 +45,18 @@ struct Held {
   __device__ int operator()(int i) const { return first + i * apart; }
 };
 
-// partial (d) of this block = the sum over its groups of dw. Every thread of the block calls it.
-template <int V, int Packs>
+// partial (d) of this block = the sum over its groups of dw. Every thread of the block calls it. Most:
+// elements of a norm of which a block works on several at a time.
+template <int V, int Most = kShortNorm, int Packs>
 __device__ inline void store_weight_gradient(const Pack<V> (&dw)[Packs], int packs, int threads,
                                              const Held& held, float* partial) {
-  if (threads > 32) {
+  if (threads == static_cast<int>(blockDim.x)) {
 #pragma unroll
     for (int i = 0; i < Packs; ++i)
       if (held(i) < packs) store<V>(partial + held(i) * V, dw[i]);
     return;
   }
-  __shared__ float sums[kShortNorm];
+  __shared__ float sums[Most];
   for (int group = 0; group < static_cast<int>(blockDim.x) / threads; ++group) {
     if (group == static_cast<int>(threadIdx.x) / threads) {
 #pragma unroll

@@ -253,86 +253,125 @@ __global__ void __launch_bounds__(kMostThreadsOf<V, P>)
   store_weight_gradient<V>(dw, groups.packs, threads, held, a.partials + int64_t{blockIdx.x} * width);
 }
 
-// The same for bf16 and Partners::other_pack, of norms of a head that a warp holds. What is loaded ahead
-// waits in shared memory, each thread's in its own part: registers hold enough warps to have the arithmetic
-// of some beside the loads of others.
-constexpr int kBlocksInWarps = 3;  // of a multiprocessor; there are no more of them: all run from the start
+// ---- backward for bf16 and Partners::other_pack: a block has kThreads threads, whatever the group
 
-__global__ void __launch_bounds__(kThreads, kBlocksInWarps)
-    backward_in_warps(const Backward<bf16> a, const Rotate rotate, const Groups groups) {
-  constexpr int V = kPack, Packs = 2, kAhead = 2;
-  __shared__ Raw<V, bf16> ahead_dy[kAhead][Packs][kThreads], ahead_x[kAhead][Packs][kThreads];
-  __shared__ int32_t ahead_position[kAhead][kThreads];
+// The sum over `lanes` neighbours, a power of two up to Most.
+template <int Most>
+__device__ inline float2 sum_over_lanes(float2 sum, int lanes) {
+#pragma unroll
+  for (int offset = Most / 2; offset > 0; offset /= 2) {
+    if (offset >= lanes) continue;
+    sum.x += __shfl_xor_sync(kAllLanes, sum.x, offset);
+    sum.y += __shfl_xor_sync(kAllLanes, sum.y, offset);
+  }
+  return sum;
+}
+
+// The sum over a group: a part of a warp, or warps that wait for each other, not for the block's other
+// groups. parts: memory of the block that its groups' last call did not use.
+__device__ inline float2 sum_of_group(float2 sum, int threads, float2 (&parts)[kThreads / 32]) {
+  sum = sum_over_lanes<32>(sum, threads);
+  if (threads <= 32) return sum;
+  const int warps = threads / 32, warp = threadIdx.x / 32, first = warp & -warps, lane = threadIdx.x % 32;
+  if (lane == 0) parts[warp] = sum;
+  asm volatile("bar.sync %0, %1;" ::"r"(1 + first), "r"(threads) : "memory");  // 0 is the block's
+  return sum_over_lanes<kThreads / 32>(parts[first + (lane & (warps - 1))], warps);
+}
+
+// The groups that a thread works on, without divisions on the way: each is as many instructions as the
+// arithmetic on a pack.
+struct Where {
+  uint32_t group, row, place;  // the group `place` of the row
+};
+struct Walk {
+  uint32_t step, rows, places, each;
+  __device__ Walk(uint32_t step, uint32_t each)
+      : step(step), rows(step / each), places(step % each), each(each) {}
+  __device__ Where after(const Where& at) const {
+    const uint32_t place = at.place + places;
+    const bool next_row = place >= each;
+    return {at.group + step, at.row + rows + next_row, next_row ? place - each : place};
+  }
+};
+
+// What is loaded ahead waits in shared memory, each thread's in its own part: registers hold enough warps to
+// have the arithmetic of some beside the loads of others.
+constexpr int kAhead = 2;        // groups of each thread; 2 at least, for parts
+constexpr int kBlocksAhead = 3;  // of a multiprocessor; there are no more of them: all run from the start
+
+struct Ahead {
+  Raw<kPack, bf16> dy[2][kThreads], x[2][kThreads];  // by pack
+  int32_t position[kThreads];
+  float2 parts[kThreads / 32];  // of sum_of_group
+};
+
+__global__ void __launch_bounds__(kThreads, kBlocksAhead)
+    backward_ahead(const Backward<bf16> a, const Rotate rotate, const Groups groups) {
+  constexpr int V = kPack, Packs = 2;
+  __shared__ Ahead stages[kAhead];
   const int threads = groups.threads, thread = threadIdx.x % threads;
-  const uint32_t width = groups.packs * V, step = gridDim.x * (blockDim.x / threads);
-  // Of a row, the group `place`. The way to the thread's next group is without divisions: each is as many
-  // instructions as the arithmetic on a pack.
-  const uint32_t rows_on = step / groups.each, places_on = step % groups.each;
-  struct Where {
-    uint32_t group, row, place;
-  };
-  const auto go_on = [&](Where& at) {
-    at.group += step, at.row += rows_on, at.place += places_on;
-    if (at.place >= groups.each) at.place -= groups.each, ++at.row;
-  };
-  Where at;
-  at.group = (blockIdx.x * blockDim.x + threadIdx.x) / threads;
-  at.row = at.group / groups.each, at.place = at.group % groups.each;
-  Where loaded = at;
-  const auto load_group = [&](int stage) {
-    if (loaded.group < groups.count) {
-      __pipeline_memcpy_async(&ahead_position[stage][threadIdx.x], rotate.at(loaded.row), sizeof(int32_t));
+  const Held held = held_by<Partners::other_pack, V>(thread, threads, rotate);
+  const uint32_t width = groups.packs * V, step = gridDim.x * (kThreads / threads);
+  const Walk next(step, groups.each), ahead(kAhead * step, groups.each);
+  const auto load_group = [&](Ahead& to, const Where& from) {
+    if (from.group < groups.count) {
+      const uint32_t col = from.place * width + held.first * V;
+      const bf16 *const dy = a.dy.at(from.row, col), *const x = a.x.at(from.row, col);
+      __pipeline_memcpy_async(&to.position[threadIdx.x], rotate.at(from.row), sizeof(int32_t));
 #pragma unroll
       for (int i = 0; i < Packs; ++i) {
-        const uint32_t col = loaded.place * width + (thread + i * threads) * V;
-        __pipeline_memcpy_async(&ahead_dy[stage][i][threadIdx.x], a.dy.at(loaded.row, col), sizeof(uint4));
-        __pipeline_memcpy_async(&ahead_x[stage][i][threadIdx.x], a.x.at(loaded.row, col), sizeof(uint4));
+        __pipeline_memcpy_async(&to.dy[i][threadIdx.x], dy + i * held.apart * V, sizeof(uint4));
+        __pipeline_memcpy_async(&to.x[i][threadIdx.x], x + i * held.apart * V, sizeof(uint4));
       }
     }
     __pipeline_commit();
-    go_on(loaded);
   };
-  for (int stage = 0; stage < kAhead; ++stage) load_group(stage);
-
+  const uint32_t group = (blockIdx.x * kThreads + threadIdx.x) / threads;
+  Where at{group, group / groups.each, group % groups.each};
+  Where later = at;
+#pragma unroll
+  for (int i = 0; i < kAhead; ++i) {
+    load_group(stages[i], later);
+    later = next.after(later);
+  }
   Pack<V> dw[Packs];
 #pragma unroll
   for (int i = 0; i < Packs; ++i)
 #pragma unroll
     for (int j = 0; j < V; ++j) dw[i][j] = 0;
   const float share = 1 / groups.d;
+  Raw<V, bf16> weights[Packs];
+#pragma unroll
+  for (int i = 0; i < Packs; ++i) weights[i] = load_raw<V>(a.w + held(i) * V);
   // A warp stays as long as one of its threads has a group: threads sum over their neighbours.
-  for (int stage = 0; __any_sync(kAllLanes, at.group < groups.count); stage = (stage + 1) % kAhead) {
+  for (int turn = 0; __any_sync(kAllLanes, at.group < groups.count); turn = (turn + 1) % kAhead) {
+    Ahead& stage = stages[turn];
     __pipeline_wait_prior(kAhead - 1);
     const bool there = at.group < groups.count;
     Pack<V> dy[Packs];
-    float sums[2] = {0, 0};  // of x^2, d(normalised) w x
+    float2 sums{0, 0};  // of x^2, d(normalised) w x
     if (there) {
 #pragma unroll
-      for (int i = 0; i < Packs; ++i) dy[i] = unpack(ahead_dy[stage][i][threadIdx.x]);
-      rotate.operator()<Partners::other_pack>(dy, nullptr, groups, Held{thread, threads},
-                                              ahead_position[stage][threadIdx.x], true);
+      for (int i = 0; i < Packs; ++i) dy[i] = unpack(stage.dy[i][threadIdx.x]);
+      rotate.operator()<Partners::other_pack>(dy, nullptr, groups, held, stage.position[threadIdx.x], true);
 #pragma unroll
       for (int i = 0; i < Packs; ++i) {
-        const Pack<V> x = unpack(ahead_x[stage][i][threadIdx.x]),
-                      w = load<V>(a.w + (thread + i * threads) * V);
+        const Pack<V> x = unpack(stage.x[i][threadIdx.x]), w = unpack(weights[i]);
 #pragma unroll
         for (int j = 0; j < V; ++j) {
-          sums[0] += x[j] * x[j];
-          sums[1] += dy[i][j] * w[j] * x[j];
+          sums.x += x[j] * x[j];
+          sums.y += dy[i][j] * w[j] * x[j];
         }
       }
     }
-    for (int offset = threads / 2; offset > 0; offset /= 2) {
-#pragma unroll
-      for (float& sum : sums) sum += __shfl_xor_sync(kAllLanes, sum, offset);
-    }
-    const float inverse = rsqrtf(sums[0] * share + groups.eps),
-                along_x = sums[1] * share * inverse * inverse * inverse;
+    sums = sum_of_group(sums, threads, stage.parts);
+    const float inverse = rsqrtf(sums.x * share + groups.eps),
+                along_x = sums.y * share * inverse * inverse * inverse;
     if (there) {
+      bf16* const to = a.dx.at(at.row, at.place * width + held.first * V);
 #pragma unroll
       for (int i = 0; i < Packs; ++i) {
-        const Pack<V> x = unpack(ahead_x[stage][i][threadIdx.x]),
-                      w = load<V>(a.w + (thread + i * threads) * V);
+        const Pack<V> x = unpack(stage.x[i][threadIdx.x]), w = unpack(weights[i]);
         Pack<V> dx;
 #pragma unroll
         for (int j = 0; j < V; ++j) {
@@ -340,14 +379,15 @@ __global__ void __launch_bounds__(kThreads, kBlocksInWarps)
           dw[i][j] += scaled * x[j];
           dx[j] = scaled * w[j] - x[j] * along_x;
         }
-        store<V>(a.dx.at(at.row, at.place * width + (thread + i * threads) * V), dx);
+        store<V>(to + i * held.apart * V, dx);
       }
     }
-    load_group(stage);
-    go_on(at);
+    load_group(stage, ahead.after(at));
+    at = next.after(at);
   }
-  store_weight_gradient<V>(dw, groups.packs, threads, Held{thread, threads},
-                           a.partials + int64_t{blockIdx.x} * width);
+  // Of norms of which a block works on several, the widest has half of its threads.
+  store_weight_gradient<V, kThreads / 2 * Packs * V>(dw, groups.packs, threads, held,
+                                                     a.partials + int64_t{blockIdx.x} * width);
 }
 
 // Columns that one group of threads works on: a norm, or a head.
@@ -423,6 +463,25 @@ void run_rotation(const RopeArgs& a, float direction, cudaStream_t stream) {
     });
   });
   check_launch("rope");
+}
+
+// Returns how many blocks ran, each with its row of partial sums.
+template <class T, int V, Partners P>
+int64_t run_backward(const Backward<T>& kernel, const Rotate& rotate, const Groups& groups,
+                     const Division& division, cudaStream_t stream) {
+  if constexpr (P == Partners::other_pack && std::is_same_v<T, bf16>) {
+    const int64_t blocks = std::clamp<int64_t>(ceil_div(groups.count, kThreads / division.threads), 1,
+                                               kBlocksAhead * kMultiprocessors);
+    backward_ahead<<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(kernel, rotate, groups);
+    return blocks;
+  } else {
+    constexpr int Packs = V == kPack ? kNormPacks : kNormElements;
+    const int64_t width = groups.packs * V, blocks = norm_blocks(groups.count, width);
+    backward<T, V, Packs, P>
+        <<<static_cast<unsigned>(blocks), division.block, staged_bytes(P, division, width), stream>>>(
+            kernel, rotate, groups);
+    return blocks;
+  }
 }
 
 // ---- keys of latent attention
@@ -510,7 +569,7 @@ void rope_bwd(const RopeBwdArgs& a, cudaStream_t stream) {
   require(same_shape(a.dy, a.x) && a.x.type == a.dy.type && a.dw.cols == a.w.cols,
           "a rotation keeps the shape");
   const int64_t d = a.w.cols;
-  int64_t blocks = norm_blocks(a.dy.rows * (a.dy.cols / d), d);
+  int64_t blocks = 0;
   with_type(a.dy.type, [&](auto type) {
     using T = typename decltype(type)::type;
     with_pack(packed({a.dy, a.x, a.w, a.dx}) && rotates_packs(a.rotation) && aligned(a.scratch), [&](auto v) {
@@ -521,18 +580,7 @@ void rope_bwd(const RopeBwdArgs& a, cudaStream_t stream) {
       const Rotate rotate = rotate_of(a.rotation, a.positions, a.tokens, -1);
       const Groups groups = groups_of(a.dy, d, static_cast<int>(d / V), division.threads, a.eps);
       with_partners<V>(a.rotation, d, division, [&](auto partners) {
-        if constexpr (partners() == Partners::other_pack && std::is_same_v<T, bf16>) {
-          if (d == a.rotation.width && division.threads <= 32) {
-            blocks = std::min<int64_t>(blocks, kBlocksInWarps * kMultiprocessors);
-            return backward_in_warps<<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(
-                {Rows<const bf16>(a.dy), Rows<const bf16>(a.x), Rows<bf16>(a.dx),
-                 static_cast<const bf16*>(a.w.data), a.scratch},
-                rotate, groups);
-          }
-        }
-        backward<T, V, Packs, partners()>
-            <<<static_cast<unsigned>(blocks), division.block, staged_bytes(partners(), division, d),
-               stream>>>(kernel, rotate, groups);
+        blocks = run_backward<T, V, partners()>(kernel, rotate, groups, division, stream);
       });
     });
   });

@@ -57,6 +57,50 @@ class Rope : public OnDevice {
       }
     }
   }
+  void check_backward(const Shape& s, Type type, bool interleaved) {
+    SCOPED_TRACE(testing::Message() << name(type) << " " << s.rows << " rows, heads of " << s.width
+                                    << ", norm of " << s.norm << (interleaved ? ", interleaved" : ""));
+    const int64_t cols = s.heads * s.width;
+    const Tables tables(s.rotated, random);
+    const std::vector<int32_t> at = positions(s.tokens);
+    const Values x = random_values(s.rows * cols, type, random), w = random_values(s.norm, type, random),
+                 dy = random_values(s.rows * cols, type, random),
+                 before = random_values(s.norm, Type::f32, random);
+    Values dx = dy, dw = before;
+    rotate(dx, s, interleaved, tables, at, -1);
+    for (size_t first = 0; s.norm > 0 && first < x.size(); first += w.size()) {
+      double squares = 0, along = 0;
+      for (size_t i = 0; i < w.size(); ++i) {
+        squares += x[first + i] * x[first + i];
+        along += dx[first + i] * w[i] * x[first + i];
+      }
+      const double d = static_cast<double>(s.norm), rms = std::sqrt(squares / d + kEps);
+      for (size_t i = 0; i < w.size(); ++i) {
+        dw[i] += dx[first + i] * x[first + i] / rms;
+        dx[first + i] = dx[first + i] * w[i] / rms - x[first + i] * along / (d * rms * rms * rms);
+      }
+    }
+    const auto cos = device_floats(tables.cos), sin = device_floats(tables.sin);
+    const DeviceVector<int32_t> d_at(at);
+    const DeviceMatrix d_x(x, s.rows, cols, type, s.layout), d_w(w, 1, s.norm, type),
+        d_dy(dy, s.rows, cols, type, s.layout), d_dw(before, 1, s.norm, Type::f32);
+    const Scratch scratch(s.norm > 0 ? rms_norm_bwd_scratch(s.rows, cols, s.norm) : 0);
+    RopeBwdArgs args{d_dy,
+                     {},
+                     {},
+                     d_dy,
+                     {},
+                     d_at.get(),
+                     s.tokens,
+                     {s.width, s.first, s.rotated, interleaved, cos.get(), sin.get()},
+                     static_cast<float>(kEps),
+                     true,
+                     scratch.get<float>()};
+    if (s.norm > 0) args.x = d_x, args.w = d_w, args.dw = d_dw;
+    rope_bwd(args, nullptr);
+    expect_close(d_dy.values(), dx, tolerance(type), "dx");
+    expect_close(d_dw.values(), dw, tolerance(Type::f32), "dw");
+  }
 };
 
 TEST_F(Rope, Forward) {
@@ -96,52 +140,20 @@ TEST_F(Rope, Forward) {
 }
 
 TEST_F(Rope, Backward) {
-  for (const Type type : kTypes) {
-    for (const Shape& s : kShapes) {
-      for (const bool interleaved : {false, true}) {
-        SCOPED_TRACE(testing::Message() << name(type) << " " << s.rows << " rows, heads of " << s.width
-                                        << ", norm of " << s.norm << (interleaved ? ", interleaved" : ""));
-        const int64_t cols = s.heads * s.width;
-        const Tables tables(s.rotated, random);
-        const std::vector<int32_t> at = positions(s.tokens);
-        const Values x = random_values(s.rows * cols, type, random), w = random_values(s.norm, type, random),
-                     dy = random_values(s.rows * cols, type, random),
-                     before = random_values(s.norm, Type::f32, random);
-        Values dx = dy, dw = before;
-        rotate(dx, s, interleaved, tables, at, -1);
-        for (size_t first = 0; s.norm > 0 && first < x.size(); first += w.size()) {
-          double squares = 0, along = 0;
-          for (size_t i = 0; i < w.size(); ++i) {
-            squares += x[first + i] * x[first + i];
-            along += dx[first + i] * w[i] * x[first + i];
-          }
-          const double d = static_cast<double>(s.norm), rms = std::sqrt(squares / d + kEps);
-          for (size_t i = 0; i < w.size(); ++i) {
-            dw[i] += dx[first + i] * x[first + i] / rms;
-            dx[first + i] = dx[first + i] * w[i] / rms - x[first + i] * along / (d * rms * rms * rms);
-          }
-        }
-        const auto cos = device_floats(tables.cos), sin = device_floats(tables.sin);
-        const DeviceVector<int32_t> d_at(at);
-        const DeviceMatrix d_x(x, s.rows, cols, type, s.layout), d_w(w, 1, s.norm, type),
-            d_dy(dy, s.rows, cols, type, s.layout), d_dw(before, 1, s.norm, Type::f32);
-        const Scratch scratch(s.norm > 0 ? rms_norm_bwd_scratch(s.rows, cols, s.norm) : 0);
-        RopeBwdArgs args{d_dy,
-                         {},
-                         {},
-                         d_dy,
-                         {},
-                         d_at.get(),
-                         s.tokens,
-                         {s.width, s.first, s.rotated, interleaved, cos.get(), sin.get()},
-                         static_cast<float>(kEps),
-                         true,
-                         scratch.get<float>()};
-        if (s.norm > 0) args.x = d_x, args.w = d_w, args.dw = d_dw;
-        rope_bwd(args, nullptr);
-        expect_close(d_dy.values(), dx, tolerance(type), "dx");
-        expect_close(d_dw.values(), dw, tolerance(Type::f32), "dw");
-      }
+  for (const Type type : kTypes)
+    for (const Shape& s : kShapes)
+      for (const bool interleaved : {false, true}) check_backward(s, type, interleaved);
+}
+
+// Of several heads, as OLMoE's: from fewer norms than the grid has blocks to three rounds of it.
+TEST_F(Rope, BackwardOfNormsOfHeads) {
+  for (const int64_t heads : {2, 8, 16, 32}) {
+    for (const int64_t most : {int64_t{3}, int64_t{300}, 6'000'000 / (heads * 128)}) {
+      const int64_t norms = number(1, 2), sequences = number(1, 3);  // norms of a row
+      const int64_t tokens = (most - number(0, most / 3)) / (norms * sequences) + 1;
+      check_backward(
+          {sequences * tokens, tokens, norms * heads, 128, 0, 128, heads * 128, {8 * number(0, 1), 0}},
+          Type::bf16, false);
     }
   }
 }
