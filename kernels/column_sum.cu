@@ -22,7 +22,8 @@ __global__ void __launch_bounds__(32 * kLanes)
               const float* weights, float* partials) {
   __shared__ float sums[kLanes][32 * V];
   const auto tile = static_cast<int32_t>(blockIdx.x);
-  int low = 0, high = segments.count - 1;  // the last segment that starts at or before the tile
+  // The last segment that starts at or before the tile; those without rows end where they start.
+  int low = 0, high = segments.count - 1;
   while (low < high) {
     const int middle = (low + high + 1) / 2;
     if (segments.segment[middle].first_tile <= tile)
@@ -111,9 +112,9 @@ void expert_bias_bwd(const ExpertBiasBwdArgs& a, cudaStream_t stream) {
     const ExpertRows& rows = a.experts[e];
     require(rows.first >= 0 && rows.first + rows.rows <= a.dy.rows,
             "the rows of a round fit into its buffers");
-    if (rows.rows > 0) append(segments, tiles, a.d_biases[e], rows.first, rows.rows);
+    if (rows.rows > 0 || !a.accumulate) append(segments, tiles, a.d_biases[e], rows.first, rows.rows);
   }
-  run(segments, tiles, a.dy, a.weights, a.type, true, a.scratch, stream);
+  run(segments, tiles, a.dy, a.weights, a.type, a.accumulate, a.scratch, stream);
 }
 
 int64_t column_sum_scratch(int64_t rows, int64_t cols, int count) {

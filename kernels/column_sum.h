@@ -17,8 +17,9 @@ struct ColumnSumArgs {
 };
 void column_sum(const ColumnSumArgs& args, cudaStream_t stream);
 
-// d_biases[e] (n) += the rows experts[e] of dy(R, n), each times its weight if there are weights (R). At most
-// kMostExperts of them, in host memory; d_biases of `type`. scratch: column_sum_scratch(R, n, count) bytes
+// d_biases[e] (n) = the sum of the rows experts[e] of dy(R, n), each times its weight if there are weights
+// (R); added to it with accumulate. At most kMostExperts of them, in host memory; d_biases of `type`.
+// scratch: column_sum_scratch(R, n, count) bytes
 struct ExpertBiasBwdArgs {
   ConstMatrix dy;
   const float* weights = nullptr;
@@ -26,6 +27,7 @@ struct ExpertBiasBwdArgs {
   void* const* d_biases = nullptr;
   int count = 0;
   Type type = Type::bf16;
+  bool accumulate = false;
   float* scratch = nullptr;
 };
 void expert_bias_bwd(const ExpertBiasBwdArgs& args, cudaStream_t stream);

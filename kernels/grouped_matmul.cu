@@ -150,6 +150,42 @@ GroupedProblem prepare(const Filling& filling, int processors, cudaStream_t stre
           reinterpret_cast<std::byte*>(filling.arrays.a) + (kArrayBytes + 255) / 256 * 256};
 }
 
+// Blocks (parts of a matrix, experts).
+template <class Word>
+__global__ void zero(const __grid_constant__ Groups groups, Operand matrices, int64_t rows, int64_t row_words,
+                     int64_t row_bytes) {
+  std::byte* row = const_cast<std::byte*>(matrices.of(groups.experts[static_cast<size_t>(blockIdx.y)]));
+  const int64_t first = int64_t{blockIdx.x} * blockDim.x + threadIdx.x,
+                step = int64_t{gridDim.x} * blockDim.x;
+  for (int64_t r = 0; r < rows; ++r, row += row_bytes)
+    for (int64_t i = first; i < row_words; i += step) reinterpret_cast<Word*>(row)[i] = Word{};
+}
+
+// dW(m, n) of all experts without rows = 0, in one launch: there may be many.
+void clear_without_rows(std::span<const ExpertGroup> experts, int64_t m, int64_t n, const ExpertMatrices& dw,
+                        Type type, int processors, cudaStream_t stream) {
+  Groups groups;
+  for (const ExpertGroup& expert : experts)
+    if (expert.last == expert.first) groups.add(expert);
+  if (groups.count == 0) return;
+  const auto size = static_cast<int64_t>(size_of(type));
+  const bool gapless = dw.ld == n;
+  const int64_t rows = gapless ? 1 : m, bytes = (gapless ? m * n : n) * size;
+  const auto run = [&]<class Word>(Word) {
+    constexpr int kZeroThreads = 256, kBlocks = 8;  // of a multiprocessor
+    const int64_t words = bytes / static_cast<int64_t>(sizeof(Word));
+    const int64_t blocks =
+        std::min(ceil_div(words, kZeroThreads), ceil_div(int64_t{kBlocks} * processors, groups.count));
+    zero<Word><<<dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(groups.count)), kZeroThreads, 0,
+                 stream>>>(groups, Operand(dw, type), rows, words, dw.ld * size);
+    check_launch("weight gradients of experts without rows");
+  };
+  if (aligned(dw, type) && bytes % 16 == 0)
+    run(uint4{});
+  else
+    run(uint16_t{});
+}
+
 // One expert with each number of rows that Matmul::run_rows tells apart, up to `most`: those that share a
 // grouped kernel are among them.
 template <class F>
@@ -223,7 +259,7 @@ void GroupedMatmul::prepare_multiply(const ConstMatrix& a, const ExpertMatrices&
 
 void GroupedMatmul::weight_gradient(std::span<const ExpertGroup> experts, const ConstMatrix& a,
                                     const ConstMatrix& b, const ExpertMatrices& dw, Type type,
-                                    void* workspace, cudaStream_t stream) {
+                                    bool accumulate, void* workspace, cudaStream_t stream) {
   const int64_t m = a.cols, n = b.cols;
   if (a.type != b.type || (type != a.type && type != Type::f32))
     throw CudaError("grouped matmul: A and B are of one type, their weight gradient of that or fp32");
@@ -235,6 +271,7 @@ void GroupedMatmul::weight_gradient(std::span<const ExpertGroup> experts, const 
         "weight gradients of experts run one by one through cuBLAS: they are not bf16, or their sizes or "
         "addresses are "
         "no multiples of 16 bytes");
+  if (!accumulate) clear_without_rows(experts, m, n, dw, type, processors_, stream);
   const Split split(experts, [&](int64_t rows) { return by_library || rows >= kLongGradient; });
   if (const Groups& groups = split.together; groups.count > 0) {
     const Filling filling{groups,
@@ -246,14 +283,15 @@ void GroupedMatmul::weight_gradient(std::span<const ExpertGroup> experts, const 
                           static_cast<int>(n),
                           -1,
                           arrays_in(workspace)};
-    const GroupedProblem problem = prepare(filling, processors_, stream);
+    GroupedProblem problem = prepare(filling, processors_, stream);
+    problem.adds = accumulate;
     const bool few = groups.rows() <= kFewRowsOfGradients * groups.count;
     type == Type::bf16 ? grouped_weight_gradient_bf16(problem, few, stream)
                        : grouped_weight_gradient_f32(problem, few, stream);
   }
   MatmulShape shape;
   shape.m = m, shape.n = n, shape.lda = a.ld, shape.ldb = b.ld, shape.ldc = dw.ld;
-  shape.transpose_a = shape.accumulate = true;
+  shape.transpose_a = true, shape.accumulate = accumulate;
   shape.in = a.type, shape.out = type;
   for (const ExpertGroup& expert : split.alone.all()) {
     shape.k = expert.last - expert.first;
@@ -265,8 +303,12 @@ void GroupedMatmul::weight_gradient(std::span<const ExpertGroup> experts, const 
 void GroupedMatmul::prepare_weight_gradient(const ConstMatrix& a, const ConstMatrix& b,
                                             const ExpertMatrices& dw, Type type, void* workspace,
                                             cudaStream_t stream) {
-  with_every_plan(a.rows, dw.own != nullptr, [&](std::span<const ExpertGroup> one) {
-    weight_gradient(one, a, b, dw, type, workspace, stream);
+  const bool own = dw.own != nullptr;
+  const ExpertGroup without_rows{0, 0, own ? 0 : -1, own ? -1 : 0};
+  weight_gradient({&without_rows, 1}, a, b, dw, type, false, workspace, stream);
+  with_every_plan(a.rows, own, [&](std::span<const ExpertGroup> one) {
+    for (const bool accumulate : {false, true})
+      weight_gradient(one, a, b, dw, type, accumulate, workspace, stream);
   });
 }
 

@@ -29,7 +29,7 @@ struct ExpertMatrices {
 
 class GroupedMatmul {
  public:
-  static constexpr int kMostGroups = 512;  // with rows, in one call
+  static constexpr int kMostGroups = 512;  // with rows in one call, and as many without
   // Measured on an H200: rows from which a weight gradient is faster by the library.
   static constexpr int64_t kLongGradient = 4096;
   static constexpr int64_t kTileRows = 128, kTileColumns = 256;  // of C, what a multiprocessor works on
@@ -54,10 +54,12 @@ class GroupedMatmul {
   void prepare_multiply(const ConstMatrix& a, const ExpertMatrices& w, bool transpose,
                         const ExpertMatrices& bias, const Matrix& c, void* workspace, cudaStream_t stream);
 
-  // dW_e(m, n) += A_e^T B_e, of A(R, m) and B(R, n); experts without rows are not touched. type: of dW, that
-  // of A and B or fp32.
+  // dW_e(m, n) = A_e^T B_e, of A(R, m) and B(R, n), added to what is there with accumulate. Experts without
+  // rows: zero, or as it was. type: of dW, that of A and B or fp32.
   void weight_gradient(std::span<const ExpertGroup> groups, const ConstMatrix& a, const ConstMatrix& b,
-                       const ExpertMatrices& dw, Type type, void* workspace, cudaStream_t stream);
+                       const ExpertMatrices& dw, Type type, bool accumulate, void* workspace,
+                       cudaStream_t stream);
+  // dW, of one expert, is written.
   void prepare_weight_gradient(const ConstMatrix& a, const ConstMatrix& b, const ExpertMatrices& dw,
                                Type type, void* workspace, cudaStream_t stream);
 

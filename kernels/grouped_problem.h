@@ -26,6 +26,7 @@ struct GroupedProblem {
   bool bias;
   int processors;
   void* scratch;
+  bool adds = false;  // to C; only weight gradients do
 };
 
 // The instances, all of bf16 operands. few_rows: with the tiles for experts of few rows.
@@ -33,7 +34,7 @@ struct GroupedProblem {
 void grouped_forward(const GroupedProblem& problem, bool few_rows, cudaStream_t stream);
 // C = A W
 void grouped_data_gradient(const GroupedProblem& problem, bool few_rows, cudaStream_t stream);
-// C += A^T B
+// C = A^T B, or C += A^T B
 void grouped_weight_gradient_bf16(const GroupedProblem& problem, bool few_rows, cudaStream_t stream);
 void grouped_weight_gradient_f32(const GroupedProblem& problem, bool few_rows, cudaStream_t stream);
 

@@ -39,15 +39,15 @@ struct FewRows : Cooperative {
   using Shape = cute::Shape<cute::_128, cute::_256, cute::_64>;
   using Cluster = cute::Shape<cute::_1, cute::_2, cute::_1>;
 };
-// Of weight gradients, whose rows are k: C is read and written as well, which takes as long as a short
-// product.
+// Of weight gradients, whose rows are k: C is written, and read where it is added to, which takes as long as
+// a short product.
 struct LongProducts : Pingpong {
   using Shape = cute::Shape<cute::_128, cute::_128, cute::_64>;
   using Cluster = cute::Shape<cute::_2, cute::_1, cute::_1>;
 };
 using ShortProducts = ManyRows;
 
-enum class Adds { nothing, bias, output };  // to the product
+enum class Adds { nothing, bias, output };  // to the product; output: where the problem says so
 
 template <class Output, class Tile, Adds adds>
 struct Fusion {
@@ -114,7 +114,7 @@ struct Grouped {
       arguments.epilogue.thread = {{}, {bias}, {}};
     } else if constexpr (adds == Adds::output) {
       arguments.epilogue.thread.alpha = 1;
-      arguments.epilogue.thread.beta = 1;
+      arguments.epilogue.thread.beta = problem.adds ? 1 : 0;  // a scalar 0: C is not even read
       arguments.epilogue.ptr_C = const_cast<const Output**>(reinterpret_cast<Output**>(on_device.c));
       arguments.epilogue.dC = strides<typename Kernel::InternalStrideC>(on_device.c_stride);
     } else {

@@ -31,7 +31,9 @@ Work by_copy_engines(Bench& bench, Collective collective, int size,
                      int64_t bytes);  // all_gather, reduce_scatter
 // Of `shape`, on memory that it takes.
 Work dense_product(Bench& bench, int64_t m, int64_t n, int64_t k, bool gradient);
-Work experts_product(Bench& bench, int experts, int64_t k, int64_t n, int64_t rows, bool gradient);
+enum class OfExperts { forward, gradient, added_gradient };
+Work experts_product(Bench& bench, int experts, int64_t k, int64_t n, int64_t rows,
+                     OfExperts what = OfExperts::forward);
 kernels::AttentionShape attention_shape(int64_t width, int64_t value_width, int64_t parallel, int64_t context,
                                         int64_t window);
 struct AttentionWork {

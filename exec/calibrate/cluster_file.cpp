@@ -79,6 +79,7 @@ void keep_one_clock(Json& json, const Findings& findings) {
                                 "native_matmul_gradient",
                                 "native_grouped_matmul",
                                 "native_grouped_matmul_gradient",
+                                "native_grouped_matmul_added",
                                 "native_attention_forward",
                                 "native_attention_backward",
                                 "native_window_attention_forward",

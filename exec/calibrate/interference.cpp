@@ -91,7 +91,7 @@ void interference(Bench& bench) {
       {"matmul", "8192^3 matmul", {dense_product(bench, 8192, 8192, 8192, false), bench.compute(), 0}},
       {"grouped_matmul",
        "grouped matmul of 32 experts, (262144, 1536, 2048)",
-       {experts_product(bench, 32, 2048, 1536, 262144, false), bench.compute(), 0}},
+       {experts_product(bench, 32, 2048, 1536, 262144), bench.compute(), 0}},
       {"attention",
        "attention backward, 96 heads of 128, 4096 tokens",
        {attention.backward, bench.compute(), 0}},

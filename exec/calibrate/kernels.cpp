@@ -209,9 +209,9 @@ class Kernels {
     }
     float* const sums = scratch(column_sum_scratch(copies, kHidden, static_cast<int>(kExperts)));
     measure("expert_bias_bwd", copies * kHidden, 2, 0, [=, &experts, &d_biases](cudaStream_t s) {
-      expert_bias_bwd(
-          {sent_x, nullptr, experts.data(), d_biases.data(), static_cast<int>(kExperts), Type::bf16, sums},
-          s);
+      expert_bias_bwd({sent_x, nullptr, experts.data(), d_biases.data(), static_cast<int>(kExperts),
+                       Type::bf16, false, sums},
+                      s);
     });
     bench_.release();
   }

@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 
 #include "exec/calibrate/benchmarks.h"
 
@@ -50,8 +51,8 @@ Work router_gradient(Bench& bench, int64_t m, int64_t n, int64_t k) {
 
 }  // namespace
 
-// Equal rows; C (rows, n) = A (rows, k) W^T, or dW (n, k) += C^T A.
-Work experts_product(Bench& bench, int experts, int64_t k, int64_t n, int64_t rows, bool gradient) {
+// Equal rows; C (rows, n) = A (rows, k) W^T, dW (n, k) = C^T A or dW += C^T A.
+Work experts_product(Bench& bench, int experts, int64_t k, int64_t n, int64_t rows, OfExperts what) {
   std::vector<kernels::ExpertGroup> groups;
   for (int e = 0; e < experts; ++e)
     groups.push_back(
@@ -59,10 +60,10 @@ Work experts_product(Bench& bench, int experts, int64_t k, int64_t n, int64_t ro
   const kernels::Matrix a = bench.matrix(rows, k), c = bench.matrix(rows, n);
   std::byte *const w = bench.take(2 * experts * k * n), *const workspace = bench.take(static_cast<int64_t>(
                                                             bench.libraries().grouped.workspace_bytes()));
-  return [&product = bench.libraries().grouped, groups, a, c, w, workspace, k, n,
-          gradient](cudaStream_t stream) {
-    if (gradient)
-      product.weight_gradient(groups, c, a, {w, nullptr, k, k * n, 0}, Type::bf16, workspace, stream);
+  return [&product = bench.libraries().grouped, groups, a, c, w, workspace, k, n, what](cudaStream_t stream) {
+    if (what != OfExperts::forward)
+      product.weight_gradient(groups, c, a, {w, nullptr, k, k * n, 0}, Type::bf16,
+                              what == OfExperts::added_gradient, workspace, stream);
     else
       product.multiply(groups, a, {w, nullptr, k, k * n, 0}, true, {}, c, workspace, stream);
   };
@@ -110,6 +111,15 @@ void grouped(Bench& bench) {
   struct Weights {
     int64_t k, n;
   };
+  struct Product {
+    OfExperts what;
+    const char *table, *said;
+  };
+  constexpr std::array kProducts{
+      Product{OfExperts::forward, "native_grouped_matmul", ""},
+      Product{OfExperts::gradient, "native_grouped_matmul_gradient", ", weight gradients"},
+      Product{OfExperts::added_gradient, "native_grouped_matmul_added",
+              ", weight gradients added to what is there"}};
   // Qwen3-30B-A3B, gpt-oss, DeepSeek-V3 and Kimi-K2, Mixtral: gate and up, down.
   for (const Weights w : {Weights{2048, 1536},
                           {768, 2048},
@@ -120,19 +130,19 @@ void grouped(Bench& bench) {
                           {4096, 28672}})
     for (const int experts : {32, 128, 8})
       for (const int64_t each : {256, 1024, 4096, 16384, 64})
-        for (const bool gradient : {false, true}) {
+        for (const Product& product : kProducts) {
           const int64_t rows = experts * each;
           if (flops(rows, w.n, w.k) > kMostFlops || rows > 524288 ||
               !bench.fits(2 * (rows * (w.k + w.n) + experts * w.k * w.n)))
             continue;
           if (!bench.more()) return;
-          const Seconds seconds = bench.time(experts_product(bench, experts, w.k, w.n, rows, gradient),
+          const Seconds seconds = bench.time(experts_product(bench, experts, w.k, w.n, rows, product.what),
                                              bench.compute(), Runs::clocked);
           bench.point(
-              gradient ? "native_grouped_matmul_gradient" : "native_grouped_matmul",
+              product.table,
               fmt::format(
                   "CUTLASS grouped kernels, bf16, equal rows{}; (k, n, experts, rows an expert) -> FLOP/s",
-                  gradient ? ", weight gradients added" : ""),
+                  product.said),
               {static_cast<double>(w.k), static_cast<double>(w.n), static_cast<double>(experts),
                static_cast<double>(each)},
               flops(rows, w.n, w.k), seconds);

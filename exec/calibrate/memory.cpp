@@ -111,7 +111,8 @@ void memory(Bench& bench) {
   Growth growth(bench);
   for (const bool gradient : {false, true}) {
     run(bench, dense_product(bench, 8192, 8192, 8192, gradient));
-    run(bench, experts_product(bench, 32, 2048, 1536, 32768, gradient));
+    run(bench,
+        experts_product(bench, 32, 2048, 1536, 32768, gradient ? OfExperts::gradient : OfExperts::forward));
   }
   const AttentionWork attention = attention_work(bench, attention_shape(128, 128, 32, 4096, 0));
   run(bench, attention.forward);

@@ -154,9 +154,9 @@ void power(Bench& bench) {
   const std::array deep{dense_product(bench, 8192, 8192, 8192, false),
                         dense_product(bench, 32768, 5760, 2880, false),
                         dense_product(bench, 2048, 4096, 32768, true)};
-  const std::array experts{experts_product(bench, 128, 2048, 1536, 65536, false),
-                           experts_product(bench, 128, 768, 2048, 65536, false),
-                           experts_product(bench, 32, 2048, 1536, 65536, true)};
+  const std::array experts{experts_product(bench, 128, 2048, 1536, 65536),
+                           experts_product(bench, 128, 768, 2048, 65536),
+                           experts_product(bench, 32, 2048, 1536, 65536, OfExperts::gradient)};
   const AttentionWork attention = attention_work(bench, attention_shape(128, 128, 96, 4096, 0));
   const auto in_turn = [](const auto& works) -> Work {
     return [works](cudaStream_t s) {

@@ -89,8 +89,6 @@ void copy(const Call& call) {
 }
 
 void clear(const Call& call) {
-  const Operand rounds = optional(call.in, 0);  // of routed work: maybe not in every round
-  if (rounds && !acts(call, round_plan(rounds))) return;
   for_each_piece([](const Run& run) { clear(run); }, required(call.out, 0));
 }
 

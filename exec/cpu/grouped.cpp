@@ -24,10 +24,11 @@ Matrix of_expert(const Operand& own, const Operand& spilled, int64_t own_index, 
 void weight_gradients(const Call& call, Workspace& workspace) {
   const Operand &a = required(call.in, 0), &b = required(call.in, 1), &rounds = required(call.in, 2);
   const Operand &own = required(call.out, 0), spilled = optional(call.out, 1);
-  for_each_expert(call, rounds, [&](int64_t first, int64_t last, int64_t own_index, int64_t slot) {
+  const auto multiply_rows = [&](int64_t first, int64_t last, int64_t own_index, int64_t slot, bool adds) {
     multiply(rows_between(a, first, last), true, rows_between(b, first, last), false, Run{},
-             of_expert(own, spilled, own_index, slot), true, workspace);
-  });
+             of_expert(own, spilled, own_index, slot), adds, workspace);
+  };
+  for_each_expert_gradient(call, rounds, multiply_rows);
 }
 
 }  // namespace
@@ -52,7 +53,7 @@ void expert_bias_bwd(const Call& call) {
   const Operand &own = required(call.out, 0), spilled = optional(call.out, 1);
   Piece piece;
   std::array<double, kPiece> sums;
-  for_each_expert(call, rounds, [&](int64_t first, int64_t last, int64_t own_index, int64_t slot) {
+  const auto sum_rows = [&](int64_t first, int64_t last, int64_t own_index, int64_t slot, bool adds) {
     const Matrix from = rows_between(dy, first, last);
     const Run to = of_expert(own, spilled, own_index, slot).row(0);
     for (int64_t col = 0; col < from.cols; col += kPiece) {
@@ -65,9 +66,10 @@ void expert_bias_bwd(const Call& call) {
         for (size_t i = 0; i < static_cast<size_t>(n); ++i) sums[i] += static_cast<double>(weight) * piece[i];
       }
       for (size_t i = 0; i < static_cast<size_t>(n); ++i) piece[i] = static_cast<float>(sums[i]);
-      add(piece.data(), to.part(col, n));
+      store(piece.data(), to.part(col, n), adds);
     }
-  });
+  };
+  for_each_expert_gradient(call, rounds, sum_rows);
 }
 
 }  // namespace mop::cpu

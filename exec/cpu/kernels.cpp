@@ -44,8 +44,6 @@ void run(const Call& call, const Constants& constants, const interpreter::Step& 
     case copy:
       return cpu::copy(call);
     case clear:
-      // In a repeat region it may be for the first round of a pass only.
-      if (call.in[0] && !acts(call, round_plan(call.in[0]))) return;
       return cpu::clear(call);
     case scale:
       return cpu::scale(call);

@@ -183,6 +183,13 @@ bool acts(const Call& call, const plan::RoundPlan& plan) {
   return (!does.first_round || round == first) && (!does.last_round || round == last);
 }
 
+int newly_borrowed(const Call& call, const plan::RoundPlan& plan) {
+  if (call.round >= plan.rounds()) return 0;
+  const int round = static_cast<int>(call.round), pass = plan.pass_of(round);
+  if (round != plan.first_round(pass)) return 0;
+  return static_cast<int>(std::ranges::count(plan.transfers(pass), call.index, &plan::WeightTransfer::to));
+}
+
 int64_t rows_of_round(const Call& call, const Operand& rounds) {
   const plan::RoundPlan& plan = round_plan(rounds);
   if (call.round >= plan.rounds()) return 0;

@@ -77,6 +77,33 @@ void for_each_expert(const Call& call, const Operand& rounds, F&& f) {
   flush();
 }
 
+// Experts whose weights this rank borrows in the round's pass, where the round begins one; else 0.
+int newly_borrowed(const Call& call, const plan::RoundPlan& plan);
+
+// f(first, last, own, slot, adds) for each expert whose weights' gradient changes in the round (ops.h), as
+// for_each_expert gives them; adds: to what is there. Without rows (first = last): it becomes zero.
+template <class F>
+void for_each_expert_gradient(const Call& call, const Operand& rounds, F&& f) {
+  const plan::RoundPlan& plan = round_plan(rounds);
+  const bool own_adds = call.round > 0 || call.op->does.accumulate;
+  const int own_experts = own_adds ? 0 : plan.counts().experts() / plan.counts().ranks(),
+            borrowed = newly_borrowed(call, plan);
+  int own_done = 0, slots_done = 0;  // of those that are overwritten
+  const auto clear = [&](int own_end, int slot_end) {
+    while (own_done < own_end) f(int64_t{0}, int64_t{0}, own_done++, -1, false);
+    while (slots_done < slot_end) f(int64_t{0}, int64_t{0}, -1, slots_done++, false);
+  };
+  for_each_expert(call, rounds, [&](int64_t first, int64_t last, int own, int slot) {
+    const bool adds = own >= 0 ? own_adds : borrowed == 0;
+    if (!adds) {
+      own >= 0 ? clear(own, 0) : clear(own_experts, slot);
+      ++(own >= 0 ? own_done : slots_done);
+    }
+    f(first, last, own, slot, adds);
+  });
+  clear(own_experts, borrowed);
+}
+
 // Row i of an operand with a row for each routed copy; of a (1, R) vector: element i.
 inline Run routed_row(const Operand& operand, int64_t i) {
   const bool vector = operand.view.rows == 1 && operand.view.count == 1;

@@ -209,7 +209,6 @@ void Rank::run_local(const Launch& launch, cudaStream_t stream) {
     case OpKind::copy:
       return kernels::copy({matrix(in[0]), matrix(out[0])}, stream);
     case OpKind::clear:
-      if (in[0] && !acts(call, in[0])) return;
       return kernels::clear({matrix(out[0])}, stream);
     case OpKind::embedding:
       return kernels::embedding({pointer<const int32_t>(in[0]), model.vocab, matrix(in[1]), matrix(out[0]),

@@ -115,6 +115,7 @@ Rank::Rank(int device, int rank, const program::StepProgram& program, const inte
   }
   flows_.reserve(4096);
   groups_.reserve(1024);
+  added_groups_.reserve(1024);
   expert_rows_.reserve(1024);
   biases_.reserve(1024);
   d_biases_.reserve(1024);

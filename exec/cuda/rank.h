@@ -95,9 +95,15 @@ class Rank final : public interpreter::Backend {
   void exchange_spilled(const Call& call, cudaStream_t stream);
   Operand on_host(const Operand& rounds) const;  // the same, where the CPU's routing code can read it
   const plan::RoundPlan& round_plan(const Operand& rounds) const;
-  bool acts(const Call& call, const Operand& rounds) const;
   std::vector<kernels::Flow>& sent_flows(const Call& call, const Operand& rounds);
   std::span<const kernels::ExpertGroup> expert_groups(const Call& call, const Operand& rounds);
+  // Experts whose gradients the round overwrites, by zeros where they have no rows, and adds to.
+  struct GradientGroups {
+    std::span<const kernels::ExpertGroup> written, added;
+  };
+  GradientGroups gradient_groups(const Call& call, const Operand& rounds);
+  void weight_gradients(const Call& call, cudaStream_t stream);
+  void bias_gradients(const Call& call, cudaStream_t stream);
   void prepare_experts();
   int64_t rows_of_round(const Call& call, const Operand& rounds) const;
   kernels::Activation activation_of(const program::Op& op) const;
@@ -150,7 +156,7 @@ class Rank final : public interpreter::Backend {
   int64_t most_documents_ = 0;
   std::vector<std::unique_ptr<AdamJob>> adam_jobs_;  // by operation
   std::vector<kernels::Flow> flows_;
-  std::vector<kernels::ExpertGroup> groups_;
+  std::vector<kernels::ExpertGroup> groups_, added_groups_;
   std::vector<kernels::ExpertRows> expert_rows_;
   std::vector<const void*> biases_;
   std::vector<void*> d_biases_;

@@ -73,10 +73,6 @@ const plan::RoundPlan& Rank::round_plan(const Operand& rounds) const {
   return cpu::round_plan(on_host(rounds));
 }
 
-bool Rank::acts(const Call& call, const Operand& rounds) const {
-  return cpu::acts(call, round_plan(rounds));
-}
-
 int64_t Rank::rows_of_round(const Call& call, const Operand& rounds) const {
   const plan::RoundPlan& plan = round_plan(rounds);
   if (call.round >= plan.rounds()) return 0;
@@ -89,6 +85,17 @@ std::span<const kernels::ExpertGroup> Rank::expert_groups(const Call& call, cons
     groups_.push_back({static_cast<int32_t>(first), static_cast<int32_t>(last), own, slot});
   });
   return groups_;
+}
+
+Rank::GradientGroups Rank::gradient_groups(const Call& call, const Operand& rounds) {
+  groups_.clear();
+  added_groups_.clear();
+  cpu::for_each_expert_gradient(
+      call, on_host(rounds), [&](int64_t first, int64_t last, int own, int slot, bool adds) {
+        (adds ? added_groups_ : groups_)
+            .push_back({static_cast<int32_t>(first), static_cast<int32_t>(last), own, slot});
+      });
+  return {groups_, added_groups_};
 }
 
 // Which kernels the products of a step take depends on its rows, and what is run first in a step is loaded in
@@ -168,25 +175,11 @@ void Rank::run_routed(const Call& call, cudaStream_t stream) {
            pointer<float>(out[1]), reinterpret_cast<int32_t*>(work)},
           stream);
     case OpKind::grouped_gemm:
-      if (op.does.transpose_a)
-        return grouped_.weight_gradient(expert_groups(call, in[2]), matrix(in[0]), matrix(in[1]),
-                                        matrices(out[0], out[1]), type_of(out[0].view.type), work, stream);
+      if (op.does.transpose_a) return weight_gradients(call, stream);
       return grouped_.multiply(expert_groups(call, in[1]), matrix(in[0]), matrices(in[2], in[3]),
                                op.does.transpose_b, matrices(in[4], in[5]), matrix(out[0]), work, stream);
-    case OpKind::expert_bias_bwd: {
-      expert_rows_.clear();
-      d_biases_.clear();
-      for (const kernels::ExpertGroup& g : expert_groups(call, in[1])) {
-        const Operand& to = g.own >= 0 ? out[0] : out[1];
-        expert_rows_.push_back({g.first, g.last - g.first});
-        d_biases_.push_back(to.data + (g.own >= 0 ? g.own : g.slot) * to.view.stride * element(to));
-      }
-      return kernels::expert_bias_bwd(
-          {matrix(in[0]), in[2] ? pointer<const float>(in[2]) : nullptr, expert_rows_.data(),
-           d_biases_.data(), static_cast<int>(expert_rows_.size()), type_of(out[0].view.type),
-           reinterpret_cast<float*>(work)},
-          stream);
-    }
+    case OpKind::expert_bias_bwd:
+      return bias_gradients(call, stream);
     case OpKind::swiglu:
     case OpKind::clamped_swiglu: {
       const int64_t rows = in[1] ? rows_of_round(call, in[1]) : in[0].view.rows;
@@ -213,6 +206,34 @@ void Rank::run_routed(const Call& call, cudaStream_t stream) {
     }
     default:
       ensure(false, "every operation of a program that runs has a kernel");
+  }
+}
+
+void Rank::weight_gradients(const Call& call, cudaStream_t stream) {
+  const auto &in = call.in, &out = call.out;
+  const GradientGroups groups = gradient_groups(call, in[2]);
+  for (const bool accumulate : {false, true})
+    grouped_.weight_gradient(accumulate ? groups.added : groups.written, matrix(in[0]), matrix(in[1]),
+                             matrices(out[0], out[1]), type_of(out[0].view.type), accumulate,
+                             scratch(call.op->stream), stream);
+}
+
+void Rank::bias_gradients(const Call& call, cudaStream_t stream) {
+  const auto &in = call.in, &out = call.out;
+  const GradientGroups groups = gradient_groups(call, in[1]);
+  for (const bool accumulate : {false, true}) {
+    expert_rows_.clear();
+    d_biases_.clear();
+    for (const kernels::ExpertGroup& g : accumulate ? groups.added : groups.written) {
+      const Operand& to = g.own >= 0 ? out[0] : out[1];
+      expert_rows_.push_back({g.first, g.last - g.first});
+      d_biases_.push_back(to.data + (g.own >= 0 ? g.own : g.slot) * to.view.stride * element(to));
+    }
+    kernels::expert_bias_bwd(
+        {matrix(in[0]), in[2] ? pointer<const float>(in[2]) : nullptr, expert_rows_.data(), d_biases_.data(),
+         static_cast<int>(expert_rows_.size()), type_of(out[0].view.type), accumulate,
+         reinterpret_cast<float*>(scratch(call.op->stream))},
+        stream);
   }
 }
 

@@ -120,6 +120,7 @@ constexpr std::array kOptionalTables{
     TableForm{"native_router_gradient", 0, 3},  // C += A B in fp32, of (m, n, k)
     TableForm{"native_grouped_matmul", 2, 2},
     TableForm{"native_grouped_matmul_gradient", 2, 2},
+    TableForm{"native_grouped_matmul_added", 2, 2},  // gradients, added to what is there
     TableForm{"native_attention_forward", 2, 2},
     TableForm{"native_attention_backward", 2, 2},
     // qk width, v width; window, heads x batch, S -> FLOP/s of the keys within the window

@@ -331,14 +331,17 @@ class Measured : public CostModel {
       }
       case OpKind::grouped_gemm: {
         if (flops <= 0) return kernel(least, 0, false, matmul_);
-        const cluster::Table* const gradient =
-            !torch_ && op.does.transpose_a ? c_.find("native_grouped_matmul_gradient") : nullptr;
-        const auto rate = (gradient != nullptr ? *gradient : c_.table("grouped_matmul"))
+        const bool gradient = !torch_ && op.does.transpose_a, adds = gradient && op.does.accumulate;
+        const cluster::Table* const added = adds ? c_.find("native_grouped_matmul_added") : nullptr;
+        const cluster::Table* const own = added != nullptr ? added
+                                          : gradient       ? c_.find("native_grouped_matmul_gradient")
+                                                           : nullptr;
+        const auto rate = (own != nullptr ? *own : c_.table("grouped_matmul"))
                               .at({v(2), v(1), v(3), std::max(1.0, v(0) / v(3))});
-        // Experts beyond those that the work comes from cost their weights, which no work hides: read, or
-        // gradients that are added to. (One layer of Qwen3 with 109 such took 0.2 to 0.4 ms more a product
-        // than one with 39.)
-        const double beyond = std::max(0.0, v(4) - v(3)) * 2 * v(1) * v(2) * (op.does.transpose_a ? 2 : 1);
+        // Experts beyond those that the work comes from cost their weights, or the gradients of those, which
+        // no work hides. (One layer of Qwen3 with 109 such took 0.2 to 0.4 ms more a product than one with
+        // 39.)
+        const double beyond = std::max(0.0, v(4) - v(3)) * 2 * v(1) * v(2) * (adds ? 2 : 1);
         const bool alone = program::alone(v(0) / v(3), v(1), op.does.transpose_a);
         const Draws draws =
             alone ? draws_of_product(op.does.transpose_a ? v(0) / v(3) : v(2)) : Draws::grouped_matmul;

@@ -50,6 +50,12 @@ double seconds_of(const engine::Demand& demand, engine::Resource resource) {
   return share * seconds_of(demand);
 }
 
+// Rounds add to the gradients of weights that the first one has written.
+Op op_of_round(Op op, int64_t round) {
+  if (op.routed == Routed::compute && op.does.transpose_a && round > 0) op.does.accumulate = true;
+  return op;
+}
+
 }  // namespace
 
 Shape routed_shape(const program::StepProgram& program, const Op& op, const program::ExpertLoad& load,
@@ -64,13 +70,9 @@ Shape routed_shape(const program::StepProgram& program, const Op& op, const prog
     const bool back = op.does.exchange == program::Exchange::spill_gradients;
     const int64_t out = back ? load.spilled_in : load.spilled_out,
                   in = back ? load.spilled_out : load.spilled_in;
-    if (program::is_collective(op.kind)) {
-      shape.v[2] = std::max(shape.v[0], shape.v[1]) / slots * load.spilled_across;
-      shape.v[0] = shape.v[0] / slots * out;
-      shape.v[1] = shape.v[1] / slots * in;
-    } else {
-      for (int i = 0; i < 3; ++i) shape.v[i] = shape.v[i] / slots * in;
-    }
+    shape.v[2] = std::max(shape.v[0], shape.v[1]) / slots * load.spilled_across;
+    shape.v[0] = shape.v[0] / slots * out;
+    shape.v[1] = shape.v[1] / slots * in;
     return shape;
   }
   const int64_t capacity = program.round_rows;
@@ -135,7 +137,7 @@ Schedule make_schedule(const program::StepProgram& program, const std::vector<pr
     work.links += times * seconds_of(graph.demands[demand], engine::Resource::nvlink_out);
   };
   const auto add = [&](OpId id, int64_t round) {
-    const Op& op = program.ops[id];
+    const Op op = op_of_round(program.ops[id], round);
     const bool routed = op.routed != Routed::no;
     const program::ExpertLoad* load = routed ? &loads[static_cast<size_t>(op.layer)] : nullptr;
     Key key{static_cast<uint64_t>(op.kind) | static_cast<uint64_t>(op.phase) << 8 |

@@ -52,11 +52,14 @@
 // unpermute_bwd: rows(R, h), order, rounds, d_weights'(1, R) -> dx(n, h)+, d_weights(n, k)
 // grouped_gemm: A(R, k), rounds, W(e, ., .), [spilled W(s, ., .)], [bias(e, 1, n)], [spilled bias] -> C(R, n)
 //     rows by expert in order of work: own experts by W[expert], borrowed ones by spilled W[slot].
-//   transpose_a: A(R, m), B(R, n), rounds -> dW(e, m, n)+, [spilled dW(s, m, n)+]   (always acc)
-// expert_bias_bwd: dY(R, n), rounds, [weights'(1, R)] -> db(e, 1, n)+, [spilled db+]   (always acc)
+//   transpose_a: A(R, m), B(R, n), rounds -> dW(e, m, n)+, [spilled dW(s, m, n)]
+//     summed over the rounds: the first overwrites all own experts' (zeros where one has no rows in it)
+//     unless acc, the later ones add. Of slots, the first round of each pass overwrites those that the pass
+//     borrows, acc or not; the others are left as they are.
+// expert_bias_bwd: dY(R, n), rounds, [weights'(1, R)] -> db(e, 1, n)+, [spilled db(s, 1, n)]   (likewise)
 // add: a, [b] -> c+                                     elementwise
 // cast, copy: a -> b                                    equal element counts, converted
-// clear: [rounds] -> x                                  zeros; with rounds only where Does::first_round says
+// clear: -> x                                           zeros
 // scale: x, factor(1, 1) -> x*                          times the factor
 // sum_replicas: x(t, heads x a x d) -> y(t, heads x d); a: replicas, b: d
 // embedding: ids(1, t), table(V, c) -> x(t, c)

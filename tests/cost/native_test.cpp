@@ -348,13 +348,14 @@ TEST(Native, ExpertsWithFewRowsCostTheirWeights) {
   const Machine m("h200x4");
   const int64_t rows = 131072, n = 2048, k = 2048;
   const double weights = 2.0 * n * k / m.cluster.table("memory_bound").at({1e15}).value;
-  const auto with = [&](int64_t touched, bool gradient) {
+  const auto with = [&](int64_t touched, bool gradient, bool adds = false) {
     program::Op op = make_op(OpKind::grouped_gemm);
-    op.does.transpose_a = gradient;
+    op.does.transpose_a = gradient, op.does.accumulate = adds;
     return seconds(m.price(op, {{rows, n, k, 8, touched}}));
   };
   EXPECT_NEAR(with(40, false) - with(8, false), 32 * weights, 2e-9);
-  EXPECT_NEAR(with(40, true) - with(8, true), 64 * weights, 2e-9);
+  EXPECT_NEAR(with(40, true) - with(8, true), 32 * weights, 2e-9);
+  EXPECT_NEAR(with(40, true, true) - with(8, true, true), 64 * weights, 2e-9);  // read, too
   EXPECT_EQ(with(0, false), with(8, false));
 }
 

@@ -114,9 +114,9 @@ std::vector<ExpertGroup> experts(int count, int64_t rows, bool even) {
 
 void grouped() {
   fmt::print(
-      "experts (E, k, n, rows), TFLOP/s: forward and by one call an expert; weight gradient bf16 and by one "
-      "call an "
-      "expert; with bias, data gradient, weight gradient fp32; forward and weight gradient of uneven rows\n");
+      "experts (E, k, n, rows), TFLOP/s: forward and by one call an expert; weight gradient (written) bf16, "
+      "by one call an expert, and added; with bias, data gradient, weight gradient fp32; forward and weight "
+      "gradient of uneven rows\n");
   GroupedMatmul grouped, by_expert(true);
   DeviceBytes workspace(grouped.workspace_bytes());
   struct Size {
@@ -145,11 +145,11 @@ void grouped() {
                          workspace.get(), nullptr);
       });
     };
-    const auto weight_gradient = [&](GroupedMatmul& by, bool even, Type out) {
+    const auto weight_gradient = [&](GroupedMatmul& by, bool even, Type out, bool accumulate = false) {
       check(cudaMemset(dw.get(), 0, static_cast<size_t>(4 * count * k * n)), "zeros");
       return rate(flops, [&, all = experts(count, rows, even)] {
         by.weight_gradient(all, {a.get(), t, rows, k, k}, {c.get(), t, rows, n, n}, gradients, out,
-                           workspace.get(), nullptr);
+                           accumulate, workspace.get(), nullptr);
       });
     };
     // One after the other, what is compared side by side: a hot device is slower.
@@ -157,7 +157,8 @@ void grouped() {
     fmt::print(" {:5.0f}", forward(grouped, true, false));
     fmt::print(" {:5.0f};", forward(by_expert, true, false));
     fmt::print(" {:5.0f}", weight_gradient(grouped, true, Type::bf16));
-    fmt::print(" {:5.0f};", weight_gradient(by_expert, true, Type::bf16));
+    fmt::print(" {:5.0f}", weight_gradient(by_expert, true, Type::bf16));
+    fmt::print(" {:5.0f};", weight_gradient(grouped, true, Type::bf16, true));
     fmt::print(" {:5.0f}", forward(grouped, true, true));
     fmt::print(" {:5.0f}", data_gradient());
     fmt::print(" {:5.0f};", weight_gradient(grouped, true, Type::f32));

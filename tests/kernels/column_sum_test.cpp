@@ -41,8 +41,9 @@ TEST_F(ColumnSum, OfExperts) {
     for (const Shape& s : kShapes) {
       for (const bool weighted : {false, true}) {
         for (const bool hot : {false, true}) {
-          SCOPED_TRACE(testing::Message()
-                       << name(type) << " " << s.rows << " x " << s.cols << ", hot " << hot);
+          const bool accumulate = number(0, 1) == 1;  // else NaN is written over
+          SCOPED_TRACE(testing::Message() << name(type) << " " << s.rows << " x " << s.cols << ", hot " << hot
+                                          << ", added " << accumulate);
           constexpr int kExperts = 9;
           const Values dy = random_values(s.rows * s.cols, type, random),
                        weights = random_values(s.rows, Type::f32, random);
@@ -56,8 +57,10 @@ TEST_F(ColumnSum, OfExperts) {
                                                         : e == kExperts - 1 ? left
                                                                             : number(0, left / 2);
             experts.push_back({static_cast<int32_t>(first), static_cast<int32_t>(rows)});
-            sums.push_back(random_values(s.cols, type, random));
-            d_sums.emplace_back(sums.back(), 1, s.cols, type);
+            const Values before = accumulate ? random_values(s.cols, type, random)
+                                             : Values(static_cast<size_t>(s.cols), std::nan(""));
+            d_sums.emplace_back(before, 1, s.cols, type);
+            sums.push_back(accumulate ? before : Values(before.size()));
             pointers.push_back(d_sums.back().view().data);
             for (int64_t r = first; r < first + rows; ++r)
               for (int64_t c = 0; c < s.cols; ++c)
@@ -69,7 +72,7 @@ TEST_F(ColumnSum, OfExperts) {
           const auto d_weights = device_floats(weights);
           const Scratch scratch(column_sum_scratch(s.rows, s.cols, kExperts));
           expert_bias_bwd({d_dy, weighted ? d_weights.get() : nullptr, experts.data(), pointers.data(),
-                           kExperts, type, scratch.get<float>()},
+                           kExperts, type, accumulate, scratch.get<float>()},
                           nullptr);
           for (size_t e = 0; e < kExperts; ++e)
             expect_close(d_sums[e].values(), sums[e], tolerance(type), "d_bias");

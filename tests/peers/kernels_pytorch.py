@@ -2,7 +2,7 @@
 
 kernels_pytorch.py [grouped] [attention] (default: both), TFLOP/s, medians of 15 single runs as there:
 grouped: experts (E, k, n, rows), equal rows, by torch._grouped_mm (CUTLASS): forward (rows, k) x (E, k, n), the gradient of the input (rows, n) x (E, n, k) and
-that of the weights, a product an expert (which PyTorch writes; bench_matmul adds to what is there).
+that of the weights, a product an expert.
 attention: causal (context, heads, key heads, width) by cuDNN: forward, and backward counted as 2.5 times as many operations.
 """
 import statistics

@@ -13,11 +13,14 @@ namespace mop::program::testing {
 namespace {
 
 // Which of an operation's outputs are added to: those marked + in ops.h, where Does says so.
-bool adds_to(const Op& op, size_t output) {
+bool adds_to(const Op& op, size_t output, int round) {
   switch (op.kind) {
     case OpKind::unpermute:
-    case OpKind::expert_bias_bwd:
       return true;
+    case OpKind::grouped_gemm:
+    case OpKind::expert_bias_bwd:
+      if (op.kind == OpKind::grouped_gemm && !op.does.transpose_a) return false;
+      return round > 0 || (op.does.accumulate && output == 0);
     case OpKind::unpermute_bwd:
       return output == 0;
     case OpKind::attention_bwd:
@@ -54,7 +57,7 @@ class Walk {
     for (OpId id = 0; id < p_.ops.size() && faults_.empty();) {
       const Op& op = p_.ops[id];
       if (op.region == 0) {
-        if (!op.does.deferred) run(id);
+        if (!op.does.deferred) run(id, 0);
         ++id;
         continue;
       }
@@ -62,13 +65,13 @@ class Walk {
       for (int round = 0; round < 2; ++round)
         for (id = region.first; id < region.last; ++id)
           if ((round == 0 || !p_.ops[id].does.first_round) && (round == 1 || !p_.ops[id].does.last_round))
-            run(id);
+            run(id, round);
     }
     after_step_ = state_;
     for (BufferId b = 0; b < p_.buffers.size(); ++b)
       if (!p_.buffers[b].persistent) std::memset(state_[b].data(), 0, state_[b].size());
     for (OpId id = 0; id < p_.ops.size() && faults_.empty(); ++id)
-      if (p_.ops[id].does.deferred) run(id);
+      if (p_.ops[id].does.deferred) run(id, 0);
     for (const Shard& s : p_.shards)
       if (s.gradient != kNoBuffer && !all(s.gradient, kRead))
         fault(0, "no update has read all of", s.gradient);
@@ -126,12 +129,12 @@ class Walk {
     if (lost) fault(id, "overwrites what nobody has read of", use.buffer);
   }
 
-  void run(OpId id) {
+  void run(OpId id, int round) {
     const Op& op = p_.ops[id];
     size_t output = 0;
     for (const Use& use : p_.operands(op)) {
       if (use.write) {
-        if (use.buffer != kNoBuffer) write(id, op, use, adds_to(op, output));
+        if (use.buffer != kNoBuffer) write(id, op, use, adds_to(op, output, round));
         ++output;
       } else if (use.buffer != kNoBuffer) {
         read(id, op, use, "reads what nothing has written in");
@@ -225,6 +228,11 @@ TEST(Dataflow, FaultsAreFound) {
                   },
                   [](StepProgram&, Op& op) { op.does.accumulate = false; }),
               Contains(HasSubstr("overwrites what nobody has read of dense_gradient")));
+  // So do the products of the first round.
+  EXPECT_THAT(broken(
+                  OpKind::grouped_gemm, [](const StepProgram&, const Op& op) { return op.does.transpose_a; },
+                  [](StepProgram&, Op& op) { op.does.accumulate = true; }),
+              Contains(HasSubstr("adds to what nothing has written in expert_gradient_whole")));
   // A gap in what is gathered.
   EXPECT_THAT(broken(OpKind::all_gather, writes("gathered_dense"),
                      [](StepProgram& p, Op& op) { p.uses[op.uses + 1].view.cols /= 2; }),

@@ -279,8 +279,7 @@ class Checker {
         require(v(0) == r && v(3) == own_experts(), "rows of a round over the own experts");
         if (does.transpose_a) {
           operands(3, 2);
-          require(is(in(0), r, v(1)) && is(in(1), r, v(2)) && rounds(in(2)) && does.accumulate,
-                  "rows of a round");
+          require(is(in(0), r, v(1)) && is(in(1), r, v(2)) && rounds(in(2)), "rows of a round");
           of_experts(out(0), out(1), v(1), v(2));
           break;
         }
@@ -294,8 +293,7 @@ class Checker {
         break;
       case OpKind::expert_bias_bwd:
         operands(3, 2);
-        require(in(0)->rows == r && rounds(in(1)) && absent_or(in(2), 1, r) && does.accumulate,
-                "rows of a round");
+        require(in(0)->rows == r && rounds(in(1)) && absent_or(in(2), 1, r), "rows of a round");
         of_experts(out(0), out(1), 1, in(0)->cols);
         break;
       case OpKind::add:
@@ -309,8 +307,7 @@ class Checker {
         require(v(1) == bytes(*in(0)) && v(2) == bytes(*out(0)), "bytes");
         break;
       case OpKind::clear:
-        operands(1, 1);
-        require(op_->region == 0 ? in(0) == nullptr : rounds(in(0)), "of a region: with its rounds");
+        operands(0, 1);
         require(v(0) == out(0)->elements() && v(2) == bytes(*out(0)), "elements");
         break;
       case OpKind::sum_replicas:

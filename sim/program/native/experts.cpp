@@ -230,9 +230,10 @@ void NativeLowering::experts_backward(int layer, BufferId x, const Gathered& g, 
     lent = transient("spilled_gradients", gs_ * plan_.spill_slots * each, Holds::spilled_experts, layer);
     staging = transient("returned_gradients", gs_ * plan_.spill_slots * each, Holds::spilled_experts, layer);
   }
-  // Rounds add to what is there.
-  const Operand whole = matrix(dw, gt_, 1, own_experts * each);
-  if (!again(whole)) clear(part, whole);
+  Does gradient;
+  gradient.accumulate = again(matrix(dw, gt_, 1, own_experts * each));
+  Does weight_gradient = gradient;
+  weight_gradient.transpose_a = true;
   const ExpertWeights gate_up = expert_weights(g.experts, slots, ct_, Role::expert_gate, 2 * i, h),
                       down = expert_weights(g.experts, slots, ct_, Role::expert_down, h, i),
                       d_gate_up = expert_weights(dw, lent, gt_, Role::expert_gate, 2 * i, h),
@@ -268,21 +269,8 @@ void NativeLowering::experts_backward(int layer, BufferId x, const Gathered& g, 
     d_weights.view.offset = es_ * r * h;
     return Returning{matrix(b, ct_, r, h), d_weights};
   };
-  Does weight_gradient;
-  weight_gradient.transpose_a = weight_gradient.accumulate = true;
-  Does add;
-  add.accumulate = true;
-
   b_.begin_repeat(layer, plan.op);
   borrow(slots, plan, g);
-  if (lent != kNoBuffer) {
-    Does first;
-    first.first_round = true;
-    b_.op(routed(local(OpKind::clear, part, {{plan_.spill_slots * each, 0, gs_ * plan_.spill_slots * each}},
-                       first, expert_),
-                 Routed::spill),
-          {plan.rounds}, {matrix(lent, gt_, 1, plan_.spill_slots * each)});
-  }
   const Travelling arrived = travelling("dispatched");
   const Travelling sent = expert_ == kNoGroup ? arrived : travelling("dispatch_send");
   const Gates kept = gates(saved.gates);
@@ -324,9 +312,9 @@ void NativeLowering::experts_backward(int layer, BufferId x, const Gathered& g, 
   b_.op(grouped(2 * i, h, weight_gradient), {hidden, arrived.x, plan.rounds},
         {d_gate_up.own, d_gate_up.spilled});
   if (c_.expert_bias) {
-    b_.op(compute(OpKind::expert_bias_bwd, traffic(r * h, es, 0), add),
+    b_.op(compute(OpKind::expert_bias_bwd, traffic(r * h, es, 0), gradient),
           {arrived.d_y, plan.rounds, arrived.weights}, {d_down_bias.own, d_down_bias.spilled});
-    b_.op(compute(OpKind::expert_bias_bwd, traffic(r * 2 * i, es, 0), add), {hidden, plan.rounds, {}},
+    b_.op(compute(OpKind::expert_bias_bwd, traffic(r * 2 * i, es, 0), gradient), {hidden, plan.rounds, {}},
           {d_gate_up_bias.own, d_gate_up_bias.spilled});
   }
   b_.op(grouped(h, 2 * i, {}), {hidden, plan.rounds, gate_up.own, gate_up.spilled, {}, {}}, {out.d_x});
@@ -339,6 +327,8 @@ void NativeLowering::experts_backward(int layer, BufferId x, const Gathered& g, 
                  Routed::combine),
           {plan.rounds, out.d_x, out.d_weights}, {home.d_x, home.d_weights});
   }
+  Does add;
+  add.accumulate = true;
   b_.op(routed(local(OpKind::unpermute_bwd, part, traffic(r * h, es + sums, sums), add, expert_),
                Routed::source),
         {home.d_x, plan.order, plan.rounds, home.d_weights},

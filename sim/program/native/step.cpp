@@ -50,7 +50,7 @@ void NativeLowering::linear(Component component, const Operand& x, const Operand
 
 void NativeLowering::clear(Component component, const Operand& what) {
   const int64_t bytes = what.view.elements() * size_of(what.view.type);
-  b_.op(local(OpKind::clear, component, {{what.view.elements(), 0, bytes}}), {{}}, {what});
+  b_.op(local(OpKind::clear, component, {{what.view.elements(), 0, bytes}}), {}, {what});
 }
 
 void NativeLowering::column_sum(Component component, const Operand& x, const Operand& sum) {

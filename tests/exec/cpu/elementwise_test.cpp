@@ -58,7 +58,7 @@ TEST(Elementwise, RefusesDifferentElementCounts) {
 TEST(Elementwise, Clear) {
   for (const Type type : {Type::bf16, Type::f32, Type::f64, Type::i32}) {
     Tensor x(7, 13, type, 3);
-    run_op(OpKind::clear, {}, {nullptr}, {&x});
+    run_op(OpKind::clear, {}, {}, {&x});
     EXPECT_EQ(x.values(), Values(static_cast<size_t>(x.size())));
   }
 }

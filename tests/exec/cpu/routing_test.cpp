@@ -5,6 +5,7 @@
 
 #include <atomic>
 #include <cmath>
+#include <limits>
 #include <numeric>
 
 #include "exec/cpu/gemm.h"
@@ -18,6 +19,8 @@ namespace {
 using program::Does;
 using program::Exchange;
 
+constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+
 int64_t pick(std::mt19937_64& random, int64_t low, int64_t high) {
   return std::uniform_int_distribution<int64_t>(low, high)(random);
 }
@@ -30,6 +33,7 @@ struct Layer {
   int64_t capacity = 1;
   int slots = 1;
   Type type = Type::f32, gradient = Type::f32;
+  bool accumulate = false;  // adds to the gradients of weights that are there
 
   struct Results {
     Tensor y, dx, d_gates, dw, db;
@@ -51,6 +55,7 @@ struct Layer {
       for (Tensor* t : {&s.x, &s.dy, &s.w, &s.b, &s.gates}) t->randomise(random);
       static_cast<Results&>(s) = results(Type::f32, gradient);
       s.d_gates.fill(1e30);
+      for (Tensor* t : {&s.dw, &s.db}) accumulate ? t->randomise(random) : t->fill(kNan);
       for (int64_t t = 0; t < n; ++t) {
         std::vector<int64_t> all(static_cast<size_t>(experts));
         std::iota(all.begin(), all.end(), 0);
@@ -68,7 +73,12 @@ struct Layer {
 
   std::vector<Results> by_definition() const {
     std::vector<Results> direct;
-    for (int r = 0; r < ranks; ++r) direct.push_back(results(Type::f64, Type::f64));
+    for (int r = 0; r < ranks; ++r) {
+      Results& to = direct.emplace_back(results(Type::f64, Type::f64));
+      if (!accumulate) continue;
+      for (int64_t i = 0; i < to.dw.elements(); ++i) to.dw.set(i, rank[r].dw.at(i));
+      for (int64_t i = 0; i < to.db.elements(); ++i) to.db.set(i, rank[r].db.at(i));
+    }
     for (int r = 0; r < ranks; ++r) {
       const Rank& from = rank[r];
       for (int64_t t = 0; t < n; ++t) {
@@ -112,7 +122,10 @@ class Worker {
         counts_(Type::i32, 1, layer.experts),
         all_counts_(Type::i32, layer.ranks, layer.experts),
         rounds_(Type::i32, 1,
-                plan::round_plan_bytes(layer.ranks, static_cast<int>(layer.experts), layer.slots) / 4 + 1) {}
+                plan::round_plan_bytes(layer.ranks, static_cast<int>(layer.experts), layer.slots) / 4 + 1) {
+    slots_dw_.fill(kNan);
+    slots_db_.fill(kNan);
+  }
 
   void run() {
     const int64_t before = mop::test::allocations_of_thread();
@@ -128,6 +141,7 @@ class Worker {
 
   int passes = 0, rounds = 0;
   int64_t allocations = 0;
+  bool untouched = true;  // slots that nobody borrowed
 
  private:
   using Tensors = std::initializer_list<const Tensor*>;
@@ -166,11 +180,6 @@ class Worker {
 
   void backward() {
     borrow();
-    call(OpKind::clear, {.first_round = true}, {}, {}, [&](const Call& c) {
-      if (!acts(c, round_plan(rounds_.operand()))) return;
-      slots_dw_.fill(0);
-      slots_db_.fill(0);
-    });
     local(OpKind::permute, {}, {&r_.x, &order_, &rounds_, &r_.dy, &r_.gates},
           {single() ? &here_x_ : &sent_x_, single() ? &here_dy_ : &sent_dy_,
            single() ? &here_gates_ : &sent_gates_});
@@ -178,7 +187,8 @@ class Worker {
       exchange(Exchange::dispatch, {&rounds_, &sent_x_, &sent_dy_, &sent_gates_},
                {&here_x_, &here_dy_, &here_gates_});
     experts_forward();  // here_y = W x + b: its product with dy is the gradient of the gate
-    local(OpKind::expert_bias_bwd, {}, {&here_dy_, &rounds_, &here_gates_}, {&r_.db, &slots_db_});
+    local(OpKind::expert_bias_bwd, {.accumulate = l_.accumulate}, {&here_dy_, &rounds_, &here_gates_},
+          {&r_.db, &slots_db_});
     const Call at{0, nullptr, {}, {}, index_, l_.ranks, round_};
     for (int64_t i = 0; i < rows_of_round(at, rounds_.operand()); ++i) {
       double d_gate = 0;
@@ -190,7 +200,8 @@ class Worker {
       here_d_gates_.set(i, d_gate);
     }
     local(OpKind::grouped_gemm, {}, {&here_y_, &rounds_, &r_.w, &slots_w_}, {&here_dx_});
-    local(OpKind::grouped_gemm, {.transpose_a = true}, {&here_y_, &here_x_, &rounds_}, {&r_.dw, &slots_dw_});
+    local(OpKind::grouped_gemm, {.accumulate = l_.accumulate, .transpose_a = true},
+          {&here_y_, &here_x_, &rounds_}, {&r_.dw, &slots_dw_});
     if (!single())
       exchange(Exchange::combine, {&rounds_, &here_dx_, &here_d_gates_}, {&back_dx_, &back_d_gates_});
     local(OpKind::unpermute_bwd, {.accumulate = true},
@@ -199,6 +210,20 @@ class Worker {
     if (single()) return;
     exchange(Exchange::spill_gradients, {&rounds_, &slots_dw_}, {&staging_, &r_.dw}, false, true);
     exchange(Exchange::spill_gradients, {&rounds_, &slots_db_}, {&staging_, &r_.db}, false, true);
+    end_round();
+  }
+
+  // Slots hold what the next pass has to overwrite; those that nobody borrowed hold it still.
+  void end_round() {
+    const plan::RoundPlan& plan = round_plan(rounds_.operand());
+    const int pass = plan.pass_of(static_cast<int>(round_));
+    const auto borrowed = std::ranges::count(plan.transfers(pass), index_, &plan::WeightTransfer::to);
+    for (int64_t slot = borrowed; slot < s_; ++slot)
+      untouched &=
+          std::isnan(slots_dw_.at(slot * l_.out * l_.width)) && std::isnan(slots_db_.at(slot * l_.out));
+    if (round_ + 1 < plan.first_round(pass) + plan.rounds(pass)) return;
+    slots_dw_.fill(kNan);
+    slots_db_.fill(kNan);
   }
 
   void borrow() {
@@ -250,6 +275,7 @@ Seen check(Layer& layer) {
   for (int r = 0; r < layer.ranks; ++r) {
     SCOPED_TRACE(r);
     EXPECT_EQ(workers[static_cast<size_t>(r)]->allocations, 0);
+    EXPECT_TRUE(workers[static_cast<size_t>(r)]->untouched);
     const Layer::Results &got = layer.rank[static_cast<size_t>(r)], &want = direct[static_cast<size_t>(r)];
     // bf16 gradients are rounded each time that something is added to them.
     const double gradients = layer.gradient == Type::bf16 ? 0.05 : 1e-5;
@@ -280,6 +306,7 @@ TEST(Routing, RandomLayersEqualTheirDefinition) {
     layer.options.lambda = pick(random, 0, 4) == 0 ? plan::kNeverSpill : 1.0;
     layer.type = trial % 3 == 0 ? Type::bf16 : Type::f32;
     layer.gradient = trial % 6 == 0 ? Type::bf16 : Type::f32;
+    layer.accumulate = trial % 4 == 1;
     layer.fill(random, pick(random, 0, 10));
     const Seen seen = check(layer);
     if (HasFailure()) return;
@@ -407,10 +434,23 @@ TEST(Routing, RowsLieByExpertThenSourceThenToken) {
   EXPECT_EQ(rows_seen, ranks * n * k);
 }
 
+// One expert has a single row, in one of the rounds, another has none.
+TEST(Routing, GradientsOfExpertsWithoutRowsBecomeZero) {
+  std::mt19937_64 random(5);
+  for (const bool accumulate : {false, true}) {
+    Layer layer;
+    layer.experts = 3, layer.n = 9, layer.width = 4, layer.out = 3, layer.capacity = 2;
+    layer.accumulate = accumulate;
+    layer.fill(random, 0);
+    for (int64_t t = 0; t < layer.n; ++t) layer.rank[0].ids.set(t, t == 7 ? 1 : 0);
+    EXPECT_EQ(check(layer).rounds, 5);
+  }
+}
+
 TEST(Routing, NothingRoutedDoesNothing) {  // a repeat region runs once all the same
   Tensor counts(Type::i32, 2, 4), rounds(Type::i32, 1, 4096), order(Type::i32, 1, 0), x(Type::f32, 4, 3);
   x.fill(5);
-  Workspace workspace(1 << 14);
+  Workspace workspace(multiply_bytes() + (1 << 14));
   const model::ModelConfig model;
   const Constants constants{model, {}, {}, 8, 1};
   run_routed(TestCall(OpKind::plan_routing, {}, {counts.operand()}, {rounds.operand()}, 1, 2).get(),
@@ -422,6 +462,21 @@ TEST(Routing, NothingRoutedDoesNothing) {  // a repeat region runs once all the 
   for_each_expert(call.get(), rounds.operand(), [](int64_t, int64_t, int, int) { FAIL(); });
   run_routed(call.get(), constants, workspace);
   for (int64_t i = 0; i < x.elements(); ++i) EXPECT_EQ(x.at(i), 5);
+  // But for gradients of weights: there are none.
+  Tensor dw(Type::f32, 3, 3, 2), db(Type::f32, 1, 3, 2);
+  for (const bool accumulate : {true, false}) {
+    for (Tensor* t : {&dw, &db}) t->fill(5);
+    run_routed(TestCall(OpKind::grouped_gemm, {.accumulate = accumulate, .transpose_a = true},
+                        {x.operand(), x.operand(), rounds.operand()}, {dw.operand()}, 1, 2)
+                   .get(),
+               constants, workspace);
+    run_routed(TestCall(OpKind::expert_bias_bwd, {.accumulate = accumulate}, {x.operand(), rounds.operand()},
+                        {db.operand()}, 1, 2)
+                   .get(),
+               constants, workspace);
+    for (int64_t i = 0; i < dw.elements(); ++i) EXPECT_EQ(dw.at(i), accumulate ? 5 : 0);
+    for (int64_t i = 0; i < db.elements(); ++i) EXPECT_EQ(db.at(i), accumulate ? 5 : 0);
+  }
 }
 
 TEST(Routing, ActsAtTheEndsOfAPass) {
@@ -439,9 +494,11 @@ TEST(Routing, ActsAtTheEndsOfAPass) {
   for (int round = 0; round < plan.rounds(); ++round) {
     const bool first = round == 0 || plan.pass_of(round) != plan.pass_of(round - 1);
     const bool last = round + 1 == plan.rounds() || plan.pass_of(round) != plan.pass_of(round + 1);
-    EXPECT_EQ(acts(TestCall(OpKind::clear, {.first_round = true}, {}, {}, 0, 2, round).get(), plan), first);
-    EXPECT_EQ(acts(TestCall(OpKind::clear, {.last_round = true}, {}, {}, 0, 2, round).get(), plan), last);
-    EXPECT_TRUE(acts(TestCall(OpKind::clear, {}, {}, {}, 0, 2, round).get(), plan));
+    EXPECT_EQ(acts(TestCall(OpKind::all_to_all, {.first_round = true}, {}, {}, 0, 2, round).get(), plan),
+              first);
+    EXPECT_EQ(acts(TestCall(OpKind::all_to_all, {.last_round = true}, {}, {}, 0, 2, round).get(), plan),
+              last);
+    EXPECT_TRUE(acts(TestCall(OpKind::all_to_all, {}, {}, {}, 0, 2, round).get(), plan));
     firsts += first, lasts += last;
   }
   EXPECT_EQ(firsts, 2);

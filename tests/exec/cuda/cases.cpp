@@ -410,6 +410,18 @@ void unpermute_bwd(Sample& s) {
 struct Experts {
   Operand own, spilled;
 };
+
+// Gradients of weights: only what is added to is there.
+Experts gradients(Sample& s, const Routed& r, bool accumulate, int64_t rows, int64_t cols) {
+  const Type type = s.real_or_f32();
+  Experts e;
+  e.own = s.target(accumulate, type, rows, cols, {.count = r.own()});
+  if (r.ranks > 1) e.spilled = s.blank(type, rows, cols, {.count = s.spill_slots, .ld = e.own.view.ld});
+  for (const Operand& out : {e.own, e.spilled})
+    if (out.buffer != program::kNoBuffer && type == Type::bf16) s.expect(out, rounded(r.times + 1));
+  return e;
+}
+
 Experts experts(Sample& s, const Routed& r, Type type, int64_t rows, int64_t cols) {
   const auto scale = 1 / std::sqrt(static_cast<double>(std::max(rows, cols)));
   Experts e;
@@ -436,11 +448,10 @@ void grouped_gemm_weight_gradient(Sample& s) {
   const Routed r = route(s);
   const int64_t m = s.size(1, 160), n = s.size(1, 160);
   const Operand a = rows_of(s, r, r.computed, m), b = rows_of(s, r, r.computed, n);
-  const Experts dw = experts(s, r, s.real_or_f32(), m, n);
-  for (const Operand& out : {dw.own, dw.spilled})
-    if (out.buffer != program::kNoBuffer && out.view.type == Type::bf16) s.expect(out, rounded(r.times + 1));
+  const bool accumulate = s.coin();
+  const Experts dw = gradients(s, r, accumulate, m, n);
   s.repeat(r.plan, [&] {
-    s.op(OpKind::grouped_gemm, {.accumulate = true, .transpose_a = true}, {a, b, r.rounds},
+    s.op(OpKind::grouped_gemm, {.accumulate = accumulate, .transpose_a = true}, {a, b, r.rounds},
          {dw.own, dw.spilled});
   });
 }
@@ -450,11 +461,10 @@ void expert_bias_bwd(Sample& s) {
   const int64_t n = s.size(1, 300);
   const Operand dy = rows_of(s, r, r.computed, n),
                 weights = s.coin() ? s.normal(Type::f32, 1, r.capacity, {.dense = true}) : Operand{};
-  const Experts db = experts(s, r, s.real_or_f32(), 1, n);
-  for (const Operand& out : {db.own, db.spilled})
-    if (out.buffer != program::kNoBuffer && out.view.type == Type::bf16) s.expect(out, rounded(r.times));
+  const bool accumulate = s.coin();
+  const Experts db = gradients(s, r, accumulate, 1, n);
   s.repeat(r.plan, [&] {
-    s.op(OpKind::expert_bias_bwd, adding(true), {dy, r.rounds, weights}, {db.own, db.spilled});
+    s.op(OpKind::expert_bias_bwd, adding(accumulate), {dy, r.rounds, weights}, {db.own, db.spilled});
   });
 }
 
@@ -484,17 +494,11 @@ void routed_activation(Sample& s) {
   }
 }
 
-void clear_routed(Sample& s) {
-  const Routed r = route(s);
-  const Operand x = s.normal(s.real_or_f32(), 1, s.number(1, 5000));
-  s.repeat(r.plan, [&] { s.op(OpKind::clear, {.first_round = s.coin()}, {r.rounds}, {x}); });
-}
-
 // ---- elementwise
 
 void clear(Sample& s) {
   const Type type = s.one_of({s.real(), Type::f32, Type::f64, Type::i32});
-  s.op(OpKind::clear, {}, {{}}, {s.blank(type, s.number(1, 100), s.size(1, 300))});
+  s.op(OpKind::clear, {}, {}, {s.blank(type, s.number(1, 100), s.size(1, 300))});
 }
 
 void add(Sample& s) {
@@ -750,7 +754,6 @@ const std::vector<Case>& cases() {
       {"routed_swiglu_bwd", routed_activation<OpKind::swiglu_bwd>},
       {"routed_clamped_swiglu", routed_activation<OpKind::clamped_swiglu>},
       {"routed_clamped_swiglu_bwd", routed_activation<OpKind::clamped_swiglu_bwd>},
-      {"clear_routed", clear_routed},
       {"clear", clear},
       {"add", add},
       {"cast", convert<OpKind::cast>},
