@@ -24,7 +24,7 @@ constexpr int64_t kLarge = int64_t{256} << 20, kSmall = 64 << 10;
 // host 256 MiB again and again came down at 89 GB/s in all, the checkpoints of a run on it at 127; on another
 // 40 ms of both ways went at 156, the states of a run, 51 GiB a GPU for two seconds, at 113; on a third 12
 // GiB each way went at 166, those states at 140.
-constexpr int64_t kMostWalk = int64_t{32} << 30, kRing = int64_t{1} << 30;
+constexpr int64_t kMostWalk = int64_t{32} << 30;
 // Others on the machine may use its memory by turns: on one host two GPUs' copies went at 152 GB/s for 1.6
 // seconds and at 112 for 0.7, again and again. A step has the mean.
 constexpr double kWindow = 2.5;
@@ -111,23 +111,6 @@ void host_copies(Bench& bench) {
     if (gpus == bench.ranks())
       bench.figure("root_down_share", part + fmt::format("{} GPUs at once", gpus), of_both);
   }
-  if (!bench.more()) return;
-  // What comes down into a ring, as gradients do that the CPU's AdamW takes from there. On one host four GPUs
-  // had 91 GB/s through all of that memory, and the gradients of a step 120.
-  int64_t turn_ring = 0;
-  const Work into_ring = [=, &turn_ring](cudaStream_t s) {
-    copy(next_piece(pinned, std::min(walk, kRing), turn_ring), device, kLarge, s);
-  };
-  const Job job_ring{into_ring, bench.down(),
-                     bench.agreed(bench.time(into_ring, bench.down(), Runs::in_a_row))};
-  std::vector<double> ring = mean_rate(bench.again(job_ring, true, kWindow / 4));
-  for (double& one : ring) one *= bench.ranks();
-  bench.figure(
-      "ring_down_bw",
-      fmt::format(
-          "device to host into {} GiB of pinned memory a GPU again and again, {} GPUs at once, in all",
-          kRing >> 30, bench.ranks()),
-      ring);
   const bool first = bench.rank() == 0;
   Seconds small = bench.time([=](cudaStream_t s) { copy(pinned, device, kSmall, s); }, bench.down(),
                              Runs::one_by_one, first);

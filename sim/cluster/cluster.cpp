@@ -313,7 +313,6 @@ const std::vector<std::string>& optional_figures() {
         all.push_back(fmt::format("{}_network_{}_bytes", network, of));
     // Of bytes that go to and from the host at once, those down: of one GPU, of all.
     for (const char* name : {"pcie_down_share", "root_down_share"}) all.emplace_back(name);
-    all.emplace_back("ring_down_bw");  // into rings of pinned memory, as root_down_bw
     // The CPUs' AdamW while all GPUs copy: its rate over that without; bytes copied for each of its own.
     for (const char* name : {"adam_beside_copies", "copies_beside_adam"}) all.emplace_back(name);
     // Of a GPU's power: the limit, what nothing draws, and what one kind of kernels draws at which clock, in

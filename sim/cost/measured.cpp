@@ -93,8 +93,6 @@ class Measured : public CostModel {
         rooms_(!torch_ && cluster.figures.contains("native_all_gather_matmul_slowdown")),
         compiled_(plan.runtime == plan::Runtime::compiled),
         checkpointed_(plan.recompute == plan::Recompute::full),
-        ring_(plan.optimizer == plan::Optimizer::host || plan.optimizer == plan::Optimizer::split ||
-              plan.offload == plan::Switch::on),
         gpus_per_node_(cluster.gpus_per_node()),
         gpus_(gpus),
         beside_(beside_adam()),
@@ -375,8 +373,7 @@ class Measured : public CostModel {
       }
       case OpKind::copy_h2d:
       case OpKind::copy_d2h:
-        return copy(op.kind == OpKind::copy_h2d, bytes,
-                    ring_ && op.component == program::Component::optimizer);
+        return copy(op.kind == OpKind::copy_h2d, bytes);
       case OpKind::adam_host:
       case OpKind::norm_host:
       case OpKind::scale_host:
@@ -412,8 +409,7 @@ class Measured : public CostModel {
     return wide != nullptr ? wide : own_kernels_[static_cast<size_t>(op.kind)];
   }
 
-  // ring: through memory that is used again and again.
-  Price copy(bool up, double bytes, bool ring) const {
+  Price copy(bool up, double bytes) const {
     const double rate = c_[up ? "pcie_up_bw" : "pcie_down_bw"];
     const double seconds = c_["copy_latency_ns"] / kSecond + bytes / rate;
     Price p{lasting(seconds), 0, false};
@@ -422,10 +418,8 @@ class Measured : public CostModel {
     d.weight = weight(bytes / seconds / (2 * (up ? 1 - down : down)));
     use(d, up ? Resource::pcie_up : Resource::pcie_down, bytes, rate, seconds);
     use(d, Resource::pcie_both, bytes, c_["pcie_both_bw"], seconds);
-    const double through_root = up     ? c_["root_up_bw"]
-                                : ring ? c_.figure("ring_down_bw", c_["root_down_bw"])
-                                       : c_["root_down_bw"];
-    use(d, up ? Resource::root_up : Resource::root_down, bytes, through_root, seconds);
+    use(d, up ? Resource::root_up : Resource::root_down, bytes, c_[up ? "root_up_bw" : "root_down_bw"],
+        seconds);
     use(d, Resource::root_both, bytes, c_["root_both_bw"], seconds);  // one way alone moves no more
     use(d, Resource::dram, bytes * beside_.cost, c_["dram_bw"], seconds);
     use(d, Resource::hbm, bytes, hbm_bw_, seconds);
@@ -570,7 +564,6 @@ class Measured : public CostModel {
   bool rooms_;  // else the waits for room are in the slowdowns: those of mop calibrate have the collective
                 // there first
   bool compiled_, checkpointed_;
-  bool ring_;  // gradients come down for AdamW on the host
   int64_t gpus_per_node_, gpus_;
   BesideAdam beside_;
   StepClocks clocks_;  // those of the tables being 1

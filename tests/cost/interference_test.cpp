@@ -167,23 +167,6 @@ TEST(HostSharing, AdamAndCopiesShareTheDram) {
   EXPECT_GE(adam + copies, m.cluster["dram_bw"] / 1e9 * 0.98);
 }
 
-// Gradients for AdamW on the host come down into a ring; states and checkpoints through all of its memory.
-TEST(HostSharing, RingsHaveARateOfTheirOwn) {
-  cluster::ClusterModel cluster = Machine("h200x4").cluster;
-  cluster.figures["ring_down_bw"] = {2 * cluster.figures.at("root_down_bw").value, cluster::Source::measured,
-                                     "made up"};
-  const auto share_of = [&](const char* plan, program::Component component) {
-    const Machine m(cluster, plan);
-    program::Op op = make_op(OpKind::copy_d2h);
-    op.component = component;
-    return share(m.price(op, {{int64_t{1} << 30}}).demand, Resource::root_down);
-  };
-  using program::Component;
-  const double walked = share_of("mop:optimizer=stream", Component::optimizer);
-  EXPECT_NEAR(share_of("mop:optimizer=host", Component::optimizer), walked / 2, 1e-3);
-  EXPECT_NEAR(share_of("mop:optimizer=host", Component::attention), walked, 1e-6);
-}
-
 // What mop calibrate measured of both together: AdamW keeps that part of its rate, copies have theirs.
 TEST(HostSharing, AdamAndCopiesBesideEachOtherAsMeasured) {
   for (const double down_share : {0.5, 0.6}) {

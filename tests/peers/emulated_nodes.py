@@ -35,7 +35,7 @@ def main(calibrated, nodes, nic):
         "gpus_per_node": {"value": figures["gpus_per_node"]["value"] / 2, "source": "assumed", "where": "as emulated"},
         "host_bytes": halved("host_bytes"),
         "dram_bw": halved("native_dram_bw"),
-        **{name: halved(name) for name in ("root_up_bw", "root_down_bw", "root_both_bw", "ring_down_bw")},
+        **{name: halved(name) for name in ("root_up_bw", "root_down_bw", "root_both_bw")},
         "nic_bw": {"value": rate, "source": "measured",
                    "where": f"a GPU's share of what crosses, an all-gather and a reduce-scatter of {buffer / 2**20:.0f} MiB over NCCL's sockets on the loopback, {float(nic):.3g} bytes/s a node ({each}); {when}"},
         "nic_peak_bw": {"value": float(nic), "source": "assumed", "where": "what a node may send (tests/peers/emulated_nic.cpp)"},

@@ -141,6 +141,7 @@ class NativeLowering {
   void settle(const Part& part, BufferId whole, bool last);
   void stage(const Weights& w);
   void update(const Weights& w);
+  std::vector<const Weights*> updated_by_cpu() const;
   std::vector<Operand> segments(const Weights& w, int64_t first, int64_t count, bool gradients,
                                 BufferId in) const;
 

@@ -46,7 +46,7 @@ TEST(CalibrateOnGpus, One) {
   expect_measured(calibrated(1, "memory,launch,adam,copies,kernels"),
                   {"native_context_bytes", "native_library_bytes", "native_launch_ns", "native_kernel_ns",
                    "pcie_up_bw", "pcie_both_bw", "pcie_down_share", "root_down_share", "copy_latency_ns",
-                   "adam_beside_copies", "copies_beside_adam", "ring_down_bw"},
+                   "adam_beside_copies", "copies_beside_adam"},
                   {"native_rms_norm", "native_unpermute", "native_adam_low", "native_cross_entropy_bwd",
                    "host_copies_up"});
 }
