@@ -51,7 +51,8 @@ std::optional<store::RunRecord> prediction_beside(const store::Store& store,
 }
 
 std::vector<validate::Comparison> compare_all(const store::Store& store,
-                                              const std::vector<store::RunRecord>& measurements) {
+                                              const std::vector<store::RunRecord>& measurements,
+                                              const cluster::ClusterModel* cluster) {
   std::vector<std::optional<store::RunRecord>> beside;
   for (const store::RunRecord& record : measurements) beside.push_back(prediction_beside(store, record));
   std::vector<validate::Comparison> comparisons(measurements.size());
@@ -61,7 +62,7 @@ std::vector<validate::Comparison> compare_all(const store::Store& store,
   search::parallel(
       measurements.size(), search::all_cores(), never,
       [&](size_t i) {
-        comparisons[i] = validate::compare(measurements[i], beside[i] ? &*beside[i] : nullptr);
+        comparisons[i] = validate::compare(measurements[i], beside[i] ? &*beside[i] : nullptr, cluster);
         ++done;
       },
       [&] { progress.show(done, measurements.size()); });

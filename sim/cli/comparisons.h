@@ -18,9 +18,10 @@ std::vector<store::RunRecord> measurements(const store::Store& store, std::vecto
 std::optional<store::RunRecord> prediction_beside(const store::Store& store,
                                                   const store::RunRecord& measurement);
 
-// On all cores, with a bar of progress.
+// On all cores, with a bar of progress. cluster: instead of the runs' own; nullptr: those.
 std::vector<validate::Comparison> compare_all(const store::Store& store,
-                                              const std::vector<store::RunRecord>& measurements);
+                                              const std::vector<store::RunRecord>& measurements,
+                                              const cluster::ClusterModel* cluster = nullptr);
 
 std::string signed_percent(double fraction);  // "-1.3 %"
 

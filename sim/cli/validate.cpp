@@ -43,7 +43,8 @@ struct Source {
 
 struct Validate {
   std::vector<std::string> databases{"results.db"};
-  std::string format = "table", bounds_text, held_out_file, suite_file, trace, traces = "traces";
+  std::string format = "table", bounds_text, held_out_file, suite_file, cluster_file, trace,
+              traces = "traces";
   std::vector<std::string> where;
   bool all = false, print_commands = false, check = false, only_missing = false;
   int64_t only_gpus = 0;
@@ -58,6 +59,12 @@ struct Validate {
         .add_option("--where", where,
                     "conditions on the measurements, as of mop results: model=gpt-oss-20b gpus=4 id=12")
         ->type_name("CONDITION...");
+    command
+        .add_option(
+            "--cluster", cluster_file,
+            "predict with this one instead of the runs' own: a name or a file, as a calibration of the host "
+            "that they were made on")
+        ->type_name("CLUSTER");
     command.add_flag("--all", all, "also older measurements of the same question, plan and label");
     command
         .add_option("--bounds", bounds_text,
@@ -102,6 +109,7 @@ struct Validate {
         "Exit status: 0 all bounds hold, 3 some do not, 2 bad input, 1 a defect of ours.\n"
         "Example:\n"
         "  mop validate --db host-a.db host-b.db --suite scenarios/validation/suite.toml\n"
+        "  mop validate --db host-a.db --cluster host-a.json\n"
         "  mop validate --suite scenarios/validation/suite.toml --commands > suite.sh\n"
         "  mop validate --suite scenarios/validation/suite.toml --commands --gpus 4 --missing > rest.sh\n"
         "  mop validate --where id=12 --trace overlaid.trace.json");
@@ -126,17 +134,20 @@ struct Validate {
     if (check) return check_suite(suite);
 
     std::vector<Source> sources = open(where, !all);
-    std::vector<std::string> missing, origins;
+    std::vector<std::string> missing;
     if (!suite_file.empty()) missing = keep_of_suite(sources, suite);
     size_t chosen = 0;
     for (const Source& source : sources) chosen += source.records.size();
+    std::optional<cluster::ClusterModel> cluster;
+    if (!cluster_file.empty()) cluster = cluster::read_cluster(cluster_file);
+    const cluster::ClusterModel* const instead = cluster ? &*cluster : nullptr;
     std::vector<Comparison> comparisons;
     for (const Source& source : sources) {
       if (source.records.empty()) continue;
-      if (!trace.empty()) write_trace(source, chosen);
-      for (Comparison& c : compare_all(source.store, source.records)) {
+      if (!trace.empty()) write_trace(source, chosen, instead);
+      for (Comparison& c : compare_all(source.store, source.records, instead)) {
+        c.database = source.path;
         comparisons.push_back(std::move(c));
-        origins.push_back(source.path);
       }
     }
     if (comparisons.empty())
@@ -147,9 +158,9 @@ struct Validate {
     const std::vector<std::string> late = mark_held_out(comparisons, suite);
     const std::vector<validate::Verdict> verdicts = validate::judge(comparisons, bounds);
     if (format == "json")
-      print_json(comparisons, origins, verdicts, missing, late);
+      print_json(comparisons, verdicts, missing, late);
     else
-      print_text(comparisons, origins, verdicts, missing, late);
+      print_text(comparisons, verdicts, missing, late);
     if (!std::ranges::all_of(verdicts, &validate::Verdict::holds)) throw Ended{kBoundsBroken};
   }
 
@@ -209,7 +220,7 @@ struct Validate {
     return late;
   }
 
-  void write_trace(const Source& source, size_t chosen) const {
+  void write_trace(const Source& source, size_t chosen, const cluster::ClusterModel* instead) const {
     if (chosen != 1)
       throw UserError(fmt::format(
           "--trace lays one measurement over its prediction, and {} are chosen; add --where id=N", chosen));
@@ -231,7 +242,7 @@ struct Validate {
           *record.id, kept, database, record.command));
     const std::optional<store::RunRecord> beside = prediction_beside(store, record);
     predict::Details details;
-    const Comparison c = validate::compare(record, beside ? &*beside : nullptr, &details);
+    const Comparison c = validate::compare(record, beside ? &*beside : nullptr, instead, &details);
     if (!c.step_s)
       throw UserError(fmt::format("run {} has no predicted timeline: {}", *record.id, c.why_not));
     validate::write_overlay(trace, path, c.scenario, details);
@@ -271,18 +282,20 @@ struct Validate {
       throw UserError(fmt::format("suite '{}': {}", suite_file, fmt::join(reasons, "; ")));
   }
 
-  static void print_text(const std::vector<Comparison>& comparisons, const std::vector<std::string>& origins,
+  static void print_text(const std::vector<Comparison>& comparisons,
                          const std::vector<validate::Verdict>& verdicts,
                          const std::vector<std::string>& missing, const std::vector<std::string>& late) {
     TextTable table({"id", "run", "plan", "GPUs", "context", "step", "predicted", "error", "GPU memory",
                      "predicted", "error", "host", "predicted", "error", ""},
                     "rllrrrrrrrrrrrl");
-    const bool several = std::ranges::adjacent_find(origins, std::not_equal_to<>()) != origins.end();
-    for (size_t i = 0; i < comparisons.size(); ++i) {
-      const Comparison& c = comparisons[i];
+    const bool several = std::ranges::adjacent_find(comparisons, std::not_equal_to<>(),
+                                                    &Comparison::database) != comparisons.end();
+    const std::string* from = nullptr;
+    for (const Comparison& c : comparisons) {
       const store::RunRecord& m = c.measured;
       const bool known = c.hbm_bytes > 0;
-      if (several && (i == 0 || origins[i] != origins[i - 1])) table.add({"", origins[i]});
+      if (several && (from == nullptr || c.database != *from)) table.add({"", c.database});
+      from = &c.database;
       table.add({std::to_string(m.id.value_or(0)), m.label.empty() ? m.model : m.label, m.plan_family,
                  std::to_string(m.gpus), format_count(m.context), format_seconds(m.step_time_s.value_or(0)),
                  c.step_s ? format_seconds(*c.step_s) : "-", c.step_s ? signed_percent(c.step_error()) : "-",
@@ -358,12 +371,11 @@ struct Validate {
     for (const std::string& note : c.notes) fmt::print("  {}\n", note);
   }
 
-  static void print_json(const std::vector<Comparison>& comparisons, const std::vector<std::string>& origins,
+  static void print_json(const std::vector<Comparison>& comparisons,
                          const std::vector<validate::Verdict>& verdicts,
                          const std::vector<std::string>& missing, const std::vector<std::string>& late) {
     Json runs = Json::array(), bounds = Json::array(), sets = Json::array(), kinds = Json::array();
-    for (size_t i = 0; i < comparisons.size(); ++i) {
-      const Comparison& c = comparisons[i];
+    for (const Comparison& c : comparisons) {
       const store::RunRecord& m = c.measured;
       const bool known = c.hbm_bytes > 0;
       Json operations = Json::array();
@@ -375,7 +387,7 @@ struct Validate {
                               {"measured_count", op.measured_count},
                               {"predicted_count", op.predicted_count}});
       runs.push_back({{"id", m.id.value_or(0)},
-                      {"database", origins[i]},
+                      {"database", c.database},
                       {"label", m.label},
                       {"model", m.model},
                       {"plan", m.plan},

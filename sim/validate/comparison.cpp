@@ -89,7 +89,7 @@ double Comparison::host_error() const {
 }
 
 Comparison compare(const store::RunRecord& measurement, const store::RunRecord* prediction,
-                   predict::Details* details) {
+                   const cluster::ClusterModel* cluster, predict::Details* details) {
   Comparison c;
   c.measured = measurement;
   const Json detail = Json::parse(measurement.detail);
@@ -99,6 +99,7 @@ Comparison compare(const store::RunRecord& measurement, const store::RunRecord* 
   predict::Prediction p;
   try {
     c.scenario = scenario_of(measurement, prediction);
+    if (cluster != nullptr) c.scenario.cluster = *cluster;
     c.stated_routing = plan::describe(c.scenario.workload.routing);
     if (const Json rows = detail.value(kExpertRows, Json::array()); !rows.empty()) {
       const predict::Prediction stated = predict::predict(c.scenario);

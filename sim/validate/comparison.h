@@ -26,6 +26,7 @@ double relative_error(double predicted, double measured);
 
 struct Comparison {
   store::RunRecord measured;
+  std::string database;          // that has it, where several are judged together
   std::string why_not;           // it could not be predicted again, or is predicted not to fit; empty: it was
   predict::Scenario scenario;    // with the routing that the run recorded, where it did
   std::string stated_routing;    // before anybody could know that
@@ -43,9 +44,10 @@ struct Comparison {
   double host_error() const;
 };
 
-// prediction: that was stored beside it; nullptr: none. details: receives what is behind the prediction;
-// nullptr: nothing. Never throws UserError for a record that cannot be predicted: why_not says it.
+// prediction: that was stored beside it; nullptr: none. cluster: to predict with; nullptr: the run's own, as
+// it is now. details: receives what is behind the prediction; nullptr: nothing. Never throws UserError for a
+// record that cannot be predicted: why_not says it.
 Comparison compare(const store::RunRecord& measurement, const store::RunRecord* prediction,
-                   predict::Details* details = nullptr);
+                   const cluster::ClusterModel* cluster = nullptr, predict::Details* details = nullptr);
 
 }  // namespace mop::validate

@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
+#include "sim/base/paths.h"
 #include "sim/store/store.h"
 #include "tests/cli/process.h"
 
@@ -134,6 +135,24 @@ TEST_F(Validate, ExitStatusSaysWhetherBoundsHold) {
   EXPECT_EQ(large.status, 3);
   EXPECT_THAT(large.out, HasSubstr("BROKEN"));
   EXPECT_EQ(large.err, "");
+}
+
+// That of the host that the runs were made on, where another has taken the name since.
+TEST_F(Validate, PredictsWithAnotherClusterWhereAsked) {
+  on_gpus(run("cpu"), "good", {0, 0});
+  const auto predicted = [&](const std::vector<std::string>& more, int status) {
+    std::vector<std::string> arguments{"--where", "label=good"};
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    return answer(arguments, status)["runs"][0]["predicted_step_time_s"].get<double>();
+  };
+  json slow{{"base", (data_home() / "hwmodels/h200x4").string()}, {"description", "slow"}};
+  for (const char* name : {"kernel_ns", "native_kernel_ns"})
+    slow["figures"][name] = {{"value", 1e6}, {"source", "assumed"}, {"where", "made up"}};
+  folder.write("slow.json", slow.dump());
+  EXPECT_GT(predicted({"--cluster", "slow.json"}, 3), 2 * predicted({}, 0));
+  const Ended unknown = validate({"--cluster", "slwo.json"});
+  EXPECT_EQ(unknown.status, 2);
+  EXPECT_THAT(unknown.err, HasSubstr("slwo.json"));
 }
 
 TEST_F(Validate, HeldOutIsWhatTheLabelSaidAndTheFileDeclares) {
