@@ -49,7 +49,7 @@ bool aligned(const ExpertMatrices& all, Type type) {
          all.spilled_stride * size % 16 == 0;
 }
 
-// Experts that have rows; arrays of the problem are computed from them on the device.
+// Experts of one call; arrays of a problem are computed from them on the device.
 struct Groups {
   std::array<ExpertGroup, kMost> experts;
   int count = 0;

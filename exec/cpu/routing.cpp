@@ -175,19 +175,31 @@ double ExpertRows::end_step() {
   return worst;
 }
 
+namespace {
+
+// Of the rounds of a pass.
+bool is_first(const plan::RoundPlan& plan, int round) {
+  return round == plan.first_round(plan.pass_of(round));
+}
+bool is_last(const plan::RoundPlan& plan, int round) {
+  const int pass = plan.pass_of(round);
+  return round == plan.first_round(pass) + plan.rounds(pass) - 1;
+}
+
+}  // namespace
+
 bool acts(const Call& call, const plan::RoundPlan& plan) {
   const program::Does& does = call.op->does;
   if (call.round >= plan.rounds()) return false;
-  const int round = static_cast<int>(call.round), pass = plan.pass_of(round);
-  const int first = plan.first_round(pass), last = first + plan.rounds(pass) - 1;
-  return (!does.first_round || round == first) && (!does.last_round || round == last);
+  const auto round = static_cast<int>(call.round);
+  return (!does.first_round || is_first(plan, round)) && (!does.last_round || is_last(plan, round));
 }
 
 int newly_borrowed(const Call& call, const plan::RoundPlan& plan) {
-  if (call.round >= plan.rounds()) return 0;
-  const int round = static_cast<int>(call.round), pass = plan.pass_of(round);
-  if (round != plan.first_round(pass)) return 0;
-  return static_cast<int>(std::ranges::count(plan.transfers(pass), call.index, &plan::WeightTransfer::to));
+  const auto round = static_cast<int>(call.round);
+  if (call.round >= plan.rounds() || !is_first(plan, round)) return 0;
+  return static_cast<int>(
+      std::ranges::count(plan.transfers(plan.pass_of(round)), call.index, &plan::WeightTransfer::to));
 }
 
 int64_t rows_of_round(const Call& call, const Operand& rounds) {

@@ -123,6 +123,10 @@ struct Validate {
       throw UserError("--suite says which runs are held out already; leave --held-out away");
     if (const std::string& file = suite_file.empty() ? held_out_file : suite_file; !file.empty())
       suite = validate::read_suite(file);
+    if ((print_commands || check) && !cluster_file.empty())
+      throw UserError(
+          "--cluster is to predict measurements with; the suite names the clusters of --check and "
+          "--commands");
     if (!print_commands && !check && (only_missing || only_gpus != 0))
       throw UserError(
           "--missing and --gpus choose runs for --check or --commands; measurements are chosen by --where");
@@ -394,6 +398,7 @@ struct Validate {
                       {"gpus", m.gpus},
                       {"context", m.context},
                       {"backend", c.on_gpus ? "cuda" : "cpu"},
+                      {"cluster", c.scenario.cluster.name},
                       {"held_out", c.held_out},
                       {"why_not", c.predicted() ? Json() : Json(c.why_not)},
                       {"step_time_s", m.step_time_s ? Json(*m.step_time_s) : Json()},

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <map>
 #include <string_view>
+#include <utility>
 
 #include "sim/base/error.h"
 #include "sim/cost/models.h"
@@ -330,10 +331,10 @@ class Measured : public CostModel {
       case OpKind::grouped_gemm: {
         if (flops <= 0) return kernel(least, 0, false, matmul_);
         const bool gradient = !torch_ && op.does.transpose_a, adds = gradient && op.does.accumulate;
-        const cluster::Table* const added = adds ? c_.find("native_grouped_matmul_added") : nullptr;
-        const cluster::Table* const own = added != nullptr ? added
-                                          : gradient       ? c_.find("native_grouped_matmul_gradient")
-                                                           : nullptr;
+        const char *table = "native_grouped_matmul_gradient", *alike = "native_grouped_matmul_added";
+        if (adds) std::swap(table, alike);
+        const cluster::Table* own = gradient ? c_.find(table) : nullptr;
+        if (gradient && own == nullptr) own = c_.find(alike);
         const auto rate = (own != nullptr ? *own : c_.table("grouped_matmul"))
                               .at({v(2), v(1), v(3), std::max(1.0, v(0) / v(3))});
         // Experts beyond those that the work comes from cost their weights, or the gradients of those, which
@@ -426,8 +427,8 @@ class Measured : public CostModel {
     return p;
   }
 
-  // Copies beside AdamW, as measured: how many of its bytes AdamW has to do without for one that is copied,
-  // and bytes copied for each that it moves. Without a measurement all are alike.
+  // Copies beside AdamW, as measured of those to the GPUs: how many of its bytes AdamW has to do without for
+  // one that is copied, and bytes copied for each that it moves. Without a measurement all are alike.
   struct BesideAdam {
     double cost = 1, pace = 1;
   };
@@ -452,11 +453,12 @@ class Measured : public CostModel {
                     : traffic / c_[kind == OpKind::norm_host ? "torch_norm_bw" : "torch_scale_bw"];
     else
       seconds = parameters / c_["host_adam_rate_alone"];
+    const double limit = torch_ ? 1 / static_cast<double>(gpus_per_node_) : 1.0;
+    const double least = traffic / c_["dram_bw"];
+    if (!torch_) seconds = std::max(seconds, least);
     Price p{lasting(seconds), 0, false};
     p.demand.weight = weight(traffic / std::max(seconds, 1e-12) / beside_.pace);
-    const double share = traffic / (c_["dram_bw"] * std::max(seconds, 1e-12));
-    const double limit = torch_ ? 1 / static_cast<double>(gpus_per_node_) : 1.0;
-    use(p.demand, Resource::dram, std::min(share, limit), 1, 1);
+    use(p.demand, Resource::dram, std::min(least / std::max(seconds, 1e-12), limit), 1, 1);
     return p;
   }
 

@@ -98,8 +98,7 @@ Comparison compare(const store::RunRecord& measurement, const store::RunRecord* 
   predict::Details& d = details != nullptr ? *details : own;
   predict::Prediction p;
   try {
-    c.scenario = scenario_of(measurement, prediction);
-    if (cluster != nullptr) c.scenario.cluster = *cluster;
+    c.scenario = scenario_of(measurement, prediction, cluster);
     c.stated_routing = plan::describe(c.scenario.workload.routing);
     if (const Json rows = detail.value(kExpertRows, Json::array()); !rows.empty()) {
       const predict::Prediction stated = predict::predict(c.scenario);

@@ -49,7 +49,8 @@ model::ModelConfig model_of(const Json& question, const std::string& name) {
 
 }  // namespace
 
-predict::Scenario scenario_of(const store::RunRecord& measurement, const store::RunRecord* prediction) {
+predict::Scenario scenario_of(const store::RunRecord& measurement, const store::RunRecord* prediction,
+                              const cluster::ClusterModel* cluster) {
   const Json detail = Json::parse(measurement.detail);
   // A prediction's detail has members of the same names.
   Json question;
@@ -64,7 +65,10 @@ predict::Scenario scenario_of(const store::RunRecord& measurement, const store::
   predict::Scenario s;
   try {
     s.model = model_of(question, measurement.model);
-    search::set(s, "cluster", locate(question.at("cluster")));
+    if (cluster != nullptr)
+      s.cluster = *cluster;
+    else
+      search::set(s, "cluster", locate(question.at("cluster")));
     search::set(s, "precision", question.at("precision"));
     search::set(s, "balance-loss", question.at("balance_loss").get<bool>() ? "on" : "off");
     search::set(s, "routing", question.at("routing"));

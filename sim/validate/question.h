@@ -21,8 +21,10 @@ inline constexpr const char* kExpertRows = "expert_rows";
 std::string locate(const std::string& name_or_path);
 
 // From the record's own question or, of an older measurement, from the prediction that was stored beside it
-// (nullptr: there is none). A model that is gone is the one of the config that the record keeps. Errors:
-// UserError when it cannot be known, the cluster is gone, or the model of that name is another one now.
-predict::Scenario scenario_of(const store::RunRecord& measurement, const store::RunRecord* prediction);
+// (nullptr: there is none). A model that is gone is the one of the config that the record keeps. cluster: in
+// the place of the run's. Errors: UserError when it cannot be known, the cluster is gone, or the model of
+// that name is another one now.
+predict::Scenario scenario_of(const store::RunRecord& measurement, const store::RunRecord* prediction,
+                              const cluster::ClusterModel* cluster = nullptr);
 
 }  // namespace mop::validate

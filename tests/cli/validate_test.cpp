@@ -150,6 +150,13 @@ TEST_F(Validate, PredictsWithAnotherClusterWhereAsked) {
     slow["figures"][name] = {{"value", 1e6}, {"source", "assumed"}, {"where", "made up"}};
   folder.write("slow.json", slow.dump());
   EXPECT_GT(predicted({"--cluster", "slow.json"}, 3), 2 * predicted({}, 0));
+  json detail = json::parse(records({"label=good"}).back().detail);
+  detail["question"]["cluster"] = "gone";
+  store::RunRecord moved = records({"label=good"}).back();
+  moved.label = "moved", moved.detail = detail.dump();
+  store::Store(folder.path() / "results.db", store::Access::kWrite).insert(moved);
+  EXPECT_EQ(answer({"--where", "label=moved"}, 3)["runs"][0]["why_not"].is_string(), true);
+  EXPECT_EQ(answer({"--where", "label=moved", "--cluster", "slow.json"}, 3)["runs"][0]["cluster"], "slow");
   const Ended unknown = validate({"--cluster", "slwo.json"});
   EXPECT_EQ(unknown.status, 2);
   EXPECT_THAT(unknown.err, HasSubstr("slwo.json"));

@@ -144,6 +144,20 @@ TEST(HostSharing, CpuAdamOfFourRanksReachesTheDramRate) {
   EXPECT_NEAR(together, 7.6e9, 0.03 * 7.6e9);
 }
 
+// Where one process alone could do more than the DRAM has.
+TEST(HostSharing, CpuAdamStaysWithinTheDram) {
+  cluster::ClusterModel cluster = Machine("h200x4").cluster;
+  cluster.figures.at("dram_bw").value = 14 * cluster.figures.at("host_adam_rate_alone").value;
+  const Machine m(cluster);
+  const int64_t n = 500000000;
+  const double least = 28 * static_cast<double>(n) / m.cluster["dram_bw"] * 1e9;
+  for (const uint32_t ranks : {1u, 4u}) {
+    Streams s;
+    s.add(8, m.price(OpKind::adam_host, {{n, 28 * n}}), 2);
+    EXPECT_NEAR(length(run_once(s.graph, ranks)[1]) / (ranks * least), 1, 0.01);
+  }
+}
+
 TEST(HostSharing, PyTorchsAdamRunsAtItsMeasuredRate) {
   const Machine m("h200x4", "fsdp2:offload=on");
   const int64_t n = 500000000;

@@ -20,6 +20,8 @@
 namespace {
 
 constexpr int64_t kBurst = 256 << 10, kPiece = 64 << 10;  // bytes: sent at once after a pause; by one call
+// Bytes that take their time and are never held back: words of control, which a program may send only once.
+constexpr size_t kSmall = 4096;
 
 int64_t now_ns() {
   timespec t{};
@@ -33,7 +35,7 @@ class Nic {
     const char *const node = std::getenv("NCCL_HOSTID"), *const rate = std::getenv("EMULATED_NIC");
     if (node == nullptr || rate == nullptr) return;
     ns_per_byte_ = 1e9 / std::max(1.0, std::atof(rate));
-    const std::string name = std::string("/emulated-nic-") + node;
+    const std::string name = "/emulated-nic-" + std::to_string(getuid()) + "-" + node;
     const int file = shm_open(name.c_str(), O_CREAT | O_RDWR, 0600);
     if (file < 0 || ftruncate(file, sizeof *free_at_) != 0) fail(name);
     void* const at = mmap(nullptr, sizeof *free_at_, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
@@ -53,7 +55,8 @@ class Nic {
     } while (!free_at_->compare_exchange_weak(free_at, std::max(free_at, now) + time_of(bytes)));
     return 0;
   }
-  void give_back(int64_t bytes) { free_at_->fetch_sub(time_of(bytes)); }
+  void give_back(int64_t bytes) { add(-bytes); }
+  void add(int64_t bytes) { free_at_->fetch_add(time_of(bytes)); }
 
  private:
   int64_t time_of(int64_t bytes) const {
@@ -79,6 +82,10 @@ extern "C" ssize_t send(int socket, const void* data, size_t bytes, int flags) {
       reinterpret_cast<ssize_t (*)(int, const void*, size_t, int)>(dlsym(RTLD_NEXT, "send"));
   static Nic nic;
   if (!nic.is_one()) return real(socket, data, bytes, flags);
+  if (bytes <= kSmall) {
+    nic.add(static_cast<int64_t>(bytes));
+    return real(socket, data, bytes, flags);
+  }
   const auto piece = static_cast<int64_t>(std::min<size_t>(bytes, kPiece));
   while (const int64_t ns = nic.take(piece)) {
     if (!waits(socket, flags)) {

@@ -83,7 +83,25 @@ TEST(EmulatedNic, IsSharedByANodesProcesses) {
 }
 
 TEST(EmulatedNic, IsOfOneNode) {
-  for (const double rate : rates_of({{"mop-test-first", 0}, {"mop-test-second", 0}})) expect_all_of_it(rate);
+  const std::vector<double> rates = rates_of({{"mop-test-first", 0}, {"mop-test-second", 0}});
+  for (const double rate : rates) expect_all_of_it(rate);
+  EXPECT_GT(rates.at(0) + rates.at(1), 1.2);
+}
+
+// A word that is sent once, and not again where it was refused, gets through beside what fills the NIC.
+TEST(EmulatedNic, LetsWordsThrough) {
+  setenv("NCCL_HOSTID", "mop-test-words", 1);
+  setenv("EMULATED_NIC", "1e6", 1);
+  int bulk[2], words[2];
+  for (int* ends : {bulk, words}) ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM, 0, ends), 0);
+  const std::vector<char> data(64 << 10);
+  int refused = 0;
+  for (int i = 0; i < 20; ++i) {
+    refused += send(bulk[0], data.data(), data.size(), MSG_DONTWAIT) < 0;
+    EXPECT_EQ(send(words[0], "x", 1, MSG_DONTWAIT), 1);
+  }
+  EXPECT_GT(refused, 10);
+  for (const int* ends : {bulk, words}) close(ends[0]), close(ends[1]);
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 // What every lowered program must be, whatever the model and the plan.
 #include <gtest/gtest.h>
 
+#include <map>
 #include <set>
 
 #include "tests/program/support.h"
@@ -284,6 +285,33 @@ TEST(Lowering, UnbalancedRingDoesTheWorkOfAllRanks) {
   }
   EXPECT_DOUBLE_EQ(pairs, 256.0 * 257 / 2);
   EXPECT_GT(most, 5 * least);
+}
+
+// Who issues operations waits for each layer's routing: the CPU's first updates come before all of them, as
+// many as their rings hold, and each before its weights are used.
+TEST(Lowering, TheCpusUpdatesAreIssuedAhead) {
+  for (const char* states : {"optimizer=host", "optimizer=split,optimizer-hbm-layers=8"}) {
+    const Lowered l = lower_model("olmoe-1b-7b", mop_plan(1, 2, 1, 2, states), 2, 4096);
+    const StepProgram& p = l.program;
+    std::vector<OpId> updates;
+    std::map<int, OpId> fresh;  // by layer: its weights have come up
+    OpId first_routing = kNoOp;
+    for (OpId id = 0; id < p.ops.size(); ++id) {
+      const Op& op = p.ops[id];
+      if (op.kind == OpKind::adam_host) updates.push_back(id);
+      if (op.kind == OpKind::copy_h2d && op.component == Component::optimizer) fresh[op.layer] = id;
+      if (op.kind == OpKind::plan_routing && first_routing == kNoOp) first_routing = id;
+      const bool gathers =
+          op.kind == OpKind::all_gather && op.phase == Phase::forward && op.component == Component::experts;
+      if (const auto up = fresh.find(op.layer); gathers && up != fresh.end()) {
+        EXPECT_LT(up->second, id);
+      }
+    }
+    ASSERT_EQ(updates.size(), fresh.size());
+    ASSERT_GE(updates.size(), 8U);
+    EXPECT_LT(updates[1], first_routing) << states;
+    for (size_t i = 2; i < updates.size(); ++i) EXPECT_LT(updates[i - 1], updates[i]);
+  }
 }
 
 }  // namespace

@@ -7,8 +7,8 @@
 //   least-loaded plan embedding.cpp, vocabulary.cpp   the two ends step.cpp        the order of it all
 //
 // Order of one step: for every micro-batch forward layers (mop with clipping: each preceded by its deferred
-// update on the first one), the vocabulary projection forward and backward together, backward layers; then
-// the gradient norm, and fsdp2's update.
+// update on the first one, the CPU's two ahead), the vocabulary projection forward and backward together,
+// backward layers; then the gradient norm, and fsdp2's update.
 #pragma once
 #include <array>
 #include <set>

@@ -281,8 +281,8 @@ void NativeLowering::finish_step() {
 }
 
 // In the order of their use. The CPU's updates are issued as many ahead of it as their rings hold: who issues
-// waits for each layer's routing, and what was issued a layer ahead began with the layer before it (87 of
-// 1530 ms later than it could have, of which eight layers' states were in HBM).
+// waits for each layer's routing, and behind eight layers whose states were in HBM the CPU began 90 ms late
+// (reports/validation-h200x4.md).
 std::vector<const NativeLowering::Weights*> NativeLowering::updated_by_cpu() const {
   std::vector<const Weights*> all;
   if (plan_.optimizer == plan::Optimizer::stream) return all;
@@ -313,7 +313,8 @@ StepProgram NativeLowering::run() {
     batch_ = batches_[static_cast<size_t>(micro)];
     checkpoints_.assign(static_cast<size_t>(layers), {});
     if (load_ != kNoBuffer) clear(Component::router, matrix(load_, Type::f32, 1, 2 * c_.experts));
-    // The update of the step before, layer by layer, a layer ahead of the weights' use.
+    // The update of the step before: the CPU's as far ahead as its rings hold, the others a layer ahead of
+    // the weights' use.
     const bool updating = first && deferred();
     const std::vector<const Weights*> by_cpu = updating ? updated_by_cpu() : std::vector<const Weights*>();
     size_t cpu_done = 0;
