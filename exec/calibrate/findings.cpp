@@ -45,12 +45,14 @@ void Findings::add(Findings more) {
   unsupported.insert(unsupported.end(), more.unsupported.begin(), more.unsupported.end());
   figures.merge(more.figures);
   tables.merge(more.tables);
+  seconds.merge(more.seconds);
 }
 
 std::string to_json(const Findings& findings) {
   Json json{{"machine", findings.machine},     {"libraries", findings.libraries},
             {"cut_short", findings.cut_short}, {"unsupported", findings.unsupported},
-            {"figures", Json::object()},       {"tables", Json::object()}};
+            {"figures", Json::object()},       {"tables", Json::object()},
+            {"seconds", findings.seconds}};
   for (const auto& [name, figure] : findings.figures)
     json["figures"][name] = {{"what", figure.what}, {"reading", json_of(figure.reading)}};
   for (const auto& [name, table] : findings.tables) {
@@ -65,8 +67,8 @@ std::string to_json(const Findings& findings) {
 Findings from_json(const std::string& text) {
   try {
     const Json json = Json::parse(text);
-    Findings f{
-        json.at("machine"), json.at("libraries"), json.at("cut_short"), json.at("unsupported"), {}, {}};
+    Findings f{json.at("machine"), json.at("libraries"), json.at("cut_short"), json.at("unsupported"), {}, {},
+               json.at("seconds")};
     for (const auto& [name, figure] : json.at("figures").items())
       f.figures[name] = {reading_from(figure.at("reading")), figure.at("what")};
     for (const auto& [name, table] : json.at("tables").items()) {

@@ -32,6 +32,7 @@ struct Findings {
   std::vector<std::string> unsupported;  // shapes that a library has no kernel for
   std::map<std::string, FoundFigure> figures;
   std::map<std::string, FoundTable> tables;
+  std::map<std::string, double> seconds;  // that each family took
 
   void add(Findings more);  // names are different; the machine stays the first one
 };

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <chrono>
 
 #include "exec/calibrate/benchmarks.h"
 #include "sim/base/error.h"
@@ -43,7 +44,10 @@ Findings measure(const launch::Place& place, launch::Peers& peers, const std::ve
     for (size_t i = 0; i < chosen.size(); ++i) {
       before(i, chosen.size());
       bench.begin(*chosen[i]);
+      const auto begin = std::chrono::steady_clock::now();
       run(bench, chosen[i]->name);
+      bench.findings().seconds[chosen[i]->name] =
+          std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
     }
   } catch (const std::exception& error) {
     // Here, while everything is still there: what hangs in NCCL would hang in the course of an exception,

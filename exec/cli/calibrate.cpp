@@ -207,8 +207,12 @@ struct Calibrate {
       figures.add({name, fmt::format("{:.6g}", figure.reading.value), range(figure.reading), figure.what});
     for (const auto& [name, table] : findings.tables)
       tables.add({name, std::to_string(table.points.size()), table.what});
-    return fmt::format("{}\n{}\n{}, {}; {} s; written to {}\n", figures.text(), tables.text(),
-                       findings.machine, findings.libraries, std::lround(p.seconds), out);
+    std::vector<std::string> families;
+    for (const auto& [name, seconds] : findings.seconds)
+      families.push_back(fmt::format("{} {:.1f}", name, seconds));
+    return fmt::format("{}\n{}\n{}, {}; {} s ({}); written to {}\n", figures.text(), tables.text(),
+                       findings.machine, findings.libraries, std::lround(p.seconds),
+                       fmt::join(families, ", "), out);
   }
 
   std::string json(const calibrate::Findings& findings, const calibrate::Provenance& p) const {
@@ -218,6 +222,7 @@ struct Calibrate {
                 {"date", p.date},
                 {"gpus", gpus},
                 {"seconds", p.seconds},
+                {"family_seconds", findings.seconds},
                 {"cut_short", findings.cut_short},
                 {"figures", Json::object()},
                 {"tables", Json::object()}};

@@ -31,7 +31,8 @@ TEST(Findings, StepsWaitForTheSlowestRank) {
 }
 
 Findings some() {
-  Findings f{"4 x GPU", "driver 13.0", {"attention"}, {"no kernel for heads of 12"}, {}, {}};
+  Findings f{"4 x GPU", "driver 13.0",    {"attention"}, {"no kernel for heads of 12"}, {},
+             {},        {{"matmul", 4.5}}};
   f.figures["pcie_up_bw"] = {{5.5e10, 0.98, 1.01}, "up"};
   f.tables["native_matmul"] = {"products",
                                {{{8192, 8192, 8192}, {7e14, 0.99, 1.02}}, {{128, 128, 128}, {1e12, 1, 1}}}};
@@ -44,6 +45,7 @@ TEST(Findings, GoThroughJson) {
   EXPECT_EQ(g.libraries, f.libraries);
   EXPECT_EQ(g.cut_short, f.cut_short);
   EXPECT_EQ(g.unsupported, f.unsupported);
+  EXPECT_EQ(g.seconds, f.seconds);
   ASSERT_EQ(g.figures.size(), 1U);
   EXPECT_EQ(g.figures.at("pcie_up_bw").what, "up");
   EXPECT_EQ(g.figures.at("pcie_up_bw").reading.value, 5.5e10);
@@ -56,7 +58,7 @@ TEST(Findings, GoThroughJson) {
 }
 
 TEST(Findings, OfTwoSetsOfProcessesAreOne) {
-  Findings f = some(), more{"another", "", {"network"}, {}, {}, {}};
+  Findings f = some(), more{"another", "", {"network"}, {}, {}, {}, {{"network", 2}}};
   more.figures["pcie_up_bw"] = {{1, 1, 1}, "the first one stays"};
   more.tables["emulated_network_all_gather"] = {"sockets", {{{4, 65536}, {1e9, 1, 1}}}};
   f.add(more);
@@ -64,6 +66,7 @@ TEST(Findings, OfTwoSetsOfProcessesAreOne) {
   EXPECT_EQ(f.figures.at("pcie_up_bw").reading.value, 5.5e10);
   EXPECT_EQ(f.tables.size(), 2U);
   EXPECT_EQ(f.cut_short, (std::vector<std::string>{"attention", "network"}));
+  EXPECT_EQ(f.seconds, (std::map<std::string, double>{{"matmul", 4.5}, {"network", 2}}));
 }
 
 }  // namespace
