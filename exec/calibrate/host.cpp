@@ -203,7 +203,6 @@ void host_adam(Bench& bench) {
   for (double& rate : traffic) rate *= kTraffic * bench.ranks();
   bench.figure("native_dram_bw",
                fmt::format("{}, {} processes at once, 28 bytes a parameter", what, bench.ranks()), traffic);
-  if (!bench.more()) return;
   adam_beside_copies(bench, update, std::span(slab, static_cast<size_t>(used / kLarge * kLarge)),
                      kTraffic * kParameters, bench.agreed(traffic) / bench.ranks());
   bench.release();
