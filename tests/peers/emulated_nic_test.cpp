@@ -1,5 +1,6 @@
 // Linked with the library that is preloaded elsewhere, so that this program's sends are held back.
 #include <gtest/gtest.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -16,6 +17,14 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 constexpr double kRate = 200e6, kWindow = 0.5;
+// Nodes, of a test each, as tests may run side by side.
+constexpr const char *kAlone = "mop-test-alone", *kShared = "mop-test-shared", *kFirst = "mop-test-first",
+                     *kSecond = "mop-test-second", *kWords = "mop-test-words";
+
+// What the library keeps of a node.
+void forget(const char* node) {
+  shm_unlink(("/emulated-nic-" + std::to_string(getuid()) + "-" + node).c_str());
+}
 
 // Bytes that a process of the node sends in the window, to a thread of its own.
 int64_t sent_in_the_window(const char* node, int flags) {
@@ -62,6 +71,7 @@ std::vector<double> rates_of(const std::vector<std::pair<const char*, int>>& pro
     close(end);
   }
   while (wait(nullptr) > 0) continue;
+  for (const auto& [node, flags] : processes) forget(node);
   return rates;
 }
 
@@ -72,25 +82,23 @@ void expect_all_of_it(double rate) {
 }
 
 TEST(EmulatedNic, HoldsAProcessToItsRate) {
-  for (const int flags : {0, int{MSG_DONTWAIT}})
-    expect_all_of_it(rates_of({{"mop-test-alone", flags}}).at(0));
+  for (const int flags : {0, int{MSG_DONTWAIT}}) expect_all_of_it(rates_of({{kAlone, flags}}).at(0));
 }
 
 TEST(EmulatedNic, IsSharedByANodesProcesses) {
-  const std::vector<double> rates =
-      rates_of({{"mop-test-shared", MSG_DONTWAIT}, {"mop-test-shared", MSG_DONTWAIT}});
+  const std::vector<double> rates = rates_of({{kShared, MSG_DONTWAIT}, {kShared, MSG_DONTWAIT}});
   expect_all_of_it(rates.at(0) + rates.at(1));
 }
 
 TEST(EmulatedNic, IsOfOneNode) {
-  const std::vector<double> rates = rates_of({{"mop-test-first", 0}, {"mop-test-second", 0}});
+  const std::vector<double> rates = rates_of({{kFirst, 0}, {kSecond, 0}});
   for (const double rate : rates) expect_all_of_it(rate);
   EXPECT_GT(rates.at(0) + rates.at(1), 1.2);
 }
 
 // A word that is sent once, and not again where it was refused, gets through beside what fills the NIC.
 TEST(EmulatedNic, LetsWordsThrough) {
-  setenv("NCCL_HOSTID", "mop-test-words", 1);
+  setenv("NCCL_HOSTID", kWords, 1);
   setenv("EMULATED_NIC", "1e6", 1);
   int bulk[2], words[2];
   for (int* ends : {bulk, words}) ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM, 0, ends), 0);
@@ -102,6 +110,7 @@ TEST(EmulatedNic, LetsWordsThrough) {
   }
   EXPECT_GT(refused, 10);
   for (const int* ends : {bulk, words}) close(ends[0]), close(ends[1]);
+  forget(kWords);
 }
 
 }  // namespace
