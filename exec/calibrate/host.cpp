@@ -8,7 +8,6 @@
 #include <functional>
 #include <numeric>
 #include <set>
-#include <span>
 
 #include "exec/calibrate/benchmarks.h"
 #include "exec/host/adam.h"
@@ -122,20 +121,19 @@ void host_copies(Bench& bench) {
 
 // All processes' AdamW while all copy to their GPUs, as the weights of a layer go beside the update of the
 // next, and little comes down then. A copy beside AdamW is as fast as the latency of busy memory has it,
-// whether one GPU copies or three. pinned: what is copied from. traffic: of an update, bytes; rate: bytes/s
-// of updates without copies.
-void adam_beside_copies(Bench& bench, const std::function<void()>& update, std::span<const std::byte> pinned,
+// whether one GPU copies or three. pinned, walk: what is copied from, and bytes of it. traffic: of an update,
+// bytes; rate: bytes/s of updates without copies.
+void adam_beside_copies(Bench& bench, const std::function<void()>& update, std::byte* pinned, int64_t walk,
                         double traffic, double rate) {
   using Clock = std::chrono::steady_clock;
   std::byte* const device = bench.take(kLarge);
-  const auto walk = static_cast<int64_t>(pinned.size());
+  int64_t turn = 0;
   cudaEvent_t begun = nullptr, done = nullptr;
   for (cudaEvent_t* event : {&begun, &done}) kernels::check(cudaEventCreate(event), "an event");
   bench.peers().barrier();
   update();
   kernels::check(cudaEventRecord(begun, bench.up()), "an event");
-  for (int64_t i = 0; i < kBesideAdam; ++i)
-    copy(device, pinned.data() + i % (walk / kLarge) * kLarge, kLarge, bench.up());
+  for (int64_t i = 0; i < kBesideAdam; ++i) copy(device, next_piece(pinned, walk, turn), kLarge, bench.up());
   kernels::check(cudaEventRecord(done, bench.up()), "an event");
   const Clock::time_point begin = Clock::now();
   Clock::time_point end = begin;
@@ -203,8 +201,8 @@ void host_adam(Bench& bench) {
   for (double& rate : traffic) rate *= kTraffic * bench.ranks();
   bench.figure("native_dram_bw",
                fmt::format("{}, {} processes at once, 28 bytes a parameter", what, bench.ranks()), traffic);
-  adam_beside_copies(bench, update, std::span(slab, static_cast<size_t>(used / kLarge * kLarge)),
-                     kTraffic * kParameters, bench.agreed(traffic) / bench.ranks());
+  adam_beside_copies(bench, update, slab, used, kTraffic * kParameters,
+                     bench.agreed(traffic) / bench.ranks());
   bench.release();
 }
 

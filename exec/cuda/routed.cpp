@@ -55,6 +55,12 @@ kernels::ExpertMatrices matrices(const Operand& own, const Operand& spilled) {
   return m;
 }
 
+// Of an expert's own or borrowed weights, or their gradients.
+std::byte* of_expert(const kernels::ExpertGroup& expert, const Operand& own, const Operand& spilled) {
+  const Operand& all = expert.own >= 0 ? own : spilled;
+  return all.data + (expert.own >= 0 ? expert.own : expert.slot) * all.view.stride * element(all);
+}
+
 // A row for each routed copy: a matrix's, or an element of a vector.
 int64_t row_bytes(const Operand& o) {
   return (o.view.rows == 1 ? 1 : o.view.cols) * element(o);
@@ -194,9 +200,8 @@ void Rank::run_routed(const Call& call, cudaStream_t stream) {
       biases_.clear();
       if (in[6])
         for (const kernels::ExpertGroup& g : expert_groups(call, in[2])) {
-          const Operand& from = g.own >= 0 ? in[6] : in[7];
           expert_rows_.push_back({g.first, g.last - g.first});
-          biases_.push_back(from.data + (g.own >= 0 ? g.own : g.slot) * from.view.stride * element(from));
+          biases_.push_back(of_expert(g, in[6], in[7]));
         }
       return kernels::routed_swiglu_bwd(
           {rows_of(in[0], rows), rows_of(in[1], rows), rows_of(in[4], rows), rows_of(in[5], rows),
@@ -225,9 +230,8 @@ void Rank::bias_gradients(const Call& call, cudaStream_t stream) {
     expert_rows_.clear();
     d_biases_.clear();
     for (const kernels::ExpertGroup& g : accumulate ? groups.added : groups.written) {
-      const Operand& to = g.own >= 0 ? out[0] : out[1];
       expert_rows_.push_back({g.first, g.last - g.first});
-      d_biases_.push_back(to.data + (g.own >= 0 ? g.own : g.slot) * to.view.stride * element(to));
+      d_biases_.push_back(of_expert(g, out[0], out[1]));
     }
     kernels::expert_bias_bwd(
         {matrix(in[0]), in[2] ? pointer<const float>(in[2]) : nullptr, expert_rows_.data(), d_biases_.data(),

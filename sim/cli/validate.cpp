@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <string_view>
 
 #include "sim/base/error.h"
 #include "sim/base/quantity.h"
@@ -294,12 +295,12 @@ struct Validate {
                     "rllrrrrrrrrrrrl");
     const bool several = std::ranges::adjacent_find(comparisons, std::not_equal_to<>(),
                                                     &Comparison::database) != comparisons.end();
-    const std::string* from = nullptr;
+    std::string_view from;
     for (const Comparison& c : comparisons) {
       const store::RunRecord& m = c.measured;
       const bool known = c.hbm_bytes > 0;
-      if (several && (from == nullptr || c.database != *from)) table.add({"", c.database});
-      from = &c.database;
+      if (several && c.database != from) table.add({"", c.database});
+      from = c.database;
       table.add({std::to_string(m.id.value_or(0)), m.label.empty() ? m.model : m.label, m.plan_family,
                  std::to_string(m.gpus), format_count(m.context), format_seconds(m.step_time_s.value_or(0)),
                  c.step_s ? format_seconds(*c.step_s) : "-", c.step_s ? signed_percent(c.step_error()) : "-",

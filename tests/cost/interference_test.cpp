@@ -1,6 +1,8 @@
 // Prices run through the engine: what was measured side by side comes out side by side.
 #include <gtest/gtest.h>
 
+#include <utility>
+
 #include "tests/cost/support.h"
 
 namespace mop::cost::testing {
@@ -168,15 +170,20 @@ TEST(HostSharing, PyTorchsAdamRunsAtItsMeasuredRate) {
   EXPECT_NEAR(each, m.cluster["torch_adam_rate"], 0.01 * each);
 }
 
-TEST(HostSharing, AdamAndCopiesShareTheDram) {
-  const Machine m("h200x4");
+// GB/s of AdamW's and of copies up, of four ranks that all do both.
+std::pair<double, double> adam_and_copy_rates(const Machine& m, uint32_t copies) {
   const int64_t n = 500000000, bytes = int64_t{1} << 30;
   Streams s;
   s.add(8, m.price(OpKind::adam_host, {{n, 28 * n}}), 6);
-  s.add(6, m.price(OpKind::copy_h2d, {{bytes}}), 12);
+  s.add(6, m.price(OpKind::copy_h2d, {{bytes}}), copies);
   const auto spans = run_once(s.graph, 4);
-  const double adam = 4 * 28 * static_cast<double>(n) / length(spans[0]),
-               copies = 4 * static_cast<double>(bytes) / length(spans[8]);
+  return {4 * 28 * static_cast<double>(n) / length(spans[0]),
+          4 * static_cast<double>(bytes) / length(spans[8])};
+}
+
+TEST(HostSharing, AdamAndCopiesShareTheDram) {
+  const Machine m("h200x4");
+  const auto [adam, copies] = adam_and_copy_rates(m, 12);
   EXPECT_LE(adam + copies, m.cluster["dram_bw"] / 1e9 * 1.001);
   EXPECT_GE(adam + copies, m.cluster["dram_bw"] / 1e9 * 0.98);
 }
@@ -190,13 +197,7 @@ TEST(HostSharing, AdamAndCopiesBesideEachOtherAsMeasured) {
     cluster.figures["copies_beside_adam"] = {copied, cluster::Source::measured, "made up"};
     cluster.figures["root_down_share"] = {down_share, cluster::Source::measured, "made up"};
     const Machine m(cluster);
-    const int64_t n = 500000000, bytes = int64_t{1} << 30;
-    Streams s;
-    s.add(8, m.price(OpKind::adam_host, {{n, 28 * n}}), 6);
-    s.add(6, m.price(OpKind::copy_h2d, {{bytes}}), 40);
-    const auto spans = run_once(s.graph, 4);
-    const double adam = 4 * 28 * static_cast<double>(n) / length(spans[0]),
-                 copies = 4 * static_cast<double>(bytes) / length(spans[8]);
+    const auto [adam, copies] = adam_and_copy_rates(m, 40);
     EXPECT_NEAR(adam / (kept * m.cluster["dram_bw"] / 1e9), 1, 0.01);
     EXPECT_NEAR(copies / (copied * adam), 1, 0.01);
   }

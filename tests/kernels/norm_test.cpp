@@ -59,22 +59,9 @@ TEST_F(Norm, Backward) {
         const Values x = random_values(n, type, random), w = random_values(s.d, type, random),
                      dy = random_values(n, dy_type, random), d_sum = random_values(n, type, random),
                      before = random_values(s.d, dw_type, random);
-        Values dx(x.size()), dw(w.size());
-        for (size_t first = 0; first < x.size(); first += w.size()) {
-          double squares = 0, along = 0;
-          for (size_t i = 0; i < w.size(); ++i) {
-            squares += x[first + i] * x[first + i];
-            along += dy[first + i] * w[i] * x[first + i];
-          }
-          const double d = static_cast<double>(s.d), rms = std::sqrt(squares / d + kEps);
-          for (size_t i = 0; i < w.size(); ++i) {
-            dx[first + i] = dy[first + i] * w[i] / rms - x[first + i] * along / (d * rms * rms * rms);
-            if (more) dx[first + i] += d_sum[first + i];
-            dw[i] += dy[first + i] * x[first + i] / rms;
-          }
-        }
-        if (more)
-          for (size_t i = 0; i < w.size(); ++i) dw[i] += before[i];
+        Values dx = dy, dw = more ? before : Values(w.size());
+        through_rms_norm(dx, dw, x, w, kEps);
+        for (size_t i = 0; more && i < x.size(); ++i) dx[i] += d_sum[i];
         const DeviceMatrix d_dy(dy, s.rows, s.cols, dy_type, s.layout),
             d_x(x, s.rows, s.cols, type, s.layout), d_w(w, 1, s.d, type),
             d_more(d_sum, s.rows, s.cols, type, s.layout), d_dw(before, 1, s.d, dw_type);

@@ -68,18 +68,7 @@ class Rope : public OnDevice {
                  before = random_values(s.norm, Type::f32, random);
     Values dx = dy, dw = before;
     rotate(dx, s, interleaved, tables, at, -1);
-    for (size_t first = 0; s.norm > 0 && first < x.size(); first += w.size()) {
-      double squares = 0, along = 0;
-      for (size_t i = 0; i < w.size(); ++i) {
-        squares += x[first + i] * x[first + i];
-        along += dx[first + i] * w[i] * x[first + i];
-      }
-      const double d = static_cast<double>(s.norm), rms = std::sqrt(squares / d + kEps);
-      for (size_t i = 0; i < w.size(); ++i) {
-        dw[i] += dx[first + i] * x[first + i] / rms;
-        dx[first + i] = dx[first + i] * w[i] / rms - x[first + i] * along / (d * rms * rms * rms);
-      }
-    }
+    if (s.norm > 0) through_rms_norm(dx, dw, x, w, kEps);
     const auto cos = device_floats(tables.cos), sin = device_floats(tables.sin);
     const DeviceVector<int32_t> d_at(at);
     const DeviceMatrix d_x(x, s.rows, cols, type, s.layout), d_w(w, 1, s.norm, type),

@@ -126,6 +126,23 @@ class Scratch {
   DeviceBytes bytes_;
 };
 
+// Gradients of y = w x / rms, the norm of as many elements as w has: dx, which holds dy, and what dw gets.
+inline void through_rms_norm(Values& dx, Values& dw, const Values& x, const Values& w, double eps) {
+  const auto d = static_cast<double>(w.size());
+  for (size_t first = 0; first < x.size(); first += w.size()) {
+    double squares = 0, along = 0;
+    for (size_t i = 0; i < w.size(); ++i) {
+      squares += x[first + i] * x[first + i];
+      along += dx[first + i] * w[i] * x[first + i];
+    }
+    const double rms = std::sqrt(squares / d + eps);
+    for (size_t i = 0; i < w.size(); ++i) {
+      dw[i] += dx[first + i] * x[first + i] / rms;
+      dx[first + i] = dx[first + i] * w[i] / rms - x[first + i] * along / (d * rms * rms * rms);
+    }
+  }
+}
+
 // Every element within `tolerance` of its size or of the typical one, whichever is more.
 inline void expect_close(const Values& actual, const Values& expected, double tolerance, const char* what) {
   ASSERT_EQ(actual.size(), expected.size()) << what;
