@@ -447,13 +447,26 @@ void Bench::point(const std::string& table, const std::string& what, std::vector
 }
 
 void Bench::figure(const std::string& name, const std::string& what, const std::vector<double>& values) {
+  std::vector<double> all = at_first(values);
+  for (double& value : all) value = std::max(0.0, value);  // memory that was given back meanwhile
+  if (rank() == 0 && !all.empty()) keep(name, what, reading_of(all));
+}
+
+void Bench::figure(const std::string& name, const std::string& what, const Rates& rates) {
+  if (const std::optional<Reading> found = reading(rates)) keep(name, what, *found);
+}
+
+std::optional<Reading> Bench::reading(const Rates& rates) {
+  const Rates all{at_first(rates.mean), at_first(rates.shown)};
+  return rank() == 0 && !all.mean.empty() ? std::optional(mean_of(all)) : std::nullopt;
+}
+
+void Bench::keep(const std::string& name, const std::string& what, const Reading& reading) {
   const auto& more = cluster::optional_figures();
   ensure(std::ranges::find(cluster::kFigures, name) != cluster::kFigures.end() ||
              std::ranges::find(more, name) != more.end(),
          "a cluster has the figure");
-  std::vector<double> all = at_first(values);
-  for (double& value : all) value = std::max(0.0, value);  // memory that was given back meanwhile
-  if (rank() == 0 && !all.empty()) findings_.figures[name] = {reading_of(all), what};
+  findings_.figures[name] = {reading, what};
 }
 
 }  // namespace mop::calibrate

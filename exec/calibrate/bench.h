@@ -120,6 +120,8 @@ class Bench {
   void point(const std::string& table, const std::string& what, std::vector<double> at, double amount,
              const Seconds& seconds);
   void figure(const std::string& name, const std::string& what, const std::vector<double>& values);
+  void figure(const std::string& name, const std::string& what, const Rates& rates);
+  std::optional<Reading> reading(const Rates& rates);  // of all ranks; process 0's, nothing on others
 
   template <class T>
   T from_first(T value) {  // process 0's, to all
@@ -133,6 +135,7 @@ class Bench {
 
  private:
   cudaEvent_t event(size_t index);
+  void keep(const std::string& name, const std::string& what, const Reading& reading);
   void heat(double seconds, cudaStream_t stream);
   void fill(int64_t bytes);
 

@@ -11,6 +11,8 @@ namespace {
 
 using Json = nlohmann::json;
 
+constexpr double kPiece = 0.25;
+
 Json json_of(const Reading& r) {
   return {r.value, r.low, r.high};
 }
@@ -37,6 +39,27 @@ Reading slowest(const std::vector<std::vector<double>>& rates) {
     if (!own.empty()) medians.push_back(median(own)), all.insert(all.end(), own.begin(), own.end());
   ensure(!all.empty(), "something was measured");
   return between(std::ranges::min(medians), std::ranges::min(all), std::ranges::max(all));
+}
+
+Rates rates_of(const std::vector<double>& seconds, double amount) {
+  Rates rates;
+  double all = 0, piece = 0;
+  int runs = 0;
+  for (const double one : seconds) {
+    all += one, piece += one, ++runs;
+    if (piece < kPiece) continue;
+    rates.shown.push_back(amount * runs / piece);
+    piece = 0, runs = 0;
+  }
+  if (seconds.empty()) return rates;
+  rates.mean = {amount * static_cast<double>(seconds.size()) / all};
+  if (rates.shown.empty()) rates.shown = rates.mean;
+  return rates;
+}
+
+Reading mean_of(const Rates& rates) {
+  ensure(!rates.mean.empty() && !rates.shown.empty(), "something was measured");
+  return between(median(rates.mean), std::ranges::min(rates.shown), std::ranges::max(rates.shown));
 }
 
 void Findings::add(Findings more) {

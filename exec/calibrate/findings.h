@@ -16,6 +16,15 @@ Reading reading_of(std::vector<double> values);  // the median; at least one
 // another.
 Reading slowest(const std::vector<std::vector<double>>& rates);
 
+// Of work that others may disturb for seconds, one run after the other: the rate of all of them, and those of
+// pieces of a quarter of a second. Nothing in either where nothing ran.
+struct Rates {
+  std::vector<double> mean, shown;
+};
+Rates rates_of(const std::vector<double>& seconds, double amount);  // of each run; amount: of one run
+// The median of the means, between the smallest and the largest piece; of what all ranks had.
+Reading mean_of(const Rates& rates);
+
 struct FoundFigure {
   Reading reading;
   std::string what;

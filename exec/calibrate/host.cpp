@@ -6,7 +6,7 @@
 #include <chrono>
 #include <cmath>
 #include <functional>
-#include <numeric>
+#include <optional>
 #include <set>
 
 #include "exec/calibrate/benchmarks.h"
@@ -24,9 +24,10 @@ constexpr int64_t kLarge = int64_t{256} << 20, kSmall = 64 << 10;
 // 40 ms of both ways went at 156, the states of a run, 51 GiB a GPU for two seconds, at 113; on a third 12
 // GiB each way went at 166, those states at 140.
 constexpr int64_t kMostWalk = int64_t{32} << 30;
-// Others on the machine may use its memory by turns: on one host two GPUs' copies went at 152 GB/s for 1.6
-// seconds and at 112 for 0.7, again and again. A step has the mean.
-constexpr double kWindow = 2.5;
+// Others on the machine use its memory, too, and by turns: on one host two GPUs' copies went at 152 GB/s for
+// 1.6 seconds and at 112 for 0.7, again and again; on another AdamW, with nothing beside it, at 120 and at
+// 195 within a minute, some seconds each. A step has the mean; what quarters of a second had is the spread.
+constexpr double kWindow = 2.5, kAdamWindow = 5;
 constexpr int64_t kParameters = 100'000'000;
 // Of a parameter: its states; its gradient and its weights, in bf16. DRAM: states read and written, and
 // those.
@@ -51,6 +52,12 @@ std::byte* next_piece(std::byte* begin, int64_t walk, int64_t& turn) {
   return begin + turn++ % (walk / kLarge) * kLarge;
 }
 
+Rates times(Rates rates, double factor) {
+  for (std::vector<double>* values : {&rates.mean, &rates.shown})
+    for (double& one : *values) one *= factor;
+  return rates;
+}
+
 }  // namespace
 
 void host_copies(Bench& bench) {
@@ -58,13 +65,6 @@ void host_copies(Bench& bench) {
   std::byte *const device = bench.take(2 * kLarge), *const pinned = bench.pinned(2 * walk);
   int64_t turn_up = 0, turn_down = 0;
   bench.figure("gpus_per_node", "GPUs that were measured", {static_cast<double>(bench.ranks())});
-  // One number of this GPU: the mean over the window.
-  const auto mean_rate = [](const Seconds& seconds) {
-    const double all = std::accumulate(seconds.begin(), seconds.end(), 0.0);
-    return seconds.empty()
-               ? std::vector<double>()
-               : std::vector{static_cast<double>(kLarge) * static_cast<double>(seconds.size()) / all};
-  };
   const Work up = [=,
                    &turn_up](cudaStream_t s) { copy(device, next_piece(pinned, walk, turn_up), kLarge, s); },
              down = [=, &turn_down](cudaStream_t s) {
@@ -76,31 +76,31 @@ void host_copies(Bench& bench) {
     const double window = gpus == bench.ranks() ? kWindow : kWindow / 4;
     const Job job_up{up, bench.up(), bench.agreed(bench.time(up, bench.up(), Runs::in_a_row, mine))},
         job_down{down, bench.down(), bench.agreed(bench.time(down, bench.down(), Runs::in_a_row, mine))};
-    const std::vector<double> alone_up = mean_rate(bench.again(job_up, mine, window)),
-                              alone_down = mean_rate(bench.again(job_down, mine, window));
+    const Rates alone_up = rates_of(bench.again(job_up, mine, window), kLarge),
+                alone_down = rates_of(bench.again(job_down, mine, window), kLarge);
     const auto [beside_up, beside_down] = bench.beside(job_up, job_down, mine, window);
-    std::vector<double> both, of_both;
-    if (mine && !beside_up.empty() && !beside_down.empty()) {
-      const double up_rate = mean_rate(beside_up)[0], down_rate = mean_rate(beside_down)[0];
-      both = {up_rate + down_rate}, of_both = {down_rate / both[0]};
+    const Rates both_up = rates_of(beside_up, kLarge), both_down = rates_of(beside_down, kLarge);
+    Rates both;
+    std::vector<double> of_both;
+    if (!both_up.mean.empty() && !both_down.mean.empty()) {
+      both.mean = {both_up.mean[0] + both_down.mean[0]}, of_both = {both_down.mean[0] / both.mean[0]};
+      for (size_t i = 0; i < std::min(both_up.shown.size(), both_down.shown.size()); ++i)
+        both.shown.push_back(both_up.shown[i] + both_down.shown[i]);
     }
     // The median of the GPUs' rates, times how many there are.
-    const auto record = [&](const char* direction, const char* what, std::vector<double> each) {
+    const auto record = [&](const char* direction, const char* what, const Rates& each) {
       const std::string said =
           fmt::format("{} GiB of pinned memory, {} MiB at a time, {}", walk >> 30, kLarge >> 20, what);
-      const std::vector<double> all = bench.at_first(each);
-      if (bench.rank() == 0 && !all.empty()) {
+      const Rates in_all = times(each, gpus);
+      if (const std::optional<Reading> reading = bench.reading(in_all)) {
         FoundTable& table = bench.findings().tables[fmt::format("host_copies_{}", direction)];
         table.what = said + "; (GPUs at once) -> bytes/s of all";
-        Reading reading = reading_of(all);
-        reading.value *= gpus;
-        table.points.push_back({{static_cast<double>(gpus)}, reading});
+        table.points.push_back({{static_cast<double>(gpus)}, *reading});
       }
       if (gpus == 1) bench.figure(fmt::format("pcie_{}_bw", direction), said + ", one GPU", each);
-      for (double& one : each) one *= gpus;
       if (gpus == bench.ranks())
         bench.figure(fmt::format("root_{}_bw", direction),
-                     fmt::format("{}, {} GPUs at once, in all", said, gpus), each);
+                     fmt::format("{}, {} GPUs at once, in all", said, gpus), in_all);
     };
     record("up", "host to device", alone_up);
     record("down", "device to host", alone_down);
@@ -175,34 +175,33 @@ void host_adam(Bench& bench) {
     host::adam({states, kParameters, true, {&pair, 1}, 1, {10 + turn, 1e-3, 0.9, 0.95, 1e-8, 0.1}}, workers);
     ++turn;
   };
-  // One number of this process: the mean over all of the memory.
-  const auto rates = [&](bool mine) {
+  // Through all of the memory, and for as long as `window`; without those at both ends, as the others run
+  // then.
+  const auto rates = [&](bool mine, double window) {
     bench.peers().barrier();
-    const int64_t runs = std::max<int64_t>(10, updates);
     using Clock = std::chrono::steady_clock;
-    Clock::time_point begin{}, end{};  // while the others run as well
-    for (int64_t i = 0; mine && i < runs; ++i) {
-      update();
-      if (i == 1) begin = Clock::now();
-      if (i == runs - 2) end = Clock::now();
-    }
+    const Clock::time_point begin = Clock::now();
+    const auto since = [&] { return std::chrono::duration<double>(Clock::now() - begin).count(); };
+    Seconds ends;
+    for (const size_t least = static_cast<size_t>(std::max<int64_t>(10, updates));
+         mine && (ends.size() < least || since() < window);)
+      update(), ends.push_back(since());
     bench.peers().barrier();
-    const double seconds = std::chrono::duration<double>(end - begin).count();
-    return mine ? std::vector{static_cast<double>(kParameters * (runs - 3)) / seconds}
-                : std::vector<double>();
+    Seconds runs;
+    for (size_t i = 2; i + 1 < ends.size(); ++i) runs.push_back(ends[i] - ends[i - 1]);
+    return rates_of(runs, kParameters);
   };
   const std::string what = fmt::format(
       "CPU AdamW, fp32 states of {:.1f} GiB, bf16 gradients and weights, {} threads a process, {}",
       std::ldexp(static_cast<double>(kStateBytes * kParameters * updates), -30), workers.count(),
       host::text(host::adam_path()));
-  const std::vector<double> alone = rates(bench.rank() == 0);
-  bench.figure("host_adam_rate_alone", what + ", one process, parameters/s", alone);
-  std::vector<double> traffic = rates(true);
-  for (double& rate : traffic) rate *= kTraffic * bench.ranks();
+  bench.figure("host_adam_rate_alone", what + ", one process, parameters/s",
+               rates(bench.rank() == 0, kAdamWindow / 2));
+  const Rates traffic = times(rates(true, kAdamWindow), kTraffic * bench.ranks());
   bench.figure("native_dram_bw",
                fmt::format("{}, {} processes at once, 28 bytes a parameter", what, bench.ranks()), traffic);
   adam_beside_copies(bench, update, slab, used, kTraffic * kParameters,
-                     bench.agreed(traffic) / bench.ranks());
+                     bench.agreed(traffic.mean) / bench.ranks());
   bench.release();
 }
 
