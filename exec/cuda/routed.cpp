@@ -55,6 +55,24 @@ kernels::ExpertMatrices matrices(const Operand& own, const Operand& spilled) {
   return m;
 }
 
+// The operands of grouped_gemm (ops.h): of a product, and of the gradients of its weights.
+struct ExpertProduct {
+  kernels::Matrix x;
+  kernels::ExpertMatrices weights, bias;
+  kernels::Matrix y;
+};
+ExpertProduct product_of(std::span<const Operand> in, std::span<const Operand> out) {
+  return {matrix(in[0]), matrices(in[2], in[3]), matrices(in[4], in[5]), matrix(out[0])};
+}
+struct ExpertGradients {
+  kernels::Matrix a, b;
+  kernels::ExpertMatrices weights;
+  kernels::Type type;
+};
+ExpertGradients gradients_of(std::span<const Operand> in, std::span<const Operand> out) {
+  return {matrix(in[0]), matrix(in[1]), matrices(out[0], out[1]), type_of(out[0].view.type)};
+}
+
 // Of an expert's own or borrowed weights, or their gradients.
 std::byte* of_expert(const kernels::ExpertGroup& expert, const Operand& own, const Operand& spilled) {
   const Operand& all = expert.own >= 0 ? own : spilled;
@@ -113,21 +131,24 @@ void Rank::prepare_experts() {
     const std::vector<Operand> operands = operands_of(op);
     const std::span in = std::span(operands).first(reads_of(op)),
                     out = std::span(operands).subspan(in.size());
-    const bool gradient = op.does.transpose_a;
-    const kernels::Matrix a = matrix(in[0]), c = matrix(gradient ? in[1] : out[0]);
-    const kernels::ExpertMatrices w = gradient ? matrices(out[0], out[1]) : matrices(in[2], in[3]),
-                                  bias = gradient ? kernels::ExpertMatrices{} : matrices(in[4], in[5]);
-    const kernels::Type type = gradient ? type_of(out[0].view.type) : c.type;
-    if (!done.insert({gradient, op.does.transpose_b, a.rows, a.cols, a.ld, c.cols, c.ld, w.ld,
-                      static_cast<bool>(bias), static_cast<int64_t>(type)})
-             .second)
-      continue;
     std::byte* const work = scratch(op.stream);
     cudaStream_t const stream = streams_[static_cast<size_t>(op.stream)];
-    if (gradient)
-      grouped_.prepare_weight_gradient(a, c, w, type, work, stream);
-    else
-      grouped_.prepare_multiply(a, w, op.does.transpose_b, bias, c, work, stream);
+    const auto is_new = [&](const kernels::Matrix& a, const kernels::Matrix& c, int64_t ld, bool bias,
+                            kernels::Type type) {
+      return done
+          .insert({op.does.transpose_a, op.does.transpose_b, a.rows, a.cols, a.ld, c.cols, c.ld, ld, bias,
+                   static_cast<int64_t>(type)})
+          .second;
+    };
+    if (op.does.transpose_a) {
+      const ExpertGradients g = gradients_of(in, out);
+      if (is_new(g.a, g.b, g.weights.ld, false, g.type))
+        grouped_.prepare_weight_gradient(g.a, g.b, g.weights, g.type, work, stream);
+    } else {
+      const ExpertProduct p = product_of(in, out);
+      if (is_new(p.x, p.y, p.weights.ld, static_cast<bool>(p.bias), p.y.type))
+        grouped_.prepare_multiply(p.x, p.weights, op.does.transpose_b, p.bias, p.y, work, stream);
+    }
   }
 }
 
@@ -180,10 +201,12 @@ void Rank::run_routed(const Call& call, cudaStream_t stream) {
           {sent(in[1], in[2]), matrix(in[0]), pointer<const float>(in[3]), matrix(out[0]),
            pointer<float>(out[1]), reinterpret_cast<int32_t*>(work)},
           stream);
-    case OpKind::grouped_gemm:
+    case OpKind::grouped_gemm: {
       if (op.does.transpose_a) return weight_gradients(call, stream);
-      return grouped_.multiply(expert_groups(call, in[1]), matrix(in[0]), matrices(in[2], in[3]),
-                               op.does.transpose_b, matrices(in[4], in[5]), matrix(out[0]), work, stream);
+      const ExpertProduct p = product_of(in, out);
+      return grouped_.multiply(expert_groups(call, in[1]), p.x, p.weights, op.does.transpose_b, p.bias, p.y,
+                               work, stream);
+    }
     case OpKind::expert_bias_bwd:
       return bias_gradients(call, stream);
     case OpKind::swiglu:
@@ -215,12 +238,11 @@ void Rank::run_routed(const Call& call, cudaStream_t stream) {
 }
 
 void Rank::weight_gradients(const Call& call, cudaStream_t stream) {
-  const auto &in = call.in, &out = call.out;
-  const GradientGroups groups = gradient_groups(call, in[2]);
+  const ExpertGradients g = gradients_of(call.in, call.out);
+  const GradientGroups groups = gradient_groups(call, call.in[2]);
   for (const bool accumulate : {false, true})
-    grouped_.weight_gradient(accumulate ? groups.added : groups.written, matrix(in[0]), matrix(in[1]),
-                             matrices(out[0], out[1]), type_of(out[0].view.type), accumulate,
-                             scratch(call.op->stream), stream);
+    grouped_.weight_gradient(accumulate ? groups.added : groups.written, g.a, g.b, g.weights, g.type,
+                             accumulate, scratch(call.op->stream), stream);
 }
 
 void Rank::bias_gradients(const Call& call, cudaStream_t stream) {
