@@ -106,7 +106,7 @@ std::vector<Shards::Stretch> Shards::stretches(int rank, const Shard& shard, Wha
     return std::vector<Stretch>{{all, memory.at(buffer, 0), type}};
   };
   if (what == What::weights) return whole(shard.weights, shard.weights_type);
-  if (shard.states == program::kNoBuffer) return {};
+  if (shard.states.empty()) return {};
   if (what == What::gradient) return whole(shard.gradient, shard.gradient_type);
   if (what == What::master && shard.master == program::Master::weights)
     return whole(shard.weights, shard.weights_type);
@@ -117,8 +117,7 @@ std::vector<Shards::Stretch> Shards::stretches(int rank, const Shard& shard, Wha
     const int64_t at = shard.states_first + done, block = at / shard.states_bucket,
                   inner = at % shard.states_bucket;
     const int64_t count = std::min(all.count - done, shard.states_bucket - inner);
-    std::byte* const begin =
-        memory.at(shard.states, 0) + block * shard.states_bucket * program::state_bytes(shard.master);
+    std::byte* const begin = memory.at(shard.states[static_cast<size_t>(block)], 0);
     if (what == What::master && shard.master == program::Master::low)
       parts.push_back({{all.first + done, count},
                        memory.at(shard.weights, 0) + done * program::size_of(shard.weights_type),
@@ -149,7 +148,7 @@ void Shards::fill_shard(int rank, const Shard& shard, std::initializer_list<What
   }
   if (std::ssize(stored_) < bytes) stored_.resize(static_cast<size_t>(bytes));
   const std::vector<program::Piece> pieces = prepared_.parameters.pieces(shard.flat);
-  const bool settles = shard.weights_type == Type::bf16 && shard.states != program::kNoBuffer &&
+  const bool settles = shard.weights_type == Type::bf16 && !shard.states.empty() &&
                        std::ranges::find(whats, What::master) != whats.end();
   // Values stay in a core's cache from where they come from to what is stored.
   in_blocks(all.count, [&](int64_t begin, int64_t some) {
@@ -191,7 +190,7 @@ void Shards::fill_shard(int rank, const Shard& shard, std::initializer_list<What
 void Shards::fill_weights(const Read& read) {
   for (const int rank : machine_.ranks())
     for (const Shard& shard : prepared_.program.shards)
-      if (shard.states != program::kNoBuffer && shard.master != program::Master::weights)
+      if (!shard.states.empty() && shard.master != program::Master::weights)
         fill_shard(rank, shard, {What::weights, What::master}, read);
       else
         fill_shard(rank, shard, {What::weights}, read);
@@ -218,7 +217,7 @@ void Shards::read_stretch(int rank, const Stretch& stretch, int64_t at, int64_t 
 void Shards::fill(What what, const Read& read) {
   for (const int rank : machine_.ranks())
     for (const Shard& shard : prepared_.program.shards)
-      if (shard.states != program::kNoBuffer) fill_shard(rank, shard, {what}, read);
+      if (!shard.states.empty()) fill_shard(rank, shard, {what}, read);
   release();
 }
 
@@ -287,7 +286,7 @@ std::vector<std::vector<checkpoint::Part>> Shards::copy_state(std::vector<std::b
             bytes += s.range.count * program::size_of(s.read_as());
           }
       };
-      if (shard.states == program::kNoBuffer) {
+      if (shard.states.empty()) {
         if (rank == 0) add(What::weights, checkpoint::What::weights);
         continue;
       }

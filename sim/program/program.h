@@ -292,12 +292,14 @@ struct Group {
 // Where this rank's shard of a flat parameter group (parameters.h) is, for whoever fills, saves or checks it.
 struct Shard {
   FlatGroup flat;
-  BufferId weights = kNoBuffer, gradient = kNoBuffer, states = kNoBuffer;
+  BufferId weights = kNoBuffer, gradient = kNoBuffer;
   int64_t weights_offset = 0;  // bytes; likewise below
   int64_t gradient_offset = 0;
   Type weights_type = Type::bf16, gradient_type = Type::bf16;
-  // Optimizer states: blocks of `bucket` elements, each [master |] m | v in fp32 [| low bits of the master],
-  // the shard's first element being element `states_first` of the buffer's sequence.
+  // Optimizer states: blocks of `states_bucket` elements, a buffer each, [master |] m | v in fp32 [| low bits
+  // of the master], the shard's first element being element `states_first` of the first one. None where
+  // nothing updates it.
+  std::vector<BufferId> states;
   int64_t states_first = 0, states_bucket = 0;
   Master master = Master::states;
   // Elements [first, last) of the group; past its end: padding.

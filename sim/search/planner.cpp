@@ -243,10 +243,15 @@ class Planner {
            static_cast<double>(std::min(p.dense_shard, p.vocabulary));
   }
 
-  // Stream: states come up ahead for as many layers as HBM has room for beside the embedding's.
+  // Stream: states come up ahead, all of them, or those of as many layers as HBM has room for beside the
+  // embedding's and the buffers through which the others travel.
   void settle_staged(Plan& p) const {
     if (p.optimizer != plan::Optimizer::stream || s_.plan.optimizer_staged_layers > 0) return;
-    p.optimizer_staged_layers = layers_in(room(p) - ends(p), kStates, p, p.optimizer_hbm_layers);
+    Plan all = p;
+    all.optimizer_staged_layers = s_.model.layers - p.optimizer_hbm_layers;
+    p.optimizer_staged_layers = all.optimizer_staged_layers > 0 && room(all) >= 0
+                                    ? all.optimizer_staged_layers
+                                    : layers_in(room(p) - ends(p), kStates, p, p.optimizer_hbm_layers);
   }
 
   // Split: the states of as many layers in HBM as the plan with all of them on the host leaves room for. A

@@ -1,8 +1,10 @@
 // What every lowered program must be, whatever the model and the plan.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <map>
 #include <set>
+#include <string_view>
 
 #include "tests/program/support.h"
 
@@ -54,6 +56,8 @@ void expect_well_formed(const Lowered& l) {
   for (BufferId b = 0; b < p.buffers.size(); ++b) {
     const Buffer& buffer = p.buffers[b];
     EXPECT_GE(buffer.bytes, 0);
+    EXPECT_TRUE(buffer.first != kNoOp || !buffer.persistent || buffer.bytes == 0)
+        << p.buffer_name(b) << " takes memory and is never used";
   }
   // Host operations touch host memory, copies go between the two.
   for (OpId id = 0; id < p.ops.size(); ++id) {
@@ -311,6 +315,62 @@ TEST(Lowering, TheCpusUpdatesAreIssuedAhead) {
     ASSERT_GE(updates.size(), 8U);
     EXPECT_LT(updates[1], first_routing) << states;
     for (size_t i = 2; i < updates.size(); ++i) EXPECT_LT(updates[i - 1], updates[i]);
+  }
+}
+
+// Of one step: whether `to` has to wait for `from`.
+bool waits(const StepProgram& p, OpId from, OpId to) {
+  return std::ranges::any_of(
+      p.dependencies, [&](const Dependency& d) { return d.from == from && d.to == to && d.distance == 0; });
+}
+
+// A layer's blocks of states come up while others go down: none waits for another one's way.
+TEST(Lowering, BlocksOfStreamedStatesCrossOneAnother) {
+  const Lowered l = lower_model("qwen3-30b-a3b", mop_plan(1, 2, 1, 2, "optimizer=stream"), 2, 4096);
+  const StepProgram& p = l.program;
+  std::vector<OpId> up, down;
+  for (OpId id = 0; id < p.ops.size(); ++id) {
+    const Op& op = p.ops[id];
+    if (op.component != Component::optimizer || op.layer != 7) continue;
+    if (op.kind == OpKind::copy_h2d) up.push_back(id);
+    if (op.kind == OpKind::copy_d2h) down.push_back(id);
+  }
+  ASSERT_EQ(up.size(), down.size());
+  ASSERT_GE(up.size(), 4U);
+  for (size_t i = 0; i + 1 < up.size(); ++i) {
+    EXPECT_FALSE(waits(p, down[i], up[i + 1])) << i;
+    if (i + 3 < up.size()) {
+      EXPECT_TRUE(waits(p, down[i], up[i + 3])) << i;  // its place in the ring of three
+    }
+  }
+}
+
+// States that wait in HBM leave it and come again at once where they all do; else behind those that forward
+// waits for.
+TEST(Lowering, StagedStatesMakeWayForTheOthers) {
+  for (const int staged : {20, 24}) {
+    const Lowered l = lower_model(
+        "gpt-oss-20b",
+        mop_plan(1, 4, 1, 4, "optimizer=stream,optimizer-staged-layers=" + std::to_string(staged)), 4, 4096);
+    const StepProgram& p = l.program;
+    OpId last_update = kNoOp;
+    std::map<int, OpId> down, up, update;  // by layer: the first
+    for (OpId id = 0; id < p.ops.size(); ++id) {
+      const Op& op = p.ops[id];
+      if (op.kind == OpKind::adam) last_update = id, update.emplace(op.layer, id);
+      if (op.component != Component::optimizer) continue;
+      if (op.kind == OpKind::copy_d2h) down.emplace(op.layer, id);
+      if (op.kind == OpKind::copy_h2d) up.emplace(op.layer, id);
+    }
+    for (int layer = 0; layer < staged; ++layer) {
+      EXPECT_LT(update.at(layer), down.at(layer));
+      EXPECT_LT(down.at(layer), up.at(layer));
+      EXPECT_EQ(down.at(layer) > last_update, staged < 24) << layer;
+    }
+    for (int layer = staged; layer < 24; ++layer) EXPECT_LT(up.at(layer), update.at(layer));
+    const bool ring = std::ranges::any_of(
+        p.buffers, [](const Buffer& b) { return std::string_view(b.label) == "state_bucket"; });
+    EXPECT_EQ(ring, staged < 24);
   }
 }
 

@@ -164,15 +164,16 @@ void expect_shards(const Lowered& l) {
     room(s.weights, s.weights_offset, s.elements * size_of(s.weights_type));
     if (s.flat.part == FlatPart::router_bias) {
       EXPECT_EQ(s.gradient, kNoBuffer);
-      EXPECT_EQ(s.states, kNoBuffer);
+      EXPECT_TRUE(s.states.empty());
       EXPECT_EQ(s.weights_type, Type::f32);
       continue;
     }
     room(s.gradient, s.gradient_offset, s.elements * size_of(s.gradient_type));
     const int64_t blocks = ceil_div(s.states_first + s.elements, s.states_bucket);
-    room(s.states, 0, blocks * state_bytes(s.master) * s.states_bucket);
+    EXPECT_GE(std::ssize(s.states), blocks);
+    for (const BufferId states : s.states) room(states, 0, state_bytes(s.master) * s.states_bucket);
     const bool fsdp2 = l.plan.family == plan::Family::fsdp2,
-               by_cpu = l.program.buffers[s.states].space == Space::host &&
+               by_cpu = l.program.buffers[s.states[0]].space == Space::host &&
                         l.plan.optimizer != plan::Optimizer::stream;
     EXPECT_EQ(s.master, fsdp2                                   ? Master::weights
                         : by_cpu || s.weights_type == Type::f32 ? Master::states

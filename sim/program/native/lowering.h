@@ -42,7 +42,8 @@ class NativeLowering {
   struct Weights {
     int layer = -1;
     Part dense, experts;
-    BufferId states = kNoBuffer, correction = kNoBuffer;
+    BufferId correction = kNoBuffer;
+    std::vector<BufferId> states;  // one a bucket
     BufferId staged = kNoBuffer;  // where its states wait in HBM for the clip factor
     bool on_host = false;
     Master master = Master::states;
@@ -134,6 +135,11 @@ class NativeLowering {
   // Updates come under the next step's forward: they wait for the clip factor, or their states are on their
   // way all the time. Else in backward, or after it under fsdp2.
   bool deferred() const { return !fsdp_ && (plan_.clip || plan_.optimizer == plan::Optimizer::stream); }
+  // Stream: all states that are on the host come up ahead, those of the ends, too.
+  bool all_staged() const {
+    return plan_.optimizer_staged_layers > 0 &&
+           plan_.optimizer_hbm_layers + plan_.optimizer_staged_layers >= c_.layers;
+  }
   bool updates_in_backward() const { return !fsdp_ && !deferred(); }
   Gathered gather(int layer);
   BufferId gather_part(const Part& part, BufferId slot, const char* label);

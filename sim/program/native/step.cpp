@@ -325,7 +325,7 @@ StepProgram NativeLowering::run() {
       if (!updating) return;
       if (std::ranges::find(by_cpu, &w) != by_cpu.end()) return update_by_cpu(1);
       update(w);
-      stage(w);
+      if (all_staged()) stage(w);
     };
     const auto prepare = [&](int layer) {
       update_before(layers_[static_cast<size_t>(layer)]);
@@ -339,7 +339,13 @@ StepProgram NativeLowering::run() {
     for (int l = 0; l < layers; ++l) {
       if (!ahead()) prepare(l);
       if (ahead() && l + 1 < layers) prepare(l + 1);
-      if (l + 1 == layers) update_before(head_);
+      if (l + 1 == layers) {
+        update_before(head_);
+        if (updating && !all_staged()) {
+          stage(embedding_);
+          for (const Weights& w : layers_) stage(w);
+        }
+      }
       forward_layer(l);
     }
     if (load_ != kNoBuffer) {

@@ -75,17 +75,18 @@ void NativeLowering::make_states(Weights& w) {
   const bool by_cpu = w.on_host && plan_.optimizer != Optimizer::stream;
   w.master = fsdp_ ? Master::weights : by_cpu || wt_ != Type::bf16 ? Master::states : Master::low;
   // Of those on the host the first ones; the head's come last.
-  const int64_t staged =
-                    plan_.optimizer == Optimizer::stream && deferred() ? plan_.optimizer_staged_layers : 0,
-                end = plan_.optimizer_hbm_layers + staged;
-  if (staged > 0 && w.on_host && (w.layer < end || end >= c_.layers)) {
+  const bool staged = w.layer < plan_.optimizer_hbm_layers + plan_.optimizer_staged_layers || all_staged();
+  if (plan_.optimizer == Optimizer::stream && !fsdp_ && plan_.optimizer_staged_layers > 0 && w.on_host &&
+      staged) {
     w.staged = b_.persistent("staged_states", state_bytes(w.master) * w.bucket, Holds::staging, w.layer);
   } else if (w.on_host && plan_.optimizer == Optimizer::stream && !fsdp_) {
     w.buckets = ceil_div(w.elements(), kStreamBucket);
     w.bucket = ceil_div(ceil_div(w.elements(), w.buckets), kShardUnit) * kShardUnit;
   }
-  w.states = b_.persistent("optimizer_states", state_bytes(w.master) * w.bucket * w.buckets,
-                           Holds::optimizer_states, w.layer, w.on_host ? Space::host : Space::hbm);
+  // One a block: what comes up does not wait for another one's way down.
+  for (int64_t i = 0; i < w.buckets; ++i)
+    w.states.push_back(b_.persistent("optimizer_states", state_bytes(w.master) * w.bucket,
+                                     Holds::optimizer_states, w.layer, w.on_host ? Space::host : Space::hbm));
 }
 
 void NativeLowering::register_shard(const Weights& w, const Part& part, int64_t first,
@@ -194,8 +195,9 @@ void NativeLowering::make_weights() {
   }
   any_on_host |= head_.on_host;
   if (any_on_host && !fsdp_ && plan_.optimizer == Optimizer::stream) {
-    make_ring(bucket_ring_, "state_bucket", state_bytes(head_.master) * std::min(most, kStreamBucket),
-              Holds::staging);
+    if (!all_staged())
+      make_ring(bucket_ring_, "state_bucket", state_bytes(head_.master) * std::min(most, kStreamBucket),
+                Holds::staging);
   } else if (any_on_host) {
     if (fsdp_)  // a ring: uploads wait for their turn rather than run ahead with the whole model
       make_ring(uploaded_ring_, "uploaded_shard", kFp32 * most_part, Holds::gathered_weights);
@@ -243,13 +245,18 @@ std::vector<Operand> NativeLowering::segments(const Weights& w, int64_t first, i
 }
 
 // Brings the states up for the update that the next step's forward begins with, behind their way down from
-// the update of this one: both ways are busy all step, while the clip factor is not known yet.
+// the update of this one: both ways are busy all step, while the clip factor is not known yet. Where forward
+// waits for others to come up, behind all of those.
 void NativeLowering::stage(const Weights& w) {
   if (w.staged == kNoBuffer) return;
   b_.at(Phase::optimizer, w.layer);
   const int64_t elements = state_bytes(w.master) * w.bucket / kFp32;
-  b_.op({OpKind::copy_h2d, Stream::h2d, Component::optimizer, {{kFp32 * elements}}},
-        {matrix(w.states, Type::f32, 1, elements)}, {matrix(w.staged, Type::f32, 1, elements)});
+  const Operand home = matrix(w.states[0], Type::f32, 1, elements),
+                staged = matrix(w.staged, Type::f32, 1, elements);
+  OpSpec down{OpKind::copy_d2h, Stream::d2h, Component::optimizer, {{kFp32 * elements}}};
+  down.does.deferred = deferred();
+  b_.op(down, {staged}, {home});
+  b_.op({OpKind::copy_h2d, Stream::h2d, Component::optimizer, {{kFp32 * elements}}}, {home}, {staged});
 }
 
 // The update of what w holds: CPU Adam, Adam streamed through the GPU, or Adam in HBM.
@@ -282,7 +289,7 @@ void NativeLowering::update(const Weights& w) {
     return local(OpKind::adam, Component::optimizer, {{n, n * read, n * written}});
   };
   if (!w.on_host) {
-    adam(on_gpu(count), matrix(w.states, Type::f32, 1, state_elements),
+    adam(on_gpu(count), matrix(w.states[0], Type::f32, 1, state_elements),
          segments(w, 0, count, true, kNoBuffer), segments(w, 0, count, false, kNoBuffer));
     return;
   }
@@ -290,15 +297,13 @@ void NativeLowering::update(const Weights& w) {
     const Operand staged = matrix(w.staged, Type::f32, 1, state_elements);
     adam(on_gpu(count), staged, segments(w, 0, count, true, kNoBuffer),
          segments(w, 0, count, false, kNoBuffer));
-    copy(OpKind::copy_d2h, Stream::d2h, each * count, {staged},
-         {matrix(w.states, Type::f32, 1, state_elements)});
     return;
   }
   if (!fsdp_ && plan_.optimizer == Optimizer::stream) {
     // Ring of buckets: one comes up, one is updated, one goes down.
     for (int64_t i = 0; i < w.buckets; ++i) {
       const int64_t first = i * w.bucket, n = std::min(w.bucket, count - first);
-      const Operand home = matrix(w.states, Type::f32, 1, state_elements, i * state_elements);
+      const Operand home = matrix(w.states[static_cast<size_t>(i)], Type::f32, 1, state_elements);
       const Operand staging =
           matrix(bucket_ring_[next_bucket_++ % bucket_ring_.size()], Type::f32, 1, state_elements);
       copy(OpKind::copy_h2d, Stream::h2d, each * w.bucket, {home}, {staging});
@@ -317,7 +322,7 @@ void NativeLowering::update(const Weights& w) {
   }
   const BufferId fresh = fsdp_ ? kNoBuffer : fresh_ring_[turn];  // fsdp2's weights are on the host themselves
   adam({OpKind::adam_host, Stream::host, Component::optimizer, {{count, kHostTrafficBytes * count}}},
-       matrix(w.states, Type::f32, 1, state_elements), segments(w, 0, count, true, gradients),
+       matrix(w.states[0], Type::f32, 1, state_elements), segments(w, 0, count, true, gradients),
        segments(w, 0, count, false, fresh));
   if (!fsdp_)
     copy(OpKind::copy_h2d, Stream::h2d, es_ * count, segments(w, 0, count, false, fresh),
