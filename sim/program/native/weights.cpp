@@ -75,11 +75,11 @@ void NativeLowering::make_states(Weights& w) {
   const bool by_cpu = w.on_host && plan_.optimizer != Optimizer::stream;
   w.master = fsdp_ ? Master::weights : by_cpu || wt_ != Type::bf16 ? Master::states : Master::low;
   // Of those on the host the first ones; the head's come last.
-  const bool staged = w.layer < plan_.optimizer_hbm_layers + plan_.optimizer_staged_layers || all_staged();
-  if (plan_.optimizer == Optimizer::stream && !fsdp_ && plan_.optimizer_staged_layers > 0 && w.on_host &&
-      staged) {
+  const int64_t staged = plan_.optimizer_staged_layers, end = plan_.optimizer_hbm_layers + staged;
+  const bool streams = w.on_host && !fsdp_ && plan_.optimizer == Optimizer::stream;
+  if (streams && staged > 0 && (w.layer < end || all_staged())) {
     w.staged = b_.persistent("staged_states", state_bytes(w.master) * w.bucket, Holds::staging, w.layer);
-  } else if (w.on_host && plan_.optimizer == Optimizer::stream && !fsdp_) {
+  } else if (streams) {
     w.buckets = ceil_div(w.elements(), kStreamBucket);
     w.bucket = ceil_div(ceil_div(w.elements(), w.buckets), kShardUnit) * kShardUnit;
   }
@@ -244,8 +244,8 @@ std::vector<Operand> NativeLowering::segments(const Weights& w, int64_t first, i
   return all;
 }
 
-// Brings the states up for the update that the next step's forward begins with, behind their way down from
-// the update of this one: both ways are busy all step, while the clip factor is not known yet. Where forward
+// Takes the states down that an update has left in HBM, and brings them up for the one that the next step's
+// forward begins with: both ways are busy all step, while the clip factor is not known yet. Where forward
 // waits for others to come up, behind all of those.
 void NativeLowering::stage(const Weights& w) {
   if (w.staged == kNoBuffer) return;
