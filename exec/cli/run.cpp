@@ -148,15 +148,17 @@ struct Run {
         ->group("Answer");
     command.footer(
         "Plan settings have flags of their own, such as --ep 8; mop show plan --help lists them.\n"
-        "The cluster is the one that the planner plans for and that the stored prediction is of.\n"
+        "The cluster is the one that the planner plans for and that the stored prediction is of. Without "
+        "--context a sequence has 4096 tokens, or as many as the model has positions.\n"
         "On several hosts: torchrun --no-python, mpirun or srun start a process a GPU, each with this same "
         "command.\n"
         "Example:\n"
         "  mop run --model tiny-qwen3-moe --data README.md --plan mop --ranks 8 --steps 200\n"
         "  mop run --model qwen3-30b-a3b --data corpus.bin --cluster h200x4 --plan mop --gpus 4 --sequences "
         "8\n"
-        "  mop run --model tiny-qwen3-moe --data README.md --ranks 2 --steps 50 --save ckpt --resume "
-        "--format json");
+        "  mop run --model tiny-qwen3-moe --data README.md --ranks 2 --steps 50 --save ckpt --save-every 10 "
+        "--format json\n"
+        "The last one again with --resume goes on from the newest checkpoint in ckpt.");
   }
 
   predict::Scenario scenario() {
@@ -276,7 +278,7 @@ struct Run {
   }
   static std::string formula(const predict::Scenario& s) {
     return fmt::format(
-        "model FLOPs: {:.2f} GFLOP a token, forward and backward: products of active parameters without the "
+        "model FLOPs: {:.3g} GFLOP a token, forward and backward: products of active parameters without the "
         "input embedding, causal attention halved, true windows, no recompute; MFU against {:.0f} TFLOP/s\n",
         predict::model_flops(s).total() * 1e-9, s.cluster["peak_flops"] * 1e-12);
   }
@@ -326,7 +328,7 @@ struct Run {
     r.created = store::now_utc();
     char host[256] = "unknown";
     ::gethostname(host, sizeof host - 1);
-    r.cluster = on_gpus() ? "gpus" : "cpu";
+    if (!on_gpus()) r.cluster = "cpu";  // and not the one that the prediction is of
     r.machine = fmt::format("{}: {} backend, {} ranks, {} hardware threads a process{}", host,
                             on_gpus() ? "CUDA" : "CPU", s.gpus(), std::thread::hardware_concurrency(),
                             report.libraries.empty() ? "" : ", " + report.libraries);
@@ -426,6 +428,10 @@ struct Run {
     predict::Scenario s = scenario();
     complete(s);
     predict::validate(s);
+    if (first() && !dry_run) {  // now, and not after the last step
+      if (!options.export_folder.empty()) weights::check_export_folder(options.export_folder);
+      if (!trace.empty()) program::check_timeline(trace);
+    }
     if (options.data_path.empty() && !dry_run)
       throw UserError("no data is given; write --data FILE (text, or the .bin of an indexed dataset)");
     if (gpus > 1 && !options.place && !dry_run) {  // this process starts the ranks, and is none of them
@@ -482,8 +488,10 @@ struct Run {
       if (first()) print_step(s, step, tokens, bytes);
     };
     observer.profiled = [&](train::Trainer& trainer) { profiled(s, prepared, trainer); };
+    observer.measured = [&](const TrainingReport& report) {
+      if (store && !report.steps.empty()) store->insert(measurement(s, predicted, report));
+    };
     const TrainingReport report = run_training(prepared, options, observer, std::move(peers));
-    if (store && !report.steps.empty()) store->insert(measurement(s, predicted, report));
     if (report.interrupted)
       return fmt::format("interrupted after step {}; {}", report.steps.back().step + 1,
                          options.save.empty() ? "nothing is saved without --save"

@@ -5,10 +5,12 @@
 #include <algorithm>
 #include <chrono>
 #include <cstring>
+#include <new>
 #include <span>
 
 #include "exec/checkpoint/folder.h"
 #include "exec/checkpoint/writer.h"
+#include "exec/host/memory.h"
 #ifdef MOP_CUDA
 #include "exec/cuda/devices.h"
 #include "exec/cuda/libraries.h"
@@ -20,6 +22,7 @@
 #include "sim/base/median.h"
 #include "sim/base/quantity.h"
 #include "sim/cli/stop_on_signal.h"
+#include "sim/program/arena.h"
 
 namespace mop::cli {
 namespace {
@@ -48,6 +51,31 @@ class Saver {
   checkpoint::Writer writer_;  // its thread reads the copy: gone first
 };
 
+// The CPU backend: what would be HBM is memory of this host, too.
+std::unique_ptr<train::Machine> on_this_host(const train::Prepared& prepared,
+                                             const train::MachineOptions& options) {
+  const auto& [hbm, host] = prepared.memory.arenas;
+  const int64_t ranks = prepared.job.ranks, needed = ranks * (hbm.bytes + host.bytes),
+                there = host::available_memory();
+  const auto too_little = [&] {
+    const bool mostly_hbm = hbm.bytes >= host.bytes;
+    return UserError(
+        fmt::format("{}; take fewer --ranks, a smaller model or --context, or --gpus",
+                    program::shortfall(
+                        fmt::format("memory for {} rank{} of the CPU backend", ranks, ranks == 1 ? "" : "s"),
+                        needed, there, prepared.program, mostly_hbm ? hbm : host,
+                        mostly_hbm ? program::Space::hbm : program::Space::host)));
+  };
+  // A virtual machine whose memory grows may have shown a small part of it, but not any part.
+  constexpr int64_t kMostGrowth = 64;
+  if (there > 0 && needed > there * (host::memory_grows() ? kMostGrowth : 1)) throw too_little();
+  try {
+    return train::make_cpu_machine(prepared, options);
+  } catch (const std::bad_alloc&) {
+    throw too_little();
+  }
+}
+
 std::unique_ptr<train::Machine> make_machine(const train::Prepared& prepared, const TrainingOptions& options,
                                              std::unique_ptr<launch::Peers> peers, TrainingReport& report,
                                              const TrainingObserver& observer) {
@@ -71,7 +99,7 @@ std::unique_ptr<train::Machine> make_machine(const train::Prepared& prepared, co
     throw UserError(
         "this build has no CUDA: install the CUDA toolkit, run ./setup and build again; or run without "
         "--gpus");
-  return train::make_cpu_machine(prepared, options.trainer);
+  return on_this_host(prepared, options.trainer);
 }
 
 // Process 0 writes, and calls for each parameter as it comes to it; the others bring their parts until it
@@ -176,6 +204,7 @@ void train_and_save(train::Trainer& trainer, const train::Prepared& prepared, co
   report.hbm_addressed = trainer.bytes_addressed(program::Space::hbm);
   report.expert_rows = trainer.machine().expert_rows();
   report.device_bytes = most_of(peers, trainer.machine().device_bytes_in_use());
+  if (observer.measured) observer.measured(report);
   if (!options.export_folder.empty() && !report.interrupted) {
     export_weights(trainer, job.model, options);
     observer.say(fmt::format("weights exported to {}", options.export_folder));

@@ -47,6 +47,8 @@ struct TrainingObserver {
   std::function<void(const std::string&)> say;  // a line of progress: resumed from, saved to
   std::function<void(const train::StepReport&)> step;
   std::function<void(train::Trainer&)> profiled;  // in every process, after the last profiled step
+  // Likewise, after the last step and its checkpoint, before the export, which may still fail.
+  std::function<void(const TrainingReport&)> measured;
 };
 
 // Runs until the last step or the first Ctrl-C (or SIGTERM), which finishes the step and writes a checkpoint.

@@ -39,7 +39,7 @@ void Interpreter::lay_out_events() {
   std::vector<Dependency> sorted = program_.dependencies;
   std::ranges::stable_sort(sorted, {}, &Dependency::to);
   for (const Dependency& d : sorted) {
-    const uint16_t region = nodes_[d.to].region;
+    const uint32_t region = nodes_[d.to].region;
     const bool within = region != 0 && nodes_[d.from].region == region;
     if (d.distance == 0 ? d.from >= d.to : !within && d.from <= d.to)
       fail(d.to, "waits for what is issued later");
@@ -143,7 +143,7 @@ void Interpreter::flush(const Step& step) {
 void Interpreter::issue(const Step& step, Act act) {
   launch_.step = step;
   for (OpId id = 0; id < nodes_.size();) {
-    const uint16_t r = nodes_[id].region;
+    const uint32_t r = nodes_[id].region;
     if (r == 0) {
       issue_op(id++, 0, act);
       continue;

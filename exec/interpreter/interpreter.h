@@ -44,7 +44,7 @@ class Interpreter {
     program::Stream stream;
     bool deferred;
     uint16_t event_slots;  // 0: nobody waits for it
-    uint16_t region;
+    uint32_t region;
     uint32_t event;                 // the first of event_slots; iteration i records event + i mod event_slots
     uint32_t calls, call_variants;  // range of calls_: iteration i is calls + i mod call_variants
     uint32_t waits, wait_count;     // range of waits_

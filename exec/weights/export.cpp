@@ -140,6 +140,10 @@ void place(const model::ModelConfig& model, model::ParameterId id, const float* 
 
 }  // namespace
 
+void check_export_folder(const fs::path& folder) {
+  const Folder tried(folder);
+}
+
 void write_hugging_face(const model::ModelConfig& model, const fs::path& config_json, const fs::path& folder,
                         Type type, const std::function<void(model::ParameterId, float*)>& get,
                         int64_t max_file_bytes) {

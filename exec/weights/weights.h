@@ -57,6 +57,10 @@ class HuggingFaceSource : public Source {
 
 inline constexpr int64_t kShardBytes = 5'000'000'000;
 
+// Whether write_hugging_face can write there, before there is anything to write; the folders around it are
+// made. Errors: as of that.
+void check_export_folder(const std::filesystem::path& folder);
+
 // Writes a folder that Hugging Face's transformers loads: the weights as bf16 or fp32 (correction biases stay
 // fp32) and config.json as it is, but for the type and for a quantisation that no longer holds. `get` fills a
 // whole parameter, rows end to end; it is called once for each. In memory are one matrix, or what a fused

@@ -90,6 +90,10 @@ std::string explain(const CLI::App& program, const CLI::ParseError& error) {
   if (missing_command)
     return fmt::format("no command is given; {} takes one of: {}", path_of(command),
                        fmt::join(commands, ", "));
+  if (dynamic_cast<const CLI::ConversionError*>(&error) != nullptr)  // "Could not convert: --from = abc"
+    return fmt::format("{} is no number that the flag takes; {}",
+                       std::string_view(error.what()).substr(std::string_view(error.what()).find("--")),
+                       help);
   return fmt::format("{}; {}", error.what(), help);
 }
 

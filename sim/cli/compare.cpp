@@ -57,6 +57,8 @@ struct Compare {
   void run(const Invocation& invocation) {
     flags.read_file();
     flags.check_knobs();
+    if (!tokens.empty() && flags.given("accumulate"))
+      throw UserError("--tokens-per-step sets the micro-batches of each plan; leave --accumulate out");
     const std::vector<std::string> contexts = search::expand_range(flags.text("context"), "context");
     const predict::Scenario base = flags.scenario({"context", "plan"});
     std::optional<store::Store> store = flags.open_store();
@@ -123,6 +125,12 @@ struct Compare {
             "context {}; give a multiple, or --unequal-tokens",
             tokens, format_count(batch), row.plan, format_count(workload.context)));
       workload.accumulate = (target + batch - 1) / batch;
+      if (workload.accumulate > plan::kMostMicroBatches)
+        throw UserError(fmt::format(
+            "plan {} at context {} takes {} micro-batches of {} tokens for {} tokens a step, and {} is the "
+            "most; give fewer --tokens-per-step, more --sequences, or --unequal-tokens",
+            row.plan, format_count(workload.context), workload.accumulate, format_count(batch),
+            format_count(target), plan::kMostMicroBatches));
       if (target % batch != 0)
         row.warning = fmt::format(
             "plan {} at context {} trains on {} tokens a step, the others on {}: its micro-batch has {}",

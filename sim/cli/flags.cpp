@@ -94,6 +94,7 @@ void Flags::read_file() {
                                     unknown_of_many("key", item.name, known)));
       }
       if (option->count() > 0) continue;  // the flag wins
+      from_file_.insert(item.name);
       // A value with commas arrives in pieces.
       if (option->get_expected_max() <= 1)
         option->add_result(fmt::format("{}", fmt::join(item.inputs, ",")));
@@ -129,15 +130,26 @@ predict::Scenario Flags::scenario(const std::vector<std::string>& except) const 
   }
   scenario.plan = search::parse_plan(plans_.front());
   if (std::ranges::find(except, "plan") == except.end())
-    for (const auto& [name, value] : knobs_) plan::set_knob(scenario.plan, name, value);
+    for (const auto& [name, value] : knobs_)
+      if (counts(plans_.front(), name)) plan::set_knob(scenario.plan, name, value);
   return scenario;
 }
 
 plan::Plan Flags::plan(const std::string& text) const {
   plan::Plan plan = search::parse_plan(text);
   for (const auto& [name, value] : knobs_)
-    if (const plan::Knob& knob = plan::knob(name); search::has_knob(plan, knob)) knob.set(plan, value);
+    if (const plan::Knob& knob = plan::knob(name); search::has_knob(plan, knob) && counts(text, name))
+      knob.set(plan, value);
   return plan;
+}
+
+// Of a setting that stands in the plan, too, what was written on the command line.
+bool Flags::counts(const std::string& plan, const std::string& knob) const {
+  if (!search::sets(plan, knob)) return true;
+  const bool plan_of_file = from_file_.contains("plan"), knob_of_file = from_file_.contains(knob);
+  if (plan_of_file == knob_of_file)
+    throw UserError(fmt::format("{0} stands in plan '{1}' and as --{0}; write it once", knob, plan));
+  return plan_of_file;
 }
 
 void Flags::check_knobs() const {

@@ -4,6 +4,7 @@
 #include <CLI/App.hpp>
 #include <map>
 #include <optional>
+#include <set>
 #include <span>
 #include <string>
 #include <string_view>
@@ -47,11 +48,14 @@ class Flags {
   const std::string& database() const { return database_; }
 
  private:
+  bool counts(const std::string& plan, const std::string& knob) const;
+
   CLI::App* command_;
   std::map<std::string, std::string> settings_, knob_texts_, knobs_;
   std::vector<std::string> plans_;
   std::string format_ = "table", database_ = "results.db", file_;
   bool no_store_ = false;
+  std::set<std::string> from_file_;  // flags that the scenario file gave
 };
 
 // "unknown flag '--modle'; did you mean '--model'?": unknown_name without the list of all that is known,

@@ -150,7 +150,7 @@ struct Results {
         const double is = number(m, name), said = p ? number(*p, name) : kUnknown;
         // Of the CPU backend only arenas are known, which leave out what a GPU's libraries take.
         const bool alike = m.cluster != "cpu" || std::string_view(name) != "hbm_peak_bytes";
-        const double error = alike && is > 0 ? said / is - 1 : kUnknown;
+        const double error = alike && said == is ? 0 : alike && is > 0 ? said / is - 1 : kUnknown;
         row.push_back(readable(m, name));
         row.push_back(p ? readable(*p, name) : "-");
         row.push_back(signed_percent(error));

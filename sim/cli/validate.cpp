@@ -6,7 +6,10 @@
 #include <filesystem>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <ranges>
+#include <set>
 #include <string_view>
+#include <tuple>
 
 #include "sim/base/error.h"
 #include "sim/base/quantity.h"
@@ -78,18 +81,21 @@ struct Validate {
             .add_option("--suite", suite_file,
                         "only the runs of this suite, by their labels; it says which are held out")
             ->type_name("FILE");
-    command.add_flag("--check", check, "predict the suite's runs, measured or not: plan, memory, time")
-        ->needs(suite);
+    CLI::Option* checks =
+        command.add_flag("--check", check, "predict the suite's runs, measured or not: plan, memory, time")
+            ->needs(suite);
     command
         .add_flag("--commands", print_commands,
                   "print the script that makes the suite's runs, and judge nothing")
-        ->needs(suite);
+        ->needs(suite)
+        ->excludes(checks);
     command
         .add_flag("--missing", only_missing,
                   "with --check or --commands: only runs that no database has a measurement of")
         ->needs(suite);
     command.add_option("--gpus", only_gpus, "with --check or --commands: only runs of so many GPUs")
-        ->needs(suite);
+        ->needs(suite)
+        ->check(CLI::PositiveNumber);
     command.add_option("--traces", traces, "folder for the timelines of --commands")
         ->type_name("DIR")
         ->default_str(traces);
@@ -133,12 +139,15 @@ struct Validate {
           "--missing and --gpus choose runs for --check or --commands; measurements are chosen by --where");
     if (print_commands || check) choose_runs(suite);
     if (print_commands) {
+      if (format == "json")
+        throw UserError("--commands prints a script; --check --format json tells of the runs");
       fmt::print("{}", validate::commands(suite, databases.front(), traces));
       return;
     }
     if (check) return check_suite(suite);
 
     std::vector<Source> sources = open(where, !all);
+    count_once(sources);
     std::vector<std::string> missing;
     if (!suite_file.empty()) missing = keep_of_suite(sources, suite);
     size_t chosen = 0;
@@ -190,6 +199,19 @@ struct Validate {
       sources.push_back({path, std::move(store), std::move(records)});
     }
     return sources;
+  }
+
+  // Of a run that several databases have, as copies of one do, that of the last.
+  static void count_once(std::vector<Source>& sources) {
+    std::set<std::tuple<std::string, std::string, std::string, double>> seen;
+    size_t again = 0;
+    for (Source& source : std::views::reverse(sources))
+      again += std::erase_if(source.records, [&](const store::RunRecord& r) {
+        return !seen.emplace(r.created, r.label, r.command, r.step_time_s.value_or(0)).second;
+      });
+    if (again > 0)
+      fmt::print(stderr, "mop: {} measurement{} in several of the databases, and count once\n", again,
+                 again == 1 ? " is" : "s are");
   }
 
   // Leaves the measurements of the suite's runs, the newest of each (of the last database that has it) unless

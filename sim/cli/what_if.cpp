@@ -5,6 +5,7 @@
 #include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "sim/base/error.h"
 #include "sim/base/quantity.h"
@@ -69,14 +70,29 @@ struct WhatIf {
         "  mop what-if --from 12 --plan ulysses=2 optimizer=host --format json");
   }
 
+  // As many GPUs as before on nodes of another cluster, where --nodes says nothing else.
+  void keep_gpus(predict::Scenario& s, int64_t before) const {
+    s.gpus_per_node = 0;
+    if (!changes.at("nodes").empty()) return;
+    const int64_t node = s.cluster.gpus_per_node();
+    if (before > node && before % node != 0)
+      throw UserError(
+          fmt::format("the run has {} GPUs, which are no whole nodes of {} with {} each; add --nodes", before,
+                      s.cluster.name, node));
+    s.nodes = std::max<int64_t>(1, before / node);
+    s.gpus_per_node = std::min(before, node);
+  }
+
   predict::Scenario changed(predict::Scenario s, std::vector<std::string>& said) const {
+    const int64_t before = s.gpus();
+    std::set<std::string> set;
     for (const char* name : kChanged) {
       const std::string& value = changes.at(name);
       if (value.empty()) continue;
       search::set(s, name, std::string_view(name) == "cluster" ? validate::locate(value) : value);
       said.push_back(fmt::format("{} {}", name, value));
     }
-    if (!changes.at("cluster").empty() && changes.at("gpus-per-node").empty()) s.gpus_per_node = 0;
+    if (!changes.at("cluster").empty() && changes.at("gpus-per-node").empty()) keep_gpus(s, before);
     if (!link_speed.empty()) {
       if (s.nodes == 1)
         throw UserError(
@@ -92,6 +108,8 @@ struct WhatIf {
         if (s.plan.family == plan::Family::fsdp2 && text.find("runtime=") == std::string::npos)
           s.plan.runtime = plan::Runtime::native;
       } else {
+        if (!set.insert(text.substr(0, equals)).second)
+          throw UserError(fmt::format("--plan changes {} twice", text.substr(0, equals)));
         plan::set_knob(s.plan, text.substr(0, equals), text.substr(equals + 1));
       }
       said.push_back("plan " + text);
@@ -144,7 +162,9 @@ struct WhatIf {
                m.label.empty() ? "" : " ", m.label, m.model, m.gpus, base.scenario.cluster.name,
                format_count(m.context), m.plan);
     for (size_t i = 0; i < said.size(); ++i) fmt::print("{}{}", i > 0 ? ", " : "", said[i]);
-    fmt::print("\nplan then: {}\n\n", plan::describe(s.plan));
+    fmt::print("\nthen: on {} GPUs of {}, {} tokens a step instead of {}, plan {}\n\n", s.gpus(),
+               s.cluster.name, format_count(answer.changed.tokens_per_step), format_count(m.tokens_per_step),
+               plan::describe(s.plan));
     if (!base.on_gpus)
       fmt::print("warning: run {} is of the CPU backend: its times say nothing of a cluster\n\n", from);
     const auto speed = [](double tokens, double step, int64_t gpus) {

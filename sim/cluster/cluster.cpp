@@ -232,7 +232,12 @@ void read_into(ClusterModel& model, const std::filesystem::path& path, int depth
   const std::string file = path.string();
   if (json.contains("base")) {
     if (!json["base"].is_string()) throw UserError(fmt::format("{}: 'base' is not a text", file));
-    read_into(model, path.parent_path() / (json["base"].get<std::string>() + ".json"), depth + 1);
+    const auto base = path.parent_path() / (json["base"].get<std::string>() + ".json");
+    if (!std::filesystem::exists(base))
+      throw UserError(fmt::format(
+          "{} is based on {}, which is not there: bring it, or name the cluster file where it lies",
+          path.string(), base.string()));
+    read_into(model, base, depth + 1);
   }
   model.name = path.stem().string();
   if (json.contains("description") && !json["description"].is_string())

@@ -108,6 +108,11 @@ void validate(const Plan& plan, const model::ModelConfig& model, int64_t gpus, i
       chunks.push_back({"splits heads whose norm spans all of them", [](int64_t d) { return d == 1; }});
     require("head-chunks", plan.head_chunks, heads, chunks);
   }
+  if (plan.sequence == 0)  // what no number of heads a rank has
+    require("head-chunks", plan.head_chunks, model.heads, {divides(model.heads, "attention heads")});
+  if (plan.optimizer_staged_layers > 0 && plan.optimizer != Optimizer::stream &&
+      plan.optimizer != Optimizer::automatic)
+    throw UserError("plan setting optimizer-staged-layers is for optimizer=stream");
   if (plan.optimizer_staged_layers > model.layers)
     throw UserError(fmt::format("plan setting optimizer-staged-layers is {}, but {} has {} layers",
                                 plan.optimizer_staged_layers, model.name, model.layers));

@@ -11,6 +11,8 @@ constexpr const char* name(Precision precision) {
   return precision == Precision::fp32 ? "fp32" : "bf16";
 }
 
+inline constexpr int64_t kMostMicroBatches = 4096;  // of a step
+
 struct Workload {
   int64_t context = 4096;  // tokens of one sequence (S)
   int64_t sequences = 1;   // per micro-batch of one sequence group: the ranks that share a sequence

@@ -120,34 +120,6 @@ Constants constants(const Scenario& s, const program::StepProgram& program) {
   return c;
 }
 
-std::vector<std::pair<int64_t, std::string>> largest_buffers(const program::StepProgram& program,
-                                                             const program::Arena& arena,
-                                                             program::Space space) {
-  std::map<std::string, int64_t> by_label;
-  for (program::BufferId b = 0; b < program.buffers.size(); ++b) {
-    const program::Buffer& buffer = program.buffers[b];
-    const bool live = buffer.persistent || (buffer.first <= arena.live_peak &&
-                                            arena.live_peak <= buffer.last && buffer.first != program::kNoOp);
-    if (buffer.space == space && live) by_label[buffer.label] += buffer.bytes;
-  }
-  std::vector<std::pair<int64_t, std::string>> sorted;
-  for (const auto& [label, bytes] : by_label) sorted.emplace_back(bytes, label);
-  std::sort(sorted.rbegin(), sorted.rend());
-  return sorted;
-}
-
-std::string shortfall(const char* what, int64_t need, int64_t have, const program::StepProgram& program,
-                      const program::Arena& arena, program::Space space) {
-  std::vector<std::string> names;
-  for (const auto& [bytes, label] : largest_buffers(program, arena, space)) {
-    if (names.size() == 4) break;
-    names.push_back(fmt::format("{} {}", label, format_bytes(static_cast<double>(bytes))));
-  }
-  return fmt::format("{} needs {}, has {}: {} too much (largest buffers: {})", what,
-                     format_bytes(static_cast<double>(need)), format_bytes(static_cast<double>(have)),
-                     format_bytes(static_cast<double>(need - have)), fmt::join(names, ", "));
-}
-
 void memory(const Scenario& s, const Kinds& kinds, Details& d, Prediction& p) {
   const bool torch = !s.plan.native();
   // PyTorch's peak is its live bytes: only the worst rank's arena is packed. One program of ours serves all
@@ -197,18 +169,23 @@ void memory(const Scenario& s, const Kinds& kinds, Details& d, Prediction& p) {
     p.host_peak = std::max(p.host_peak, bytes);
   }
   p.host_capacity = static_cast<int64_t>(s.cluster["host_bytes"]);
-  for (int h = 0; h < program::kHolds; ++h)
-    if (const int64_t bytes = d.host.live_by_holds[static_cast<size_t>(h)]; bytes > 0)
-      p.host_memory.push_back(
-          {program::name(static_cast<program::Holds>(h)), static_cast<double>(bytes * node)});
+  int64_t listed_of_host = 0;
+  for (int h = 0; h < program::kHolds; ++h) {
+    const int64_t bytes = d.host.live_by_holds[static_cast<size_t>(h)] * node;
+    listed_of_host += bytes;
+    if (bytes > 0)
+      p.host_memory.push_back({program::name(static_cast<program::Holds>(h)), static_cast<double>(bytes)});
+  }
+  if (const int64_t rest = p.host_peak - listed_of_host; rest > 0)
+    p.host_memory.push_back({"packing", static_cast<double>(rest)});
 
   std::vector<std::string> reasons;
   if (p.hbm_peak > p.hbm_capacity)
-    reasons.push_back(
-        shortfall("HBM", p.hbm_peak, p.hbm_capacity, d.program(d.worst), d.hbm, program::Space::hbm));
+    reasons.push_back(program::shortfall("HBM", p.hbm_peak, p.hbm_capacity, d.program(d.worst), d.hbm,
+                                         program::Space::hbm));
   if (p.host_peak > p.host_capacity)
-    reasons.push_back(shortfall("host memory", p.host_peak, p.host_capacity, d.program(d.worst), d.host,
-                                program::Space::host));
+    reasons.push_back(program::shortfall("host memory", p.host_peak, p.host_capacity, d.program(d.worst),
+                                         d.host, program::Space::host));
   p.fits = reasons.empty();
   p.why_not = fmt::format("{}", fmt::join(reasons, "; "));
 }

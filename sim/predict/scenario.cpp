@@ -18,7 +18,7 @@ void validate(const Scenario& s) {
   };
   bounded(s.workload.context, int64_t{1} << 30, "context");
   bounded(s.workload.sequences, 1 << 20, "sequences");
-  bounded(s.workload.accumulate, 4096, "accumulate");
+  bounded(s.workload.accumulate, plan::kMostMicroBatches, "accumulate");
   if (s.workload.sequences > (int64_t{1} << 36) / s.workload.context)
     throw UserError(fmt::format("context {} x sequences {} is more than 2^36 tokens; lower one of them",
                                 s.workload.context, s.workload.sequences));

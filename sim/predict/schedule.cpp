@@ -228,7 +228,7 @@ Schedule make_schedule(const program::StepProgram& program, const std::vector<pr
 
   graph.edges.reserve(program.dependencies.size() * 2);
   for (const program::Dependency& d : program.dependencies) {
-    const uint16_t from_region = program.ops[d.from].region, to_region = program.ops[d.to].region;
+    const uint32_t from_region = program.ops[d.from].region, to_region = program.ops[d.to].region;
     if (from_region != 0 && from_region == to_region) {
       for (int64_t round = d.distance; round < rounds_of[to_region]; ++round)
         graph.edges.push_back({first[d.from] + static_cast<uint32_t>(round - d.distance) * stride[d.from],

@@ -1,10 +1,14 @@
 #include "sim/program/arena.h"
 
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
 #include <algorithm>
 #include <map>
 #include <numeric>
 
 #include "sim/base/error.h"
+#include "sim/base/quantity.h"
 
 namespace mop::program {
 namespace {
@@ -291,6 +295,21 @@ Arena plan(const StepProgram& program, const Order& order, Space space, bool pac
   return arena;
 }
 
+std::vector<std::pair<int64_t, std::string>> largest_buffers(const StepProgram& program, const Arena& arena,
+                                                             Space space) {
+  std::map<std::string, int64_t> by_label;
+  for (BufferId b = 0; b < program.buffers.size(); ++b) {
+    const Buffer& buffer = program.buffers[b];
+    const bool live = buffer.persistent || (buffer.first <= arena.live_peak &&
+                                            arena.live_peak <= buffer.last && buffer.first != kNoOp);
+    if (buffer.space == space && live) by_label[buffer.label] += buffer.bytes;
+  }
+  std::vector<std::pair<int64_t, std::string>> sorted;
+  for (const auto& [label, bytes] : by_label) sorted.emplace_back(bytes, label);
+  std::sort(sorted.rbegin(), sorted.rend());
+  return sorted;
+}
+
 }  // namespace
 
 Arenas plan_arenas(const StepProgram& program, bool pack) {
@@ -309,6 +328,18 @@ bool ordered(const StepProgram& program, BufferId before, BufferId after, int st
   }
   ensure(a != nullptr && b != nullptr, "both buffers are used and in one space");
   return completed(a->users, order.clock(b->opener, steps_later));
+}
+
+std::string shortfall(const std::string& what, int64_t need, int64_t have, const StepProgram& program,
+                      const Arena& arena, Space space) {
+  std::vector<std::string> names;
+  for (const auto& [bytes, label] : largest_buffers(program, arena, space)) {
+    if (names.size() == 4) break;
+    names.push_back(fmt::format("{} {}", label, format_bytes(static_cast<double>(bytes))));
+  }
+  return fmt::format("{} needs {}, has {}: {} too much (largest buffers: {})", what,
+                     format_bytes(static_cast<double>(need)), format_bytes(static_cast<double>(have)),
+                     format_bytes(static_cast<double>(need - have)), fmt::join(names, ", "));
 }
 
 }  // namespace mop::program

@@ -5,6 +5,7 @@
 #pragma once
 #include <array>
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "sim/program/program.h"
@@ -29,6 +30,11 @@ struct Arenas {
 };
 // Without packing: live and held bytes only; arena bytes are then the held bytes and offsets are missing.
 Arenas plan_arenas(const StepProgram& program, bool pack = true);
+
+// "HBM needs 150 GiB, has 139.8 GiB: 10.2 GiB too much (largest buffers: ...)": of those of the space that
+// live at its peak.
+std::string shortfall(const std::string& what, int64_t need, int64_t have, const StepProgram& program,
+                      const Arena& arena, Space space);
 
 // What the planner knows of order: does every use of `before` complete before the first use of `after`
 // starts, within a step (steps_later 0) or in the next one (1)? For tests.

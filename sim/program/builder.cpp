@@ -114,7 +114,7 @@ void Builder::touch(BufferId b) {
 void Builder::begin_repeat(int layer, OpId plan) {
   ensure(region_ == 0, "repeat regions do not nest");
   program_.regions.push_back({static_cast<OpId>(program_.ops.size()), 0, static_cast<int16_t>(layer), plan});
-  region_ = static_cast<uint16_t>(program_.regions.size() - 1);
+  region_ = static_cast<uint32_t>(program_.regions.size() - 1);
 }
 
 void Builder::end_repeat() {

@@ -82,7 +82,7 @@ class Builder {
   std::unordered_map<uint64_t, std::vector<uint32_t>> shape_index_;
   Phase phase_ = Phase::forward;
   int16_t layer_ = -1;
-  uint16_t region_ = 0;
+  uint32_t region_ = 0;
 };
 
 }  // namespace mop::program

@@ -225,7 +225,7 @@ struct Op {
   int16_t layer;     // -1: none
   uint16_t group;    // communicator, kNoGroup for local work
   uint16_t kernels;  // kernels launched for it
-  uint16_t region;   // 0: once a step; else index of the repeat region that it is in
+  uint32_t region;   // 0: once a step; else index of the repeat region that it is in
   bool blocking;     // the launching thread waits for its completion
   bool eager;        // a sequence of PyTorch's eager kernels rather than one fused kernel
   Routed routed;

@@ -24,11 +24,15 @@ double microseconds(int64_t nanoseconds) {
   return static_cast<double>(nanoseconds) / 1000;
 }
 
+[[noreturn]] void fail(const std::string& path) {
+  throw UserError(fmt::format("timeline '{}' cannot be written: {}", path, std::strerror(errno)));
+}
+
 // Events one a line. `buffer` keeps writes large.
 class TraceFile {
  public:
   explicit TraceFile(const std::string& path) : path_(path), file_(path) {
-    if (!file_) fail();
+    if (!file_) fail(path_);
     file_ << "{\"displayTimeUnit\": \"ms\", \"traceEvents\": [";
   }
   template <typename... Args>
@@ -39,13 +43,10 @@ class TraceFile {
   void close() {
     file_ << "\n]}\n";
     file_.close();
-    if (!file_) fail();
+    if (!file_) fail(path_);
   }
 
  private:
-  [[noreturn]] void fail() const {
-    throw UserError(fmt::format("timeline '{}' cannot be written: {}", path_, std::strerror(errno)));
-  }
   std::string path_;
   std::ofstream file_;
   bool first_ = true;
@@ -105,6 +106,10 @@ void count_memory(TraceFile& file, uint32_t pid, const RankTimeline& rank, int64
 }
 
 }  // namespace
+
+void check_timeline(const std::string& path) {
+  if (!std::ofstream(path, std::ios::app)) fail(path);
+}
 
 void write_timeline(const std::string& path, std::span<const RankTimeline> ranks) {
   int64_t origin = std::numeric_limits<int64_t>::max();

@@ -25,5 +25,7 @@ struct RankTimeline {
 
 // Times are counted from the first start of all. Errors: UserError when the file cannot be written.
 void write_timeline(const std::string& path, std::span<const RankTimeline> ranks);
+// That it can, before the long part; what the file holds stays. Errors: as of that.
+void check_timeline(const std::string& path);
 
 }  // namespace mop::program

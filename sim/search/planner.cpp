@@ -10,6 +10,7 @@
 #include <span>
 
 #include "sim/base/error.h"
+#include "sim/predict/micro_batches.h"
 #include "sim/program/master.h"
 
 namespace mop::search {
@@ -212,7 +213,7 @@ class Planner {
   double room(const Plan& p) const {
     Scenario there = s_;
     there.plan = p;
-    const predict::Prediction memory = predict::predict(there, {.only_memory = true});
+    const predict::Outline memory = predict::outline(there, true);
     return 0.995 * static_cast<double>(memory.hbm_capacity) - static_cast<double>(memory.hbm_peak);
   }
 
@@ -272,11 +273,11 @@ class Planner {
     if (const auto found = known_.find(text); found != known_.end()) return found->second;
     Scenario tried = s_;
     tried.plan = p;
-    const predict::Prediction prediction = predict::predict(tried);
+    const predict::Outline prediction = predict::outline(tried);
     Score score;
     score.fits = prediction.fits;
     if (prediction.fits) {
-      score.time_per_token = *prediction.step_time / static_cast<double>(prediction.tokens_per_step);
+      score.time_per_token = prediction.step_time / static_cast<double>(prediction.tokens_per_step);
       score.host = prediction.host_peak;
       fastest_ = std::min(fastest_, score.time_per_token);
     } else

@@ -6,6 +6,7 @@
 
 #include "sim/base/error.h"
 #include "sim/base/quantity.h"
+#include "sim/base/suggest.h"
 
 namespace mop::search {
 
@@ -75,11 +76,24 @@ void set(Scenario& scenario, const std::string& name, const std::string& text) {
 }
 
 plan::Plan parse_plan(const std::string& text) {
-  if (text != "fsdp2-best") return plan::parse_plan(text);
-  plan::Plan plan = plan::parse_plan("fsdp2");
+  constexpr std::string_view kBest = "fsdp2-best";
+  const std::string family = text.substr(0, text.find(':'));
+  if (family != kBest && family != "fsdp2" && family != "mop") {
+    const std::vector<std::string> known{"fsdp2", std::string(kBest), "mop"};
+    throw UserError(unknown_name("plan", family, known));
+  }
+  if (family != kBest) return plan::parse_plan(text);
+  plan::Plan plan = plan::parse_plan("fsdp2" + text.substr(kBest.size()));
   for (const plan::Knob& knob : plan::knobs())
-    if (knob.fsdp2 && std::string_view(knob.values).starts_with("auto")) knob.set(plan, "auto");
+    if (knob.fsdp2 && std::string_view(knob.values).starts_with("auto") && !sets(text, knob.name))
+      knob.set(plan, "auto");
   return plan;
+}
+
+bool sets(const std::string& plan, const std::string& knob) {
+  const size_t colon = plan.find(':');
+  if (colon == std::string::npos) return false;
+  return (',' + plan.substr(colon + 1)).find(',' + knob + '=') != std::string::npos;
 }
 
 bool has_knob(const plan::Plan& plan, const plan::Knob& knob) {

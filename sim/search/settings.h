@@ -22,8 +22,9 @@ const std::vector<Setting>& settings();
 // (the nearest is suggested) or a knob of the other family.
 void set(predict::Scenario& scenario, const std::string& name, const std::string& text);
 
-// plan::parse_plan, and "fsdp2-best": FSDP2 with all that can be auto left to the planner.
+// plan::parse_plan, and "fsdp2-best": FSDP2 with all that can be auto and is not set left to the planner.
 plan::Plan parse_plan(const std::string& text);
+bool sets(const std::string& plan, const std::string& knob);  // as text: "mop:ep=8" sets ep
 
 bool has_knob(const plan::Plan& plan, const plan::Knob& knob);
 

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <charconv>
 #include <cmath>
+#include <set>
 #include <tuple>
 
 #include "sim/base/error.h"
@@ -68,6 +69,7 @@ const Comparison* best_of(const PlanSet& set, const char* family) {
 
 Bounds parse_bounds(const std::string& text) {
   Bounds bounds;
+  std::set<std::string> given;
   for (size_t at = 0; at < text.size();) {
     const size_t next = std::min(text.find(',', at), text.size());
     const std::string part = text.substr(at, next - at);
@@ -80,6 +82,7 @@ Bounds parse_bounds(const std::string& text) {
       for (const Name& one : kNames) known.emplace_back(one.name);
       throw UserError(unknown_name("bound", name, known));
     }
+    if (!given.insert(name).second) throw UserError(fmt::format("bound {} is given twice", name));
     std::string number = equals == std::string::npos ? "" : part.substr(equals + 1);
     if (number.ends_with('%')) number.pop_back();
     double percent = 0;

@@ -52,6 +52,8 @@ void set_link_speed(cluster::ClusterModel& cluster, const std::string& text) {
   if (text.starts_with('x')) {
     const auto [end, status] = std::from_chars(text.data() + 1, text.data() + text.size(), factor);
     if (status != std::errc() || end != text.data() + text.size()) factor = 0;
+  } else if (text.ends_with("b/s")) {
+    throw UserError(fmt::format("link-speed is '{}', in bits; write bytes, like 50GB/s for 400 Gb/s", text));
   } else if (text.ends_with("/s")) {
     factor = static_cast<double>(parse_bytes(text.substr(0, text.size() - 2), "link-speed")) / speed.value;
   }

@@ -76,6 +76,16 @@ TEST(Error, NamesWhatIsWrong) {
       {simulate({"--plan", "fsdp2:tp=3"}), "values that do"},
       {simulate({"--ep", "16", "--nodes", "2"}),
        "which does not divide the 8 experts; values that do: 1, 2, 4, 8"},
+      {simulate({"--plan", "mop:head-chunks=3"}), "plan setting head-chunks is 3"},
+      {simulate({"--plan", "fsdp2-best:tp=3"}), "plan setting tp is 3"},
+      {simulate({"--plan", "mop:optimizer=hbm,optimizer-staged-layers=3"}),
+       "optimizer-staged-layers is for optimizer=stream"},
+      // What is said twice.
+      {simulate({"--plan", "mop:ep=2", "--ep", "4"}), "ep stands in plan 'mop:ep=2' and as --ep"},
+      {{"compare", "--model", "mixtral-8x7b", "--tokens-per-step", "128K", "--accumulate", "4", "--no-store"},
+       "leave --accumulate out"},
+      {{"compare", "--model", "mixtral-8x7b", "--tokens-per-step", "16G", "--no-store"},
+       "micro-batches of 32K tokens for 16384M tokens a step, and 4096 is the most"},
       // Commands of their own.
       {{"compare", "--model", "mixtral-8x7b", "--plan", "fsdp2", "--ulysses", "4", "--no-store"},
        "ulysses belongs to mop, and no plan given is of that family"},
@@ -93,6 +103,8 @@ TEST(Error, NamesWhatIsWrong) {
       {{"sweep", "--model", "mixtral-8x7b", "--jobs", "0"}, "--jobs"},
       {{"results"}, "results.db"},
       {{"results", "--db", ""}, "database"},
+      {{"results", "--limit", "abc"}, "--limit = abc is no number that the flag takes"},
+      {{"validate", "--bounds", "hbm=1%,hbm=2%"}, "bound hbm is given twice"},
   };
   const Folder folder;
   for (const Case& c : cases) {

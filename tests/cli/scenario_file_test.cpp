@@ -47,6 +47,26 @@ TEST(ScenarioFile, FlagsWin) {
   EXPECT_EQ(j.at("nodes"), 2);
 }
 
+// A setting may stand in a plan and by itself: what was typed counts.
+TEST(ScenarioFile, FlagsWinOverSettingsOfThePlan) {
+  const Folder folder;
+  const std::string rest = "model = \"mixtral-8x7b\"\nno-store = true\nformat = \"json\"\n";
+  folder.write("plan.toml", rest + "plan = \"fsdp2:ep=8\"\n");
+  folder.write("flag.toml", rest + "ep = 8\n");
+  folder.write("both.toml", rest + "plan = \"fsdp2:ep=8\"\nep = 4\n");
+  const auto ep = [&](const std::vector<std::string>& args) {
+    const Ended ended = folder.mop(args);
+    EXPECT_EQ(ended.status, 0) << ended.err;
+    return nlohmann::json::parse(ended.out).at("plan").at("ep").get<int>();
+  };
+  EXPECT_EQ(ep({"simulate", "--config", "plan.toml", "--ep", "2"}), 2);
+  EXPECT_EQ(ep({"simulate", "--config", "flag.toml", "--plan", "fsdp2:ep=2"}), 2);
+  EXPECT_EQ(ep({"simulate", "--config", "flag.toml", "--plan", "fsdp2"}), 8);
+  const Ended both = folder.mop({"simulate", "--config", "both.toml"});
+  EXPECT_EQ(both.status, 2);
+  EXPECT_THAT(both.err, HasSubstr("write it once"));
+}
+
 TEST(ScenarioFile, Lists) {
   const Folder folder;
   folder.write("s.toml",

@@ -212,6 +212,7 @@ TEST_F(Validate, SeveralDatabasesAreJudgedTogether) {
   const int64_t id = run("here", "mop:ep=1");
   on_gpus(id, "a", {0.03, 0});
   std::filesystem::copy(folder.path() / "results.db", folder.path() / "other.db");
+  on_gpus(id, "a", {0.04, 0});
   on_gpus(id, "b", {0.02, 0});
   const std::vector<std::string> both{"--db", "other.db", "results.db"};
   std::vector<std::string> all = both;
@@ -238,6 +239,20 @@ TEST_F(Validate, SeveralDatabasesAreJudgedTogether) {
   const Ended none = validate({"--db", "results.db", "missing.db"});
   EXPECT_EQ(none.status, 2);
   EXPECT_THAT(none.err, HasSubstr("missing.db"));
+}
+
+TEST_F(Validate, ARunThatSeveralDatabasesHaveCountsOnce) {
+  const int64_t id = run("here", "mop:ep=1");
+  on_gpus(id, "a", {0.03, 0});
+  on_gpus(id, "b", {0.02, 0});
+  std::filesystem::copy(folder.path() / "results.db", folder.path() / "copy.db");
+  const std::vector<std::string> where{"--where", "cluster=gpus", "label!=probe"};
+  std::vector<std::string> one{"--db", "copy.db"}, two{"--db", "results.db", "copy.db"};
+  one.insert(one.end(), where.begin(), where.end());
+  two.insert(two.end(), where.begin(), where.end());
+  EXPECT_EQ(answer(two, 0)["bounds"], answer(one, 0)["bounds"]);
+  EXPECT_EQ(answer(two, 0)["runs"].size(), 2U);
+  EXPECT_THAT(validate(two).err, HasSubstr("2 measurements are in several of the databases, and count once"));
 }
 
 TEST_F(Validate, BothTimelinesInOneFile) {
@@ -385,6 +400,16 @@ TEST_F(WhatIf, ChangesNodesLinksAndPlan) {
   EXPECT_GT(slow["changed_predicted_s"], fast["changed_predicted_s"]);
   EXPECT_EQ(what_if(id, {"--plan", "ulysses=2"})["changed"]["plan"]["ulysses"], 2);
   EXPECT_EQ(what_if(id, {"--plan", "fsdp2"})["changed"]["plan"]["runtime"], "native");
+}
+
+TEST_F(WhatIf, KeepsTheGpusOnAnotherCluster) {
+  const int64_t id = run("cpu");
+  const json base = what_if(id, {"--context", "2K"}), other = what_if(id, {"--cluster", "h200"});
+  EXPECT_EQ(other["changed"]["gpus"], base["changed"]["gpus"]);
+  EXPECT_EQ(what_if(id, {"--cluster", "h200", "--nodes", "2"})["changed"]["gpus"], 16);
+  const Ended text = folder.mop({"what-if", "--from", std::to_string(id), "--cluster", "h200"});
+  EXPECT_THAT(text.out, HasSubstr("of h200, "));
+  EXPECT_THAT(text.out, HasSubstr("tokens a step instead of"));
 }
 
 TEST_F(WhatIf, SaysByHowMuchAPlanDoesNotFit) {

@@ -50,7 +50,7 @@ class Reach {
 
 struct Users {
   std::vector<OpId> ops;
-  std::vector<uint16_t> regions;
+  std::vector<uint32_t> regions;
 };
 
 std::vector<Users> users_of(const StepProgram& p) {
@@ -74,7 +74,7 @@ bool all_before(const Reach& reach, const Users& a, const Users& b, size_t later
 
 // Rounds interleave: what two buffers of one region hold may be live together.
 bool share_a_region(const Users& a, const Users& b) {
-  for (const uint16_t r : a.regions)
+  for (const uint32_t r : a.regions)
     if (std::find(b.regions.begin(), b.regions.end(), r) != b.regions.end()) return true;
   return false;
 }

@@ -374,5 +374,14 @@ TEST(Lowering, StagedStatesMakeWayForTheOthers) {
   }
 }
 
+// Two regions a layer and micro-batch: more than 16 bits count.
+TEST(Lowering, HundredsOfMicroBatches) {
+  const Lowered l = lower_model("qwen3-30b-a3b", mop_plan(8, 8, 1, 8), 8, 4096, 1, 700);
+  EXPECT_GT(l.program.regions.size(), 65536U);
+  uint32_t last = 0;
+  for (const Op& op : l.program.ops) last = std::max<uint32_t>(last, op.region);
+  EXPECT_EQ(last, l.program.regions.size() - 1);
+}
+
 }  // namespace
 }  // namespace mop::program::testing

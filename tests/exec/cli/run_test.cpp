@@ -157,30 +157,47 @@ TEST_F(Run, SaysWhatIsWrong) {
   };
   folder.write("empty.txt", "");
   folder.write("short.txt", "too short");
-  for (const Wrong& wrong :
-       std::vector<Wrong>{{{"run", "--model", "tiny-qwen3-moe"}, "no data is given"},
-                          {{"run", "--model", "tiny-qwen3-moe", "--data", "nowhere.txt"}, "nowhere.txt"},
-                          {{"run", "--model", "tiny-qwen3-moe", "--data", "empty.txt"}, "empty.txt"},
-                          {{"run", "--model", "tiny-qwen3-moe", "--data", "short.txt"}, "short.txt"},
-                          {args({"--ranks", "0"}), "--ranks is 0"},
-                          {args({"--ranks", "3", "--plan", "mop:ep=2"}), "ep"},
-                          {args({"--nodes", "2"}), "--ranks"},
-                          {args({"--lr", "fast"}), "--lr is 'fast'"},
-                          {args({"--lr", "-1"}), "rate"},
-                          {args({"--steps", "0"}), "--steps is 0"},
-                          {args({"--resume"}), "--save"},
-                          {args({"--save-every", "2"}), "--save DIR"},
-                          {args({"--save", "ckpt", "--resume"}), "no complete checkpoint"},
-                          {args({"--weights", "nowhere"}), "nowhere"},
-                          {args({"--save", "text.txt"}), "text.txt"},
-                          {args({"--plan", "fsdp2:tp=8", "--ranks", "8"}), "attention heads"},
-                          {args({"--order", "sorted"}), "--order is 'sorted'"}}) {
+  for (const Wrong& wrong : std::vector<Wrong>{
+           {{"run", "--model", "tiny-qwen3-moe"}, "no data is given"},
+           {{"run", "--model", "tiny-qwen3-moe", "--data", "nowhere.txt"}, "nowhere.txt"},
+           {{"run", "--model", "tiny-qwen3-moe", "--data", "empty.txt"}, "empty.txt"},
+           {{"run", "--model", "tiny-qwen3-moe", "--data", "short.txt"}, "short.txt"},
+           {args({"--ranks", "0"}), "--ranks is 0"},
+           {args({"--ranks", "3", "--plan", "mop:ep=2"}), "ep"},
+           {args({"--nodes", "2"}), "--ranks"},
+           {args({"--lr", "fast"}), "--lr is 'fast'"},
+           {args({"--lr", "-1"}), "rate"},
+           {args({"--steps", "0"}), "--steps is 0"},
+           {args({"--resume"}), "--save"},
+           {args({"--save-every", "2"}), "--save DIR"},
+           {args({"--save", "ckpt", "--resume"}), "no complete checkpoint"},
+           {args({"--weights", "nowhere"}), "nowhere"},
+           {args({"--save", "text.txt"}), "text.txt"},
+           {args({"--plan", "fsdp2:tp=8", "--ranks", "8"}), "attention heads"},
+           {args({"--order", "sorted"}), "--order is 'sorted'"},
+           {args({"--export", "text.txt"}), "text.txt exists already"},
+           {args({"--trace", "/nonexistent/t.json"}), "'/nonexistent/t.json' cannot be written"},
+           {{"run", "--model", "kimi-k2", "--data", "text.txt", "--ranks", "2"},
+            "memory for 2 ranks of the CPU backend needs"}}) {
     std::vector<std::string> all = wrong.args;
     all.push_back("--no-store");
     const Ended ended = folder.mop(all);
     EXPECT_EQ(ended.status, 2) << ended.err;
     EXPECT_THAT(ended.err, HasSubstr(wrong.part));
+    EXPECT_THAT(ended.out, ::testing::Not(HasSubstr("step "))) << "before the first step";
   }
+}
+
+// What fails at the very end takes no measurement along.
+TEST_F(Run, AFailedExportLeavesTheMeasurement) {
+  Process process(args({"--steps", "100", "--export", "hf", "--db", "runs.db"}), folder.path());
+  while (!std::filesystem::exists(folder.path() / "runs.db"))  // opened behind all that is checked before
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  folder.write("hf", "somebody else's");
+  const Ended ended = process.wait();
+  EXPECT_EQ(ended.status, 2) << ended.err;
+  const store::Store store((folder.path() / "runs.db").string(), store::Access::kRead);
+  EXPECT_EQ(store.query({.where = {"kind=measurement"}}).size(), 1U);
 }
 
 TEST_F(Run, AFullDiskDuringACheckpointLeavesTheOldOnes) {

@@ -143,7 +143,7 @@ void Reference::issue(int64_t step, bool flush) {
     return flush ? deferred : !deferred || pending_;
   };
   for (OpId id = 0; id < program_.ops.size();) {
-    const uint16_t r = program_.ops[id].region;
+    const uint32_t r = program_.ops[id].region;
     if (r == 0) {
       if (acts(id)) execute(id, 0, step, everyone);
       ++id;

@@ -329,7 +329,7 @@ TEST(World, TracesWhatRan) {
     }
     events += timelines.back().spans.size();
     for (OpId id = 0; id < program.ops.size(); ++id) {
-      const uint16_t region = program.ops[id].region;
+      const uint32_t region = program.ops[id].region;
       EXPECT_EQ(executions[id], region == 0 ? 1 : rounds_of(program, program.regions[region].plan, r, 1));
     }
   }

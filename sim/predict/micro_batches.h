@@ -1,0 +1,21 @@
+// Predictions for a search over plans of steps with many micro-batches.
+#pragma once
+#include <cstdint>
+
+#include "sim/predict/predict.h"
+
+namespace mop::predict {
+
+// What a search compares.
+struct Outline {
+  bool fits = false;
+  double step_time = 0;  // where it fits
+  int64_t tokens_per_step = 0;
+  int64_t hbm_peak = 0, hbm_capacity = 0, host_peak = 0, host_capacity = 0;
+};
+
+// As of predict(); micro-batches beyond the third take what the third takes, time and memory, since a step
+// only begins and ends otherwise. So 64 of them cost no more than five. Errors: as of predict().
+Outline outline(const Scenario& scenario, bool only_memory = false);
+
+}  // namespace mop::predict

@@ -1,0 +1,48 @@
+// What a search is told of many micro-batches, against all of them simulated.
+#include "sim/predict/micro_batches.h"
+
+#include <gtest/gtest.h>
+
+#include "tests/predict/support.h"
+
+namespace mop::predict::testing {
+namespace {
+
+TEST(Outline, OfAFewMicroBatchesIsThePrediction) {
+  for (const int64_t accumulate : {1, 2, 3}) {
+    const Scenario s = make("olmoe-1b-7b", "h200x4", 1, mop_plan(1, 4, 1, 4), 4096, 1, accumulate);
+    const Prediction p = predict(s);
+    const Outline o = outline(s);
+    EXPECT_TRUE(o.fits);
+    EXPECT_EQ(o.step_time, *p.step_time);
+    EXPECT_EQ(o.hbm_peak, p.hbm_peak);
+    EXPECT_EQ(o.host_peak, p.host_peak);
+    EXPECT_EQ(o.tokens_per_step, p.tokens_per_step);
+  }
+}
+
+TEST(Outline, OfManyGrowsAsFromTheSecondToTheThird) {
+  for (const std::string& plan : {mop_plan(1, 4, 1, 4), mop_plan(2, 2, 2, 2, "optimizer=host"),
+                                  mop_plan(1, 4, 1, 4, "optimizer=stream"), std::string("fsdp2:ep=4"),
+                                  std::string("fsdp2:runtime=native,offload=on")}) {
+    SCOPED_TRACE(plan);
+    const Scenario s = make("olmoe-1b-7b", "h200x4", 1, plan, 4096, 2, 17);
+    const Prediction p = predict(s);
+    const Outline o = outline(s);
+    ASSERT_TRUE(o.fits);
+    EXPECT_NEAR(o.step_time, *p.step_time, 0.01 * *p.step_time);
+    EXPECT_NEAR(static_cast<double>(o.hbm_peak), static_cast<double>(p.hbm_peak),
+                1e-3 * static_cast<double>(p.hbm_peak));
+    EXPECT_EQ(o.host_peak, p.host_peak);
+    EXPECT_EQ(o.tokens_per_step, p.tokens_per_step);
+  }
+}
+
+TEST(Outline, TellsWhatDoesNotFit) {
+  const Outline o = outline(make("kimi-k2", "h200x4", 1, mop_plan(4, 4, 4, 4), 4096, 1, 40));
+  EXPECT_FALSE(o.fits);
+  EXPECT_GT(o.hbm_peak, o.hbm_capacity);
+}
+
+}  // namespace
+}  // namespace mop::predict::testing
