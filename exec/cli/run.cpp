@@ -4,10 +4,12 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <span>
 #include <thread>
 
 #include "exec/cli/training.h"
@@ -20,6 +22,7 @@
 #include "sim/model/config.h"
 #include "sim/program/timeline.h"
 #include "sim/search/planner.h"
+#include "sim/validate/host_memory.h"
 #include "sim/validate/op_sums.h"
 #include "sim/validate/question.h"
 
@@ -373,6 +376,8 @@ struct Run {
     detail[validate::kExpertRows] = std::move(rows);
     detail[validate::kQuestion] =
         Json::parse(validate::to_json(s, flags.text("model"), config, flags.text("cluster")));
+    if (const validate::HostMemory found = host_memory(report.host_rates); found.gpus > 0)
+      detail[validate::kHostMemory] = Json::parse(validate::to_json(found));
     const auto last = std::ranges::find(report.steps, options.profile_last, &train::StepReport::step);
     if (sums && last != report.steps.end()) {
       validate::OpSums of_step = *sums;
@@ -383,6 +388,27 @@ struct Run {
     }
     r.detail = detail.dump(-1, ' ', false, Json::error_handler_t::replace);
     return r;
+  }
+
+  // gpus is 0 where nothing was measured.
+  validate::HostMemory host_memory(std::span<const host::Rates> rates) const {
+    validate::HostMemory found;
+    for (const host::Rates& one : rates) {
+      if (one.both_ways > 0) found.both_ways.push_back(one.both_ways);
+      if (one.adam > 0) found.adam.push_back(one.adam);
+    }
+    if (!found.both_ways.empty() || !found.adam.empty()) found.gpus = options.place->local_size;
+    return found;
+  }
+
+  // Others may use the host's memory, or the cluster's file may be of another host.
+  void tell_host_memory(const host::Rates& rates, const cluster::ClusterModel& cluster) const {
+    constexpr double kWorthSaying = 0.1;
+    const validate::HostMemory found = host_memory({&rates, 1});
+    const validate::HostFactors f = validate::factors(found, cluster);
+    if (std::abs(f.copies - 1) > kWorthSaying || std::abs(f.dram - 1) > kWorthSaying)
+      note("this host's memory now: " + validate::describe(found, cluster) +
+           "; the prediction is for the latter");
   }
 
   // Sums and the timeline of the step that has just run. Collective: every process brings its ranks' times.
@@ -487,6 +513,7 @@ struct Run {
     observer.step = [&](const train::StepReport& step) {
       if (first()) print_step(s, step, tokens, bytes);
     };
+    observer.host_rates = [&](const host::Rates& rates) { tell_host_memory(rates, s.cluster); };
     observer.profiled = [&](train::Trainer& trainer) { profiled(s, prepared, trainer); };
     observer.measured = [&](const TrainingReport& report) {
       if (store && !report.steps.empty()) store->insert(measurement(s, predicted, report));

@@ -6,6 +6,7 @@
 #include <chrono>
 #include <cstring>
 #include <new>
+#include <numeric>
 #include <span>
 
 #include "exec/checkpoint/folder.h"
@@ -132,6 +133,21 @@ int64_t most_of(launch::Peers& peers, int64_t mine) {
   return std::ranges::max(launch::everyones(peers, mine));
 }
 
+// Of the ranks of process 0's host together.
+host::Rates host_rates(train::Machine& machine, const TrainingOptions& options) {
+  if (!options.place) return {};
+  const host::Rates own = machine.host_rates();
+  host::Rates all;
+  const auto sum = [&](double mine) {
+    const std::vector<double> each = launch::everyones(machine.peers(), mine);
+    return std::accumulate(
+        each.begin(), each.begin() + std::min<int64_t>(std::ssize(each), options.place->local_size), 0.0);
+  };
+  all.both_ways = sum(own.both_ways);
+  all.adam = sum(own.adam);
+  return all;
+}
+
 void resume(train::Trainer& trainer, const TrainingOptions& options, const TrainingObserver& observer) {
   std::optional<checkpoint::Reader> reader;
   if (std::filesystem::exists(std::filesystem::path(options.resume) / checkpoint::kManifestName)) {
@@ -166,6 +182,8 @@ void train_and_save(train::Trainer& trainer, const train::Prepared& prepared, co
 
   if (options.place)
     observer.say(fmt::format("weights ready after {}", format_seconds(seconds_since(begin))));
+  report.host_rates.push_back(host_rates(trainer.machine(), options));
+  if (observer.host_rates) observer.host_rates(report.host_rates.front());
   report.tokens_per_step = prepared.micro_sequences() * job.workload.accumulate * job.workload.context;
   report.hbm_bytes = prepared.memory.arenas.hbm.bytes;
   report.host_bytes = prepared.memory.arenas.host.bytes;
@@ -204,6 +222,7 @@ void train_and_save(train::Trainer& trainer, const train::Prepared& prepared, co
   report.hbm_addressed = trainer.bytes_addressed(program::Space::hbm);
   report.expert_rows = trainer.machine().expert_rows();
   report.device_bytes = most_of(peers, trainer.machine().device_bytes_in_use());
+  report.host_rates.push_back(host_rates(trainer.machine(), options));
   if (observer.measured) observer.measured(report);
   if (!options.export_folder.empty() && !report.interrupted) {
     export_weights(trainer, job.model, options);

@@ -37,14 +37,17 @@ struct TrainingReport {
   int64_t workspace_bytes = 0;            // of a rank, beside the arenas
   int64_t device_bytes = 0;  // of the fullest GPU after the last step, everything included; 0: no GPU
   std::vector<std::vector<int64_t>> expert_rows;  // train::Machine::expert_rows of the last step
-  std::string libraries;                          // of the GPU and their versions
+  // What the host's memory gave before the first step and after the last, to all ranks of process 0's host.
+  std::vector<host::Rates> host_rates;
+  std::string libraries;  // of the GPU and their versions
   bool interrupted = false;
   double median_seconds() const;        // of the second half of the steps
   double mean_exposed_seconds() const;  // likewise
 };
 
 struct TrainingObserver {
-  std::function<void(const std::string&)> say;  // a line of progress: resumed from, saved to
+  std::function<void(const std::string&)> say;         // a line of progress: resumed from, saved to
+  std::function<void(const host::Rates&)> host_rates;  // before the first step; may be missing
   std::function<void(const train::StepReport&)> step;
   std::function<void(train::Trainer&)> profiled;  // in every process, after the last profiled step
   // Likewise, after the last step and its checkpoint, before the export, which may still fail.

@@ -7,6 +7,7 @@
 #include <thread>
 
 #include "exec/cuda/devices.h"
+#include "exec/cuda/host_probe.h"
 #include "exec/cuda/libraries.h"
 #include "exec/cuda/memory.h"
 #include "exec/cuda/rank.h"
@@ -29,6 +30,8 @@ class CudaMachine final : public Machine {
   CudaMachine(const Prepared& prepared, const MachineOptions& options, const launch::Place& place,
               std::unique_ptr<launch::Peers> peers)
       : peers_(std::move(peers)),
+        program_(prepared.program),
+        host_bytes_(prepared.memory.arenas.host.bytes),
         rank_(place.rank),
         device_(choose_device(place)),
         constants_{prepared.job.model, model::make_rope(prepared.job.model, prepared.job.workload.context),
@@ -86,6 +89,7 @@ class CudaMachine final : public Machine {
     return backend_->expert_rows().of_last_step();
   }
   double clock_hz() const override { return backend_->clock_hz(); }
+  host::Rates host_rates() override { return cuda::probe_host(program_, *memory_, host_bytes_, *peers_); }
   int64_t workspace_bytes() const override { return backend_->workspace_bytes(); }
   int64_t device_bytes_in_use() const override {
     size_t free = 0, total = 0;
@@ -111,6 +115,8 @@ class CudaMachine final : public Machine {
   }
 
   const std::unique_ptr<launch::Peers> peers_;
+  const program::StepProgram& program_;
+  const int64_t host_bytes_;
   const int rank_, device_;
   const cpu::Constants constants_;
   std::optional<cuda::PinnedSlab> host_;

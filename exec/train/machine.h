@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "exec/host/rates.h"
 #include "exec/interpreter/backend.h"
 #include "exec/interpreter/memory.h"
 #include "exec/launch/peers.h"
@@ -62,6 +63,8 @@ class Machine {
   // Mean clock of the multiprocessors of this process's GPU in the last step; 0: no GPU, or no step before
   // it.
   virtual double clock_hz() const = 0;
+  // Of this process's rank, where host memory has a part in the steps. Collective; between steps.
+  virtual host::Rates host_rates() { return {}; }
   virtual int64_t workspace_bytes() const = 0;  // of a rank, beside its arenas
   // Memory of the GPU in use, whoever uses it: context, libraries and NCCL as well, but not CUPTI. 0: no GPU.
   virtual int64_t device_bytes_in_use() const = 0;

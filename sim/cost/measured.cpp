@@ -411,16 +411,17 @@ class Measured : public CostModel {
   }
 
   Price copy(bool up, double bytes) const {
-    const double rate = c_[up ? "pcie_up_bw" : "pcie_down_bw"];
+    // A host may give less than one GPU's link takes.
+    const double link = c_[up ? "pcie_up_bw" : "pcie_down_bw"], root = c_[up ? "root_up_bw" : "root_down_bw"],
+                 rate = std::min({link, root, c_["root_both_bw"]});
     const double seconds = c_["copy_latency_ns"] / kSecond + bytes / rate;
     Price p{lasting(seconds), 0, false};
     Demand& d = p.demand;
     const double down = down_share();
     d.weight = weight(bytes / seconds / (2 * (up ? 1 - down : down)));
-    use(d, up ? Resource::pcie_up : Resource::pcie_down, bytes, rate, seconds);
+    use(d, up ? Resource::pcie_up : Resource::pcie_down, bytes, link, seconds);
     use(d, Resource::pcie_both, bytes, c_["pcie_both_bw"], seconds);
-    use(d, up ? Resource::root_up : Resource::root_down, bytes, c_[up ? "root_up_bw" : "root_down_bw"],
-        seconds);
+    use(d, up ? Resource::root_up : Resource::root_down, bytes, root, seconds);
     use(d, Resource::root_both, bytes, c_["root_both_bw"], seconds);  // one way alone moves no more
     use(d, Resource::dram, bytes * beside_.cost, c_["dram_bw"], seconds);
     use(d, Resource::hbm, bytes, hbm_bw_, seconds);

@@ -11,6 +11,7 @@
 #include "sim/base/median.h"
 #include "sim/base/quantity.h"
 #include "sim/predict/timelines.h"
+#include "sim/validate/host_memory.h"
 #include "sim/validate/question.h"
 
 namespace mop::validate {
@@ -111,6 +112,16 @@ Comparison compare(const store::RunRecord& measurement, const store::RunRecord* 
       c.scenario.workload.routing.file = "recorded";
       c.scenario.workload.routing.counts = rows.get<std::vector<std::vector<int64_t>>>();
     }
+    if (detail.contains(kHostMemory))
+      if (const std::optional<HostMemory> found = host_memory_of(detail[kHostMemory].dump())) {
+        const predict::Prediction before = predict::predict(c.scenario);
+        if (before.step_time)
+          c.notes.push_back(
+              fmt::format("{} are predicted for the host's memory as calibrated; above, for what "
+                          "the run found: {}",
+                          format_seconds(*before.step_time), describe(*found, c.scenario.cluster)));
+        apply(factors(*found, c.scenario.cluster), *found, c.scenario.cluster);
+      }
     p = predict::predict(c.scenario, {}, &d);
   } catch (const UserError& error) {
     c.why_not = error.what();
