@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""The table and the plot of validation-h200x4.md from runs and the predictions that were stored before them.
+"""The table and the plot of validation-h200x4.md: runs and what is predicted for them, for the rows and the host's memory that they found; beside it what was predicted before.
 
-validation.py MOP DATABASE...: prints the table, writes validation-h200x4.svg beside this file.
+validation.py MOP DATABASE[@CLUSTER]...: prints the table, writes validation-h200x4.svg beside this file. CLUSTER: the calibration of the database's host, where the runs' own name means another.
 """
 import json
 import math
@@ -10,22 +10,29 @@ import subprocess
 import sys
 
 mop, databases = sys.argv[1], sys.argv[2:]
-runs = []
+runs = {}
 for database in databases:
-    out = subprocess.run([mop, "results", "--db", database, "--compare", "--format", "json"], check=True, capture_output=True, text=True).stdout
-    runs += json.loads(out)
+    path, _, cluster = database.partition("@")
+    said = {r["id"]: r for r in json.loads(subprocess.run([mop, "results", "--db", path, "--compare", "--format", "json"], check=True, capture_output=True, text=True).stdout)}
+    judged = subprocess.run([mop, "validate", "--db", path, "--format", "json"] + (["--cluster", cluster] if cluster else []), capture_output=True, text=True)
+    if judged.returncode not in (0, 3):  # 3: some bounds do not hold
+        sys.exit(judged.stderr)
+    for r in json.loads(judged.stdout)["runs"]:
+        r["before"] = said[r["id"]]["predicted_step_time_s"]
+        runs[r["label"]] = r  # the last database's
+runs = list(runs.values())
 if not runs:
     sys.exit("no measurement is in " + ", ".join(databases))
 runs.sort(key=lambda r: r["step_time_s"])
 gib = 2**30
-print("| run | plan | GPUs | context | measured step | predicted | error | measured GPU memory | predicted | error |\n|---|---|---|---|---|---|---|---|---|---|")
+print("| run | plan | GPUs | context | measured step | predicted | error | before the run | measured GPU memory | predicted | error |\n|---|---|---|---|---|---|---|---|---|---|---|")
 for r in runs:
     held = r["label"].startswith("held-out/")
     name = r["label"].split("/")[-1] + (" (held out)" if held else "")
-    print(f"| {name} | `{r['plan'].split(':')[0]}` | {r['gpus']} | {r['context'] // 1024}K | {r['step_time_s']:.3f} s | {r['predicted_step_time_s']:.3f} s | "
-          f"{100 * r['step_time_s_error']:+.1f} % | {r['hbm_peak_bytes'] / gib:.1f} GiB | {r['predicted_hbm_peak_bytes'] / gib:.1f} GiB | {100 * r['hbm_peak_bytes_error']:+.1f} % |")
+    print(f"| {name} | `{r['plan'].split(':')[0]}` | {r['gpus']} | {r['context'] // 1024}K | {r['step_time_s']:.3f} s | {r['predicted_step_time_s']:.3f} s | {100 * r['step_error']:+.1f} % | "
+          f"{r['before']:.3f} s | {r['hbm_peak_bytes'] / gib:.1f} GiB | {r['predicted_hbm_peak_bytes'] / gib:.1f} GiB | {100 * r['hbm_error']:+.1f} % |")
 for what, some in (("all", runs), ("held out", [r for r in runs if r["label"].startswith("held-out/")])):
-    errors = [abs(r["step_time_s_error"]) for r in some]
+    errors = [abs(r["step_error"]) for r in some]
     if errors:
         print(f"\n{what}: {len(some)} runs, mean absolute error of the step {100 * sum(errors) / len(errors):.1f} %, worst {100 * max(errors):.1f} %")
 
@@ -49,7 +56,7 @@ for r in runs:
     svg.append(f'<circle cx="{at(r["step_time_s"]):.1f}" cy="{size - at(r["predicted_step_time_s"]):.1f}" r="4.5" stroke="{colour}" stroke-width="1.5" '
                f'fill="{colour if held else "none"}"><title>{r["label"]}</title></circle>')
 svg += [f'<text x="{size / 2}" y="{size - 14}" text-anchor="middle">measured step</text>',
-        f'<text x="18" y="{size / 2}" text-anchor="middle" transform="rotate(-90 18 {size / 2})">predicted before the run</text>',
+        f'<text x="18" y="{size / 2}" text-anchor="middle" transform="rotate(-90 18 {size / 2})">predicted</text>',
         f'<text x="{margin}" y="24">mop blue, fsdp2 (native) orange; filled: held out; lines at 5 and 12 %</text>', "</svg>"]
 with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "validation-h200x4.svg"), "w") as f:
     f.write("\n".join(svg) + "\n")
