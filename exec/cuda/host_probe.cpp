@@ -5,11 +5,10 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
-#include <set>
+#include <vector>
 
-#include "exec/host/adam.h"
+#include "exec/host/rewrite.h"
 #include "kernels/check.h"
-#include "sim/program/master.h"
 
 namespace mop::cuda {
 namespace {
@@ -17,9 +16,8 @@ namespace {
 using kernels::check;
 using program::Space;
 
-constexpr int64_t kPiece = int64_t{64} << 20, kSlots = 4, kParameters = 100'000'000;
+constexpr int64_t kPiece = int64_t{64} << 20, kSlots = 4, kChunk = int64_t{1} << 30;
 constexpr double kSeconds = 0.7;
-constexpr int64_t kRingBytes = 4;  // of a parameter: its gradient and its weights, in bf16
 
 class Watch {
  public:
@@ -75,39 +73,30 @@ double copies(const program::StepProgram& program, const interpreter::Memory& me
   return static_cast<double>(copied) / seconds;
 }
 
+// Of all states that the CPU updates.
 double adam(const program::StepProgram& program, const interpreter::Memory& memory, int64_t least) {
-  struct Block {
-    float* states;
-    int64_t bucket;
-  };
-  std::vector<Block> blocks;
-  std::set<program::BufferId> seen;
-  int64_t bytes = 0, most = 0;
-  for (const program::Shard& shard : program.shards)
-    for (const program::BufferId states : shard.states) {
-      if (program.buffers[states].space != Space::host || shard.master != program::Master::states ||
-          !seen.insert(states).second)
-        continue;
-      blocks.push_back({reinterpret_cast<float*>(memory.at(states, 0)), shard.states_bucket});
-      bytes += memory.slot_bytes(states), most = std::max(most, shard.states_bucket);
-    }
-  if (blocks.empty() || bytes < least) return 0;
-  const int64_t some = std::min(most, kParameters);
-  interpreter::HostBytes ring(kRingBytes * some);
+  if (std::ranges::none_of(program.ops,
+                           [](const program::Op& op) { return op.kind == program::OpKind::adam_host; }))
+    return 0;
+  std::vector<program::BufferId> states;
+  int64_t bytes = 0;
+  for (program::BufferId b = 0; b < program.buffers.size(); ++b) {
+    const program::Buffer& buffer = program.buffers[b];
+    if (buffer.space != Space::host || buffer.holds != program::Holds::optimizer_states) continue;
+    states.push_back(b), bytes += memory.slot_bytes(b);
+  }
+  if (states.empty() || bytes < least) return 0;
   host::Workers& workers = host::Workers::of_process();
-  host::first_touch(workers, ring.data(), kRingBytes * some);
-  int64_t updated = 0;
+  int64_t moved = 0;
   const Watch watch;
-  for (size_t i = 0; watch.seconds() < kSeconds; i = (i + 1) % blocks.size())
-    for (int64_t first = 0; first < blocks[i].bucket && watch.seconds() < kSeconds; first += some) {
-      const int64_t n = std::min(some, blocks[i].bucket - first);
-      const host::AdamPair pair{
-          ring.data(), program::Type::bf16, ring.data() + 2 * some, program::Type::bf16, first, n};
-      host::adam_traffic({blocks[i].states, blocks[i].bucket, true, {&pair, 1}, 1, {}}, workers);
-      updated += n;
+  for (size_t i = 0; watch.seconds() < kSeconds; i = (i + 1) % states.size())
+    for (int64_t at = 0, all = memory.slot_bytes(states[i]); at < all && watch.seconds() < kSeconds;
+         at += kChunk) {
+      const int64_t some = std::min(kChunk, all - at);
+      host::rewrite(memory.at(states[i], 0) + at, some, workers);
+      moved += 2 * some;
     }
-  constexpr int64_t kTraffic = 2 * program::state_bytes(program::Master::states) + kRingBytes;
-  return static_cast<double>(kTraffic * updated) / watch.seconds();
+  return static_cast<double>(moved) / watch.seconds();
 }
 
 }  // namespace

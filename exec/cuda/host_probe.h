@@ -11,10 +11,10 @@
 
 namespace mop::cuda {
 
-// Takes what is pinned up to the GPU and down again, and has AdamW's reads and writes of optimizer states,
-// for most of a second each: all bytes stay as they are. Collective; nothing else of the run may be under
-// way. Buffers of HBM that do not outlive a step are overwritten. Nothing is measured of less than `least`
-// bytes, as caches would answer.
+// Takes what is pinned up to the GPU and down again, and reads and writes back optimizer states where the CPU
+// updates them, as AdamW goes through them, for most of a second each: host memory stays as it is.
+// Collective; nothing else of the run may be under way. Buffers of HBM that do not outlive a step are
+// overwritten. Nothing is measured of less than `least` bytes, as caches would answer.
 host::Rates probe_host(const program::StepProgram& program, const interpreter::Memory& memory,
                        int64_t host_bytes, launch::Peers& peers, int64_t least = int64_t{1} << 30);
 

@@ -95,26 +95,6 @@ void for_each_span(const AdamArgs& args, const AdamPair& pair, int64_t begin, in
   }
 }
 
-void update_all(const AdamArgs& args, const AdamUpdate& update, Workers& workers, AdamPath path) {
-  ensure(runs_here(path), "this CPU has the instructions");
-  auto* run_span = adam_portable;
-#ifdef MOP_ADAM_AVX512
-  if (path == AdamPath::avx512) run_span = adam_avx512;
-#endif
-  int64_t all = 0;
-  for (const AdamPair& pair : args.pairs) all += pair.n;
-  workers.run([&](int thread) {
-    const Range part = part_of(all, kGrain, thread, workers.count());
-    int64_t before = 0;  // elements of the pairs before this one
-    for (const AdamPair& pair : args.pairs) {
-      for_each_span(args, pair, std::max<int64_t>(part.begin - before, 0),
-                    std::min(part.end - before, pair.n),
-                    [&](const AdamSpan& span) { run_span(update, span); });
-      before += pair.n;
-    }
-  });
-}
-
 }  // namespace
 
 void adam_portable(const AdamUpdate& update, const AdamSpan& span) {
@@ -142,12 +122,25 @@ AdamPath adam_path() {
 
 void adam(const AdamArgs& args, Workers& workers, AdamPath path) {
   check(args);
-  if (std::isfinite(args.factor)) update_all(args, update_of(args), workers, path);
-}
-
-void adam_traffic(const AdamArgs& args, Workers& workers, AdamPath path) {
-  check(args);
-  update_all(args, {0, 0, 0, 0, 0, 1, 1}, workers, path);
+  ensure(runs_here(path), "this CPU has the instructions");
+  if (!std::isfinite(args.factor)) return;
+  auto* run_span = adam_portable;
+#ifdef MOP_ADAM_AVX512
+  if (path == AdamPath::avx512) run_span = adam_avx512;
+#endif
+  const AdamUpdate update = update_of(args);
+  int64_t all = 0;
+  for (const AdamPair& pair : args.pairs) all += pair.n;
+  workers.run([&](int thread) {
+    const Range part = part_of(all, kGrain, thread, workers.count());
+    int64_t before = 0;  // elements of the pairs before this one
+    for (const AdamPair& pair : args.pairs) {
+      for_each_span(args, pair, std::max<int64_t>(part.begin - before, 0),
+                    std::min(part.end - before, pair.n),
+                    [&](const AdamSpan& span) { run_span(update, span); });
+      before += pair.n;
+    }
+  });
 }
 
 }  // namespace mop::host

@@ -41,8 +41,5 @@ AdamPath adam_path();           // the fastest that does
 // Splits the elements of all pairs, in their order, evenly over the workers. The results do not depend on how
 // many there are. Errors: InternalError for arguments against the above.
 void adam(const AdamArgs& args, Workers& workers, AdamPath path = adam_path());
-// The same reads and writes and no change, but of the weights, which become the master's: to see how fast
-// memory is. Errors: as of adam().
-void adam_traffic(const AdamArgs& args, Workers& workers, AdamPath path = adam_path());
 
 }  // namespace mop::host

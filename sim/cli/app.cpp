@@ -90,11 +90,11 @@ std::string explain(const CLI::App& program, const CLI::ParseError& error) {
   if (missing_command)
     return fmt::format("no command is given; {} takes one of: {}", path_of(command),
                        fmt::join(commands, ", "));
-  if (dynamic_cast<const CLI::ConversionError*>(&error) != nullptr)  // "Could not convert: --from = abc"
-    return fmt::format("{} is no number that the flag takes; {}",
-                       std::string_view(error.what()).substr(std::string_view(error.what()).find("--")),
-                       help);
-  return fmt::format("{}; {}", error.what(), help);
+  const std::string_view what = error.what();
+  if (const size_t flag = what.find("--");  // "Could not convert: --from = abc"
+      dynamic_cast<const CLI::ConversionError*>(&error) != nullptr && flag != std::string_view::npos)
+    return fmt::format("{} is not what the flag takes; {}", what.substr(flag), help);
+  return fmt::format("{}; {}", what, help);
 }
 
 void build(CLI::App& program, const Invocation& invocation, std::span<const AddCommand> more) {

@@ -57,7 +57,7 @@ struct Compare {
   void run(const Invocation& invocation) {
     flags.read_file();
     flags.check_knobs();
-    if (!tokens.empty() && flags.given("accumulate"))
+    if (!tokens.empty() && flags.typed("accumulate"))
       throw UserError("--tokens-per-step sets the micro-batches of each plan; leave --accumulate out");
     const std::vector<std::string> contexts = search::expand_range(flags.text("context"), "context");
     const predict::Scenario base = flags.scenario({"context", "plan"});

@@ -117,6 +117,10 @@ bool Flags::given(const std::string& setting) const {
   return command_->get_option("--" + setting)->count() > 0;
 }
 
+bool Flags::typed(const std::string& setting) const {
+  return given(setting) && !from_file_.contains(setting);
+}
+
 const std::string& Flags::text(const std::string& setting) const {
   return settings_.at(setting);
 }
@@ -143,7 +147,6 @@ plan::Plan Flags::plan(const std::string& text) const {
   return plan;
 }
 
-// Of a setting that stands in the plan, too, what was written on the command line.
 bool Flags::counts(const std::string& plan, const std::string& knob) const {
   if (!search::sets(plan, knob)) return true;
   const bool plan_of_file = from_file_.contains("plan"), knob_of_file = from_file_.contains(knob);

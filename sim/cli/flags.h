@@ -33,6 +33,10 @@ class Flags {
 
   const std::string& text(const std::string& setting) const;  // as typed
   bool given(const std::string& setting) const;               // by flag or file
+  bool typed(const std::string& setting) const;               // by flag
+  // Whether the flag of a plan setting counts beside this plan, which may set it, too: what was typed wins
+  // over the file. Errors: UserError where both were typed, or both are in the file.
+  bool counts(const std::string& plan, const std::string& knob) const;
   const std::vector<std::string>& plans() const { return plans_; }
   const std::map<std::string, std::string>& knobs() const { return knobs_; }  // those that were given
   bool json() const { return format_ == "json"; }
@@ -48,8 +52,6 @@ class Flags {
   const std::string& database() const { return database_; }
 
  private:
-  bool counts(const std::string& plan, const std::string& knob) const;
-
   CLI::App* command_;
   std::map<std::string, std::string> settings_, knob_texts_, knobs_;
   std::vector<std::string> plans_;

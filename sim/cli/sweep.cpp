@@ -65,7 +65,10 @@ struct Sweep {
       sweep.axes.push_back({setting, search::expand_range(flags.text(setting), setting)});
     sweep.axes.push_back({"routing", search::split_routings(flags.text("routing"))});
     for (const plan::Knob& knob : plan::knobs())
-      if (const auto given = flags.knobs().find(knob.name); given != flags.knobs().end())
+      if (const auto given = flags.knobs().find(knob.name);
+          given != flags.knobs().end() && std::ranges::all_of(flags.plans(), [&](const std::string& plan) {
+            return flags.counts(plan, knob.name);
+          }))
         sweep.axes.push_back({knob.name, search::expand_range(given->second, knob.name)});
     return sweep;
   }

@@ -14,8 +14,9 @@ struct Outline {
   int64_t hbm_peak = 0, hbm_capacity = 0, host_peak = 0, host_capacity = 0;
 };
 
-// As of predict(); micro-batches beyond the third take what the third takes, time and memory, since a step
-// only begins and ends otherwise. So 64 of them cost no more than five. Errors: as of predict().
+// As of predict(); micro-batches beyond the third, or beyond as many as it takes for them to be most of the
+// step, take what the last one takes, time and memory. So 64 of them mostly cost no more than five. Errors:
+// as of predict().
 Outline outline(const Scenario& scenario, bool only_memory = false);
 
 }  // namespace mop::predict

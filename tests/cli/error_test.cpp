@@ -103,8 +103,11 @@ TEST(Error, NamesWhatIsWrong) {
       {{"sweep", "--model", "mixtral-8x7b", "--jobs", "0"}, "--jobs"},
       {{"results"}, "results.db"},
       {{"results", "--db", ""}, "database"},
-      {{"results", "--limit", "abc"}, "--limit = abc is no number that the flag takes"},
+      {{"results", "--limit", "abc"}, "--limit = abc is not what the flag takes"},
+      {{"validate", "--all=maybe"}, "--all = maybe is not what the flag takes"},
       {{"validate", "--bounds", "hbm=1%,hbm=2%"}, "bound hbm is given twice"},
+      {{"sweep", "--model", "mixtral-8x7b", "--plan", "mop:ep=2", "--ep", "4", "--no-store"},
+       "ep stands in plan 'mop:ep=2' and as --ep"},
   };
   const Folder folder;
   for (const Case& c : cases) {

@@ -38,6 +38,31 @@ TEST(Outline, OfManyGrowsAsFromTheSecondToTheThird) {
   }
 }
 
+// The copies of staged states are the limit of three micro-batches, computing that of many.
+TEST(Outline, OfCopiesThatManyHide) {
+  for (const auto& [gpus, staged] : {std::pair{4, 24}, {2, 16}}) {
+    Scenario s =
+        make("gpt-oss-20b", "h200x4", 1,
+             mop_plan(1, gpus, 1, gpus, "optimizer=stream,optimizer-staged-layers=" + std::to_string(staged)),
+             4096, 1, 32);
+    s.gpus_per_node = gpus;
+    const Prediction p = predict(s);
+    const Outline o = outline(s);
+    ASSERT_TRUE(o.fits);
+    EXPECT_NEAR(o.step_time, *p.step_time, 0.1 * *p.step_time) << gpus << " GPUs";
+    Scenario few = s;
+    few.workload.accumulate = 3;
+    EXPECT_GT(o.step_time, 1.5 * *predict(few).step_time) << gpus << " GPUs";
+  }
+}
+
+TEST(Outline, PackingDoesNotGrow) {
+  const Scenario s = make("olmoe-1b-7b", "h200x4", 1, mop_plan(4, 4, 4, 4, "checkpoints=host"), 4096, 4, 20);
+  const Prediction p = predict(s);
+  EXPECT_NEAR(static_cast<double>(outline(s).hbm_peak), static_cast<double>(p.hbm_peak),
+              1e-3 * static_cast<double>(p.hbm_peak));
+}
+
 TEST(Outline, TellsWhatDoesNotFit) {
   const Outline o = outline(make("kimi-k2", "h200x4", 1, mop_plan(4, 4, 4, 4), 4096, 1, 40));
   EXPECT_FALSE(o.fits);

@@ -3,7 +3,9 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cstring>
 #include <memory>
+#include <random>
 #include <string>
 #include <utility>
 #include <vector>
@@ -35,15 +37,17 @@ TEST(HostProbe, MeasuresAndChangesNothing) {
     const PinnedSlab host(arenas.host.bytes);
     const DeviceBytes hbm = device_bytes(arenas.hbm.bytes, "a test");
     const interpreter::Memory memory(prepared.program, prepared.memory, hbm.get(), host.data());
-    auto* const values = reinterpret_cast<float*>(host.data());
-    const int64_t count = arenas.host.bytes / 4;
-    for (int64_t i = 0; i < count; ++i) values[i] = static_cast<float>(i % 251 + 1) / 1024;
-    const std::vector<float> before(values, values + count);
+    std::mt19937_64 random(7);  // any bits: infinite, not a number, minus zero
+    for (int64_t i = 0; i + 8 <= arenas.host.bytes; i += 8) {
+      const uint64_t bits = random();
+      std::memcpy(host.data() + i, &bits, sizeof bits);
+    }
+    const std::vector<std::byte> before(host.data(), host.data() + arenas.host.bytes);
     const std::unique_ptr<launch::Peers> alone = launch::alone();
     const host::Rates rates = probe_host(prepared.program, memory, arenas.host.bytes, *alone, 1);
     EXPECT_GT(rates.both_ways, 1e8);
     EXPECT_EQ(rates.adam > 1e8, by_cpu);
-    EXPECT_TRUE(std::equal(before.begin(), before.end(), values));
+    EXPECT_TRUE(std::equal(before.begin(), before.end(), host.data()));
     const host::Rates none = probe_host(prepared.program, memory, arenas.host.bytes, *alone);
     EXPECT_EQ(none.both_ways + none.adam, 0);
   }
