@@ -105,7 +105,7 @@ struct WhatIf {
       if (equals == std::string::npos || colon < equals) {
         s.plan = search::parse_plan(text);
         // What was measured ran with our kernels.
-        if (s.plan.family == plan::Family::fsdp2 && text.find("runtime=") == std::string::npos)
+        if (s.plan.family == plan::Family::fsdp2 && !search::sets(text, "runtime"))
           s.plan.runtime = plan::Runtime::native;
       } else {
         if (!set.insert(text.substr(0, equals)).second)

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "sim/model/counts.h"
+#include "sim/program/master.h"
 
 namespace mop::predict {
 namespace {
@@ -144,8 +145,9 @@ double estimate_step_time(const Scenario& s) {
   const double hosted =
       1 - real(p.optimizer_hbm_layers) / real(s.model.layers);  // part of the states on the host
   if (native && host)
-    update = hosted *
-             std::max(shard * 28 * real(s.used_per_node()) / c["dram_bw"], shard / c["host_adam_rate_alone"]);
+    update =
+        hosted * std::max(shard * real(program::kHostAdamTraffic) * real(s.used_per_node()) / c["dram_bw"],
+                          shard / c["host_adam_rate_alone"]);
   if (mop && p.optimizer == plan::Optimizer::stream)
     update = hosted * shard * 20 * real(s.used_per_node()) / c["root_both_bw"];
   if (!mop && host && !native) {

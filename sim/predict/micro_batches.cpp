@@ -13,7 +13,7 @@ constexpr double kMostOfIt = 0.8;
 int64_t live(const std::vector<Named>& memory) {
   double bytes = 0;
   for (const Named& one : memory)
-    if (one.name != "packing") bytes += one.value;
+    if (one.name != kPacking) bytes += one.value;
   return static_cast<int64_t>(bytes);
 }
 

@@ -120,6 +120,16 @@ Constants constants(const Scenario& s, const program::StepProgram& program) {
   return c;
 }
 
+// What lives in `arenas` such arenas, by what it holds; what they take beyond that is packing.
+void list(std::vector<Named>& rows, const program::Arena& arena, int64_t arenas, int64_t bytes) {
+  for (int h = 0; h < program::kHolds; ++h) {
+    const int64_t held = arena.live_by_holds[static_cast<size_t>(h)] * arenas;
+    bytes -= held;
+    if (held > 0) rows.push_back({program::name(static_cast<program::Holds>(h)), static_cast<double>(held)});
+  }
+  if (bytes > 0) rows.push_back({kPacking, static_cast<double>(bytes)});
+}
+
 void memory(const Scenario& s, const Kinds& kinds, Details& d, Prediction& p) {
   const bool torch = !s.plan.native();
   // PyTorch's peak is its live bytes: only the worst rank's arena is packed. One program of ours serves all
@@ -141,15 +151,7 @@ void memory(const Scenario& s, const Kinds& kinds, Details& d, Prediction& p) {
   p.hbm_arena = d.hbm.bytes;
   p.hbm_peak = (torch ? d.hbm.live_bytes : d.hbm.bytes) + c.total();
   p.hbm_capacity = static_cast<int64_t>(s.cluster["hbm_bytes"]);
-  int64_t listed = 0;
-  for (int h = 0; h < program::kHolds; ++h) {
-    const int64_t bytes = d.hbm.live_by_holds[static_cast<size_t>(h)];
-    listed += bytes;
-    if (bytes > 0)
-      p.memory.push_back({program::name(static_cast<program::Holds>(h)), static_cast<double>(bytes)});
-  }
-  const int64_t packing = p.hbm_peak - c.total() - listed;
-  if (packing > 0) p.memory.push_back({"packing", static_cast<double>(packing)});
+  list(p.memory, d.hbm, 1, p.hbm_peak - c.total());
   p.memory.push_back({"cuda_context", static_cast<double>(c.context)});
   p.memory.push_back({"libraries", static_cast<double>(c.libraries)});
   p.memory.push_back({"nccl_communicators", static_cast<double>(c.communicators)});
@@ -169,15 +171,7 @@ void memory(const Scenario& s, const Kinds& kinds, Details& d, Prediction& p) {
     p.host_peak = std::max(p.host_peak, bytes);
   }
   p.host_capacity = static_cast<int64_t>(s.cluster["host_bytes"]);
-  int64_t listed_of_host = 0;
-  for (int h = 0; h < program::kHolds; ++h) {
-    const int64_t bytes = d.host.live_by_holds[static_cast<size_t>(h)] * node;
-    listed_of_host += bytes;
-    if (bytes > 0)
-      p.host_memory.push_back({program::name(static_cast<program::Holds>(h)), static_cast<double>(bytes)});
-  }
-  if (const int64_t rest = p.host_peak - listed_of_host; rest > 0)
-    p.host_memory.push_back({"packing", static_cast<double>(rest)});
+  list(p.host_memory, d.host, node, p.host_peak);
 
   std::vector<std::string> reasons;
   if (p.hbm_peak > p.hbm_capacity)

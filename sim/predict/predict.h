@@ -20,6 +20,8 @@ struct Named {
   double value;
 };
 
+inline constexpr const char* kPacking = "packing";  // of memory: what arenas take beyond what lives in them
+
 // All byte figures are of the worst rank (HBM) or node (host); times in seconds.
 struct Prediction {
   bool fits = false;

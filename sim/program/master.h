@@ -14,6 +14,10 @@ constexpr int64_t state_bytes(Master master) {
   return master == Master::states ? 12 : master == Master::weights ? 8 : 10;
 }
 
+// DRAM bytes of one update of a parameter by the CPU. mop: 14 read, 14 written; fsdp2's fp32 weight, gradient
+// and two moments: 16 read, 12 written.
+inline constexpr int64_t kHostAdamTraffic = 28;
+
 // A master exactly between two bf16 numbers could be rounded either way, and the low bits would not tell:
 // wherever weights are bf16, it is moved by its last bit, toward zero.
 constexpr uint32_t settled(uint32_t master) {

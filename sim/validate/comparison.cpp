@@ -120,7 +120,7 @@ Comparison compare(const store::RunRecord& measurement, const store::RunRecord* 
               fmt::format("{} are predicted for the host's memory as calibrated; above, for what "
                           "the run found: {}",
                           format_seconds(*before.step_time), describe(*found, c.scenario.cluster)));
-        apply(factors(*found, c.scenario.cluster), *found, c.scenario.cluster);
+        apply(*found, c.scenario.cluster);
       }
     p = predict::predict(c.scenario, {}, &d);
   } catch (const UserError& error) {

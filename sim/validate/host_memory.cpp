@@ -7,41 +7,33 @@
 #include <nlohmann/json.hpp>
 #include <numeric>
 
+#include "sim/program/master.h"
+
 namespace mop::validate {
 namespace {
 
 using Json = nlohmann::json;
 
-constexpr double kAdamTraffic = 28;  // bytes a parameter, as calibrated
-
 double mean(const std::vector<double>& values) {
-  return values.empty()
-             ? 0
-             : std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
+  return std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
 }
 
-double figure(const cluster::ClusterModel& cluster, const char* name) {
-  const auto found = cluster.figures.find(name);
-  return found == cluster.figures.end() ? 0 : found->second.value;
-}
-
-// What as many GPUs do by the calibration, bytes/s; 0: not known. What limits it is the host, or each GPU.
+// What as many GPUs do by the calibration, bytes/s. What limits it is the host, or each GPU.
 struct Calibrated {
-  double each = 0, host = 0;
+  double each, host;
   bool by_host() const { return host <= each; }
-  double rate() const { return each > 0 && host > 0 ? std::min(each, host) : 0; }
+  double rate() const { return std::min(each, host); }
 };
 Calibrated copies(const HostMemory& found, const cluster::ClusterModel& cluster) {
-  return {static_cast<double>(found.gpus) * figure(cluster, "pcie_both_bw"), figure(cluster, "root_both_bw")};
+  return {static_cast<double>(found.gpus) * cluster["pcie_both_bw"], cluster["root_both_bw"]};
 }
 Calibrated adam(const HostMemory& found, const cluster::ClusterModel& cluster) {
-  const double native = figure(cluster, "native_dram_bw");
-  return {static_cast<double>(found.gpus) * kAdamTraffic * figure(cluster, "host_adam_rate_alone"),
-          native > 0 ? native : figure(cluster, "dram_bw")};
+  return {static_cast<double>(found.gpus * program::kHostAdamTraffic) * cluster["host_adam_rate_alone"],
+          cluster.native("dram_bw")};
 }
 
 double over(const std::vector<double>& found, const Calibrated& calibrated) {
-  return found.empty() || calibrated.rate() == 0 ? 1 : mean(found) / calibrated.rate();
+  return found.empty() ? 1 : mean(found) / calibrated.rate();
 }
 
 }  // namespace
@@ -67,7 +59,8 @@ HostFactors factors(const HostMemory& found, const cluster::ClusterModel& cluste
   return f;
 }
 
-void apply(const HostFactors& factors, const HostMemory& found, cluster::ClusterModel& cluster) {
+void apply(const HostMemory& found, cluster::ClusterModel& cluster) {
+  const HostFactors by = factors(found, cluster);
   const auto scale = [&](const char* name, double factor) {
     if (const auto one = cluster.figures.find(name); one != cluster.figures.end() && factor != 1) {
       one->second.value *= factor;
@@ -75,16 +68,16 @@ void apply(const HostFactors& factors, const HostMemory& found, cluster::Cluster
     }
   };
   const bool by_host = copies(found, cluster).by_host();
-  for (const char* name : {"root_up_bw", "root_down_bw", "root_both_bw"}) scale(name, factors.copies);
+  for (const char* name : {"root_up_bw", "root_down_bw", "root_both_bw"}) scale(name, by.copies);
   if (!by_host)
-    for (const char* name : {"pcie_up_bw", "pcie_down_bw", "pcie_both_bw"}) scale(name, factors.copies);
-  for (const char* name : {"native_dram_bw", "dram_bw", "host_adam_rate_alone"}) scale(name, factors.dram);
+    for (const char* name : {"pcie_up_bw", "pcie_down_bw", "pcie_both_bw"}) scale(name, by.copies);
+  for (const char* name : {"native_dram_bw", "dram_bw", "host_adam_rate_alone"}) scale(name, by.dram);
 }
 
 std::string describe(const HostMemory& found, const cluster::ClusterModel& cluster) {
   std::vector<std::string> parts;
   const auto add = [&](const char* what, const std::vector<double>& rates, const Calibrated& calibrated) {
-    if (!rates.empty() && calibrated.rate() > 0)
+    if (!rates.empty())
       parts.push_back(fmt::format("{} {:.0f} GB/s, {:.0f} when {} was calibrated", what, mean(rates) * 1e-9,
                                   calibrated.rate() * 1e-9, cluster.name));
   };

@@ -22,14 +22,14 @@ struct HostMemory {
 std::string to_json(const HostMemory& found);
 std::optional<HostMemory> host_memory_of(const std::string& json);  // nothing: nothing was measured
 
-// Found over calibrated. 1: not known.
+// Found over calibrated. 1: not measured.
 struct HostFactors {
   double copies = 1, dram = 1;
 };
 HostFactors factors(const HostMemory& found, const cluster::ClusterModel& cluster);
-// The cluster as the run found it.
-void apply(const HostFactors& factors, const HostMemory& found, cluster::ClusterModel& cluster);
-// "copies both ways 134 GB/s, 161 when calibrated"; empty where nothing is known.
+// The cluster becomes what the run found.
+void apply(const HostMemory& found, cluster::ClusterModel& cluster);
+// "copies both ways 134 GB/s, 161 when h200x2 was calibrated"; of what was measured.
 std::string describe(const HostMemory& found, const cluster::ClusterModel& cluster);
 
 }  // namespace mop::validate

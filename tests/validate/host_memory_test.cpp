@@ -48,7 +48,7 @@ TEST(HostMemory, ScalesWhatLimits) {
   const cluster::ClusterModel before = of(100e9, 160e9, 6e9, 200e9);
   const auto ratio = [&](const HostMemory& found, const char* figure) {
     cluster::ClusterModel c = before;
-    apply(factors(found, c), found, c);
+    apply(found, c);
     return c.figures.at(figure).value / before.figures.at(figure).value;
   };
   const HostMemory two{2, {128e9}, {100e9}}, one{1, {90e9}, {}};

@@ -44,7 +44,7 @@ class NativeLowering {
     Part dense, experts;
     BufferId correction = kNoBuffer;
     std::vector<BufferId> states;  // one a bucket
-    BufferId staged = kNoBuffer;  // where its states wait in HBM for the clip factor
+    BufferId staged = kNoBuffer;   // where its states wait in HBM for the clip factor
     bool on_host = false;
     Master master = Master::states;
     int64_t bucket = 0, buckets = 1;  // states: blocks of this many elements
@@ -148,6 +148,10 @@ class NativeLowering {
   void stage(const Weights& w);
   void update(const Weights& w);
   std::vector<const Weights*> updated_by_cpu() const;
+  // Of one block, in a buffer that holds it: its home, where it is staged, a place of the ring.
+  Operand states_in(BufferId buffer, const Weights& w) const {
+    return matrix(buffer, Type::f32, 1, state_bytes(w.master) * w.bucket / kFp32);
+  }
   std::vector<Operand> segments(const Weights& w, int64_t first, int64_t count, bool gradients,
                                 BufferId in) const;
 

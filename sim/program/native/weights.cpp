@@ -13,9 +13,6 @@ using plan::Place;
 
 namespace {
 
-// DRAM bytes of one CPU Adam update of a parameter. mop: 14 read, 14 written; fsdp2's fp32 weight, gradient
-// and two moments: 16 read, 12 written.
-constexpr int64_t kHostTrafficBytes = 28;
 constexpr int64_t kStreamBucket = int64_t{1}
                                   << 26;  // parameters in flight of a GPU-streamed update, over its ring
 constexpr int64_t kShardUnit = 8;         // elements: shards keep vector alignment
@@ -250,13 +247,12 @@ std::vector<Operand> NativeLowering::segments(const Weights& w, int64_t first, i
 void NativeLowering::stage(const Weights& w) {
   if (w.staged == kNoBuffer) return;
   b_.at(Phase::optimizer, w.layer);
-  const int64_t elements = state_bytes(w.master) * w.bucket / kFp32;
-  const Operand home = matrix(w.states[0], Type::f32, 1, elements),
-                staged = matrix(w.staged, Type::f32, 1, elements);
-  OpSpec down{OpKind::copy_d2h, Stream::d2h, Component::optimizer, {{kFp32 * elements}}};
+  const int64_t bytes = state_bytes(w.master) * w.bucket;
+  const Operand home = states_in(w.states[0], w), staged = states_in(w.staged, w);
+  OpSpec down{OpKind::copy_d2h, Stream::d2h, Component::optimizer, {{bytes}}};
   down.does.deferred = deferred();
   b_.op(down, {staged}, {home});
-  b_.op({OpKind::copy_h2d, Stream::h2d, Component::optimizer, {{kFp32 * elements}}}, {home}, {staged});
+  b_.op({OpKind::copy_h2d, Stream::h2d, Component::optimizer, {{bytes}}}, {home}, {staged});
 }
 
 // The update of what w holds: CPU Adam, Adam streamed through the GPU, or Adam in HBM.
@@ -268,7 +264,7 @@ void NativeLowering::update(const Weights& w) {
   does.a = w.bucket;
   does.b = static_cast<int64_t>(w.master);
   const Operand factor = plan_.clip ? matrix(clip_, Type::f32, 1, 1) : Operand{};
-  const int64_t each = state_bytes(w.master), state_elements = each * w.bucket / kFp32;
+  const int64_t each = state_bytes(w.master);
   const auto adam = [&](OpSpec spec, const Operand& states, const std::vector<Operand>& gradients,
                         const std::vector<Operand>& weights) {
     spec.does = does;
@@ -288,24 +284,17 @@ void NativeLowering::update(const Weights& w) {
   const auto on_gpu = [&](int64_t n) {
     return local(OpKind::adam, Component::optimizer, {{n, n * read, n * written}});
   };
-  if (!w.on_host) {
-    adam(on_gpu(count), matrix(w.states[0], Type::f32, 1, state_elements),
+  if (!w.on_host || w.staged != kNoBuffer) {  // all of them are in HBM
+    adam(on_gpu(count), states_in(w.on_host ? w.staged : w.states[0], w),
          segments(w, 0, count, true, kNoBuffer), segments(w, 0, count, false, kNoBuffer));
-    return;
-  }
-  if (w.staged != kNoBuffer) {
-    const Operand staged = matrix(w.staged, Type::f32, 1, state_elements);
-    adam(on_gpu(count), staged, segments(w, 0, count, true, kNoBuffer),
-         segments(w, 0, count, false, kNoBuffer));
     return;
   }
   if (!fsdp_ && plan_.optimizer == Optimizer::stream) {
     // Ring of buckets: one comes up, one is updated, one goes down.
     for (int64_t i = 0; i < w.buckets; ++i) {
       const int64_t first = i * w.bucket, n = std::min(w.bucket, count - first);
-      const Operand home = matrix(w.states[static_cast<size_t>(i)], Type::f32, 1, state_elements);
-      const Operand staging =
-          matrix(bucket_ring_[next_bucket_++ % bucket_ring_.size()], Type::f32, 1, state_elements);
+      const Operand home = states_in(w.states[static_cast<size_t>(i)], w),
+                    staging = states_in(bucket_ring_[next_bucket_++ % bucket_ring_.size()], w);
       copy(OpKind::copy_h2d, Stream::h2d, each * w.bucket, {home}, {staging});
       adam(on_gpu(n), staging, segments(w, first, n, true, kNoBuffer),
            segments(w, first, n, false, kNoBuffer));
@@ -321,8 +310,8 @@ void NativeLowering::update(const Weights& w) {
          segments(w, 0, count, true, gradients));
   }
   const BufferId fresh = fsdp_ ? kNoBuffer : fresh_ring_[turn];  // fsdp2's weights are on the host themselves
-  adam({OpKind::adam_host, Stream::host, Component::optimizer, {{count, kHostTrafficBytes * count}}},
-       matrix(w.states[0], Type::f32, 1, state_elements), segments(w, 0, count, true, gradients),
+  adam({OpKind::adam_host, Stream::host, Component::optimizer, {{count, kHostAdamTraffic * count}}},
+       states_in(w.states[0], w), segments(w, 0, count, true, gradients),
        segments(w, 0, count, false, fresh));
   if (!fsdp_)
     copy(OpKind::copy_h2d, Stream::h2d, es_ * count, segments(w, 0, count, false, fresh),
