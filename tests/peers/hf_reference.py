@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Losses and gradients by Hugging Face transformers, for the tests of the executor: tests/data/hf/<family>/reference.safetensors.
 
-    pip install torch transformers safetensors numpy        # written with torch 2.15, transformers 5.23
+    pip install torch transformers safetensors numpy        # written with torch 2.15, transformers 5.23; deepseek_* with 5.24
     tests/peers/hf_reference.py                             # every family under tests/data/hf; or name some
 
 For each tests/data/hf/<family>/config.json: weights by the formula of exec/weights/init.cpp (seed SEED, standard deviation STD,

@@ -146,7 +146,6 @@ class Families : public ::testing::TestWithParam<std::string> {
   // which tests/exec/train compares with transformers.
   void compare_with_fp32(MakeMachine make) {
     for_each_job({first, more}, [&](Job job, const data::Sequences& data, const std::string&) {
-      if (job.model.v_dim() % 8 != 0) job.model.v_head_dim = 16;  // cuDNN takes heads in multiples of 8
       job.model.top_k = job.model.experts;
       job.model.router_top_groups = job.model.router_groups;
       const Rounded weights(job.model, 0.05);
@@ -164,8 +163,6 @@ class Families : public ::testing::TestWithParam<std::string> {
   // change by sqrt(2 / 100) and more, whoever rounds: not much further from transformers than the CPU is.
   void compare_with_transformers(MakeMachine make) {
     for_each_job({first}, [&](const Job& job, const data::Sequences& data, const std::string& kind) {
-      if (make == make_gpu && job.model.v_dim() % 8 != 0)
-        GTEST_SKIP() << "cuDNN has no kernel for heads of " << job.model.v_dim();
       const weights::RandomSource weights(job.model, 7, 0.2, weights::RandomSource::Vectors::random);
       const Result ours = first_step(job, data, weights, make),
                    rounded = first_step(job, data, weights, make_cpu_machine);
