@@ -166,6 +166,11 @@ constexpr std::array kOptionalTables{
     TableForm{"native_square_sum", 0, 1},
     TableForm{"native_adam", 0, 1},
     TableForm{"native_adam_low", 0, 1},  // the master copy as the low bits of bf16 weights
+    // Bytes of the full buffer -> bytes/s that a GPU sends to other nodes; without them nic_bw.
+    TableForm{"network_all_gather", 0, 1},
+    TableForm{"network_reduce_scatter", 0, 1},
+    TableForm{"network_all_reduce", 0, 1},
+    TableForm{"network_all_to_all", 0, 1},
     // Recorded, and priced by nothing: GPUs of the host at once -> bytes/s of all; NCCL's network transport
     // on one host.
     TableForm{"host_copies_up", 0, 1},

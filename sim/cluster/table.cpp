@@ -133,4 +133,9 @@ Table::Value Table::at(std::span<const double> x) const {
   return {std::exp(sum / weights), outside};
 }
 
+void Table::scale(double factor) {
+  for (Grid& grid : grids_)
+    for (double& value : grid.log_values) value += std::log(factor);
+}
+
 }  // namespace mop::cluster

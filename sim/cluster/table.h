@@ -36,6 +36,7 @@ class Table {
     return at(std::span(coordinates.begin(), coordinates.size()));
   }
   bool empty() const { return grids_.empty(); }
+  void scale(double factor);  // every value
 
  private:
   std::string name_;

@@ -2,6 +2,7 @@
 #include <array>
 #include <cmath>
 #include <map>
+#include <string>
 #include <string_view>
 #include <utility>
 
@@ -520,7 +521,12 @@ class Measured : public CostModel {
       on_nvlink = nvlink / bus.value;
       outside = bus.outside;
     }
-    if (nic > 0) on_nic = nic / c_["nic_bw"] + c_["nic_latency_ns"] / kSecond * (1 + std::log2(m));
+    if (nic > 0) {
+      const double hops = c_["nic_latency_ns"] / kSecond * (1 + std::log2(m));
+      const cluster::Table* const network = c_.find(std::string("network_").append(table));
+      on_nic = network != nullptr ? std::max(nic / network->at({std::max(1.0, buffer)}).value, hops)
+                                  : nic / c_["nic_bw"] + hops;
+    }
     // What our executor packs or unpacks (sim/program/workspace.h), read and written once, on the same
     // stream.
     const bool packs =

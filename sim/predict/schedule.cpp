@@ -81,9 +81,11 @@ Shape routed_shape(const program::StepProgram& program, const Op& op, const prog
   switch (op.routed) {
     case Routed::compute:
       if (op.kind == program::OpKind::grouped_gemm) {
+        // Gradients are written of every expert of the rank's, of those without rows as zeros.
+        const bool writes_all = op.does.transpose_a && !op.does.accumulate && load.touched > 0;
+        shape.v[4] = writes_all ? std::max(shape.v[3], load.touched) : load.touched;
         shape.v[0] = computed;
         shape.v[3] = std::max<int64_t>(1, load.experts);
-        shape.v[4] = load.touched;
       } else {
         for (int i = 0; i < 3; ++i) shape.v[i] = scaled(shape.v[i], computed, capacity);
       }

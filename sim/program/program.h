@@ -52,7 +52,7 @@ const char* name(Component component);
 enum class OpKind : uint8_t {
   gemm,           // (m, n, k)
   grouped_gemm,   // (rows, n, k, experts, touched): rows spread over experts, one weight each; touched:
-                  // experts with any rows, where most have few; else 0
+                  // experts with any rows, where most have few, or whose gradients are written; else 0
   attention_fwd,  // see AttentionShape
   attention_bwd,
   // Memory-bound kernels: (elements, bytes read, bytes written); of rope, rope_bwd also (width of the norm

@@ -60,14 +60,17 @@ void set_link_speed(cluster::ClusterModel& cluster, const std::string& text) {
   if (!(factor > 0) || !std::isfinite(factor))
     throw UserError(fmt::format(
         "link-speed is '{}'; write a factor like x2, or the rate of each GPU like 100GB/s", text));
-  for (const char* name :
-       {"nic_bw", "nic_peak_bw", "native_nic_bw"}) {  // the last one where it was calibrated
-    const auto found = cluster.figures.find(name);
-    if (found == cluster.figures.end()) continue;
-    found->second.value *= factor;
-    found->second.source = cluster::Source::assumed;
-    found->second.where = fmt::format("what-if: link speed {}", text);
+  const auto assumed = [&](auto& known) {
+    known.source = cluster::Source::assumed;
+    known.where = fmt::format("what-if: link speed {}", text);
+  };
+  for (const char* name : {"nic_bw", "nic_peak_bw"}) {
+    cluster::Figure& figure = cluster.figures.at(name);
+    figure.value *= factor;
+    assumed(figure);
   }
+  for (auto& [name, info] : cluster.tables)
+    if (name.starts_with("network_")) info.table.scale(factor), assumed(info);
 }
 
 WhatIf what_if(const Comparison& base, const predict::Scenario& changed, std::span<const Comparison> others) {

@@ -344,6 +344,28 @@ TEST(Native, SpilledExpertsTakeTheNetworkWhereTheyLeaveANode) {
 }
 
 // Many experts with few rows, beside a few with most of them.
+TEST(Native, EachCollectiveHasItsRateAcrossNodes) {
+  cluster::ClusterModel c = calibrated();
+  c.figures["gpus_per_node"].value = 1;
+  c.figures["nic_bw"].value = 2e9;
+  c.figures["nic_latency_ns"].value = 1e4;
+  const Group two{Axis::world, 2, 1};
+  const int64_t bytes = int64_t{1} << 30;
+  const auto of = [&](OpKind kind, int64_t all) {
+    const Machine m(c, "mop", 2);
+    return seconds(m.collective(kind, all, two));
+  };
+  const double crossing = static_cast<double>(bytes) / 2;
+  EXPECT_NEAR(of(OpKind::all_gather, bytes), crossing / 2e9 + 2e-5, 1e-8);
+  add_table(c, "network_all_gather", 0, {{1e6, 5e8}, {1e9, 1e9}});
+  EXPECT_NEAR(of(OpKind::all_gather, bytes), crossing / 1e9, 1e-6 * crossing / 1e9);
+  EXPECT_NEAR(of(OpKind::all_gather, 64), 2e-5, 1e-9);  // no less than its hops
+  EXPECT_NEAR(of(OpKind::reduce_scatter, bytes), crossing / 2e9 + 2e-5, 1e-8);
+  // What it takes of a NIC is what it moves.
+  const Machine m(c, "mop", 2);
+  EXPECT_NEAR(share(m.collective(OpKind::all_gather, bytes, two).demand, Resource::nic_out), 0.5, 1e-3);
+}
+
 TEST(Native, ExpertsWithFewRowsCostTheirWeights) {
   const Machine m("h200x4");
   const int64_t rows = 131072, n = 2048, k = 2048;

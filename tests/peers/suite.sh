@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The validation suite on this host's GPUs: suite.sh OUT MOP [LABEL...]
 # Works in OUT, on copies of hwmodels/ and scenarios/: makes the tokens, calibrates the host (CALIBRATE=0: not; CALIBRATE=adam,copies: that alone) into its
-# hwmodels/ and, of 4 GPUs, into the cluster of two emulated nodes, then makes the runs of scenarios/validation/suite.toml that LABELs name, in that
+# hwmodels/ and, of 2 or 4 GPUs, into the cluster of two emulated nodes, then makes the runs of scenarios/validation/suite.toml that LABELs name, in that
 # order (default: all that the host is for, those of one GPU on a host of two; held-out ones first), and that suite.db has not.
 # Emulated nodes have a NIC of NIC bytes/s each (2.5e9; emulated_nic.cpp, which MOP's folder has).
 # CLUSTER (default: h200x4 on 4 GPUs, h200x2 on fewer): the suite's name for such a host.
@@ -32,12 +32,12 @@ if [ "$calibrate" != 0 ]; then
   "$mop" calibrate --gpus "$gpus" --base "$cluster" --out calibrated.json "${only[@]}" > calibrate.txt 2>&1 && mv calibrated.json "hwmodels/$cluster.json"
   say "calibrate: exit status $?"
   grep -h "there was no time" calibrate.txt
-  [ "$gpus" -lt 4 ] || python3 "$here/emulated_nodes.py" "hwmodels/$cluster.json" scenarios/validation/clusters/h200-2x2.json "$EMULATED_NIC" || exit 2
+  [ "$gpus" -lt 2 ] || python3 "$here/emulated_nodes.py" "hwmodels/$cluster.json" "scenarios/validation/clusters/h200-2x$((gpus / 2)).json" "$EMULATED_NIC" || exit 2
 fi
 "$mop" validate --suite scenarios/validation/suite.toml --commands --missing --db suite.db > commands.sh || exit 2
 mkdir -p traces
 eval "$(sed -n '/^on_nodes()/,/^)/p' commands.sh)"
-here_too=$([ "$gpus" -eq 4 ] && echo "--gpus 4 |^on_nodes [0-9]" || echo "--gpus [1-$gpus] ")
+here_too="$([ "$gpus" -eq 4 ] && echo "--gpus 4 " || echo "--gpus [1-$gpus] ")|^on_nodes 2 $((gpus / 2)) "
 runs=$(grep -E -- "$here_too" commands.sh)
 [ $# -gt 0 ] || set -- $(sed -n 's/.*--label held-out\/\([^ ]*\).*/\1/p' <<< "$runs") $(sed -n 's/.*--label \([^ /]*\) .*/\1/p' <<< "$runs")
 for label in "$@"; do

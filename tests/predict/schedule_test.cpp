@@ -89,6 +89,23 @@ TEST_F(ThreeRounds, GradientsAreWrittenThenAddedTo) {
 }
 
 // A kernel has priority by its stream, whatever the same one has on another.
+TEST_F(ThreeRounds, GradientsAreWrittenOfExpertsWithoutRowsToo) {
+  const int64_t own = s.model.experts / s.plan.expert;
+  load.experts = 2;
+  load.touched = own / 4;
+  int gradients = 0;
+  for (Op op : p.ops) {
+    if (op.kind != OpKind::grouped_gemm) continue;
+    const bool gradient = op.does.transpose_a;
+    gradients += gradient ? 1 : 0;
+    for (const bool adds : {false, true}) {
+      op.does.accumulate = adds;
+      EXPECT_EQ(routed_shape(p, op, load, adds ? 1 : 0).v[4], gradient && !adds ? own : load.touched);
+    }
+  }
+  EXPECT_EQ(gradients, 2 * s.model.layers);
+}
+
 TEST(Schedule, KernelsOfOtherStreamsGoFirst) {
   const Scenario s = make("olmoe-1b-7b", "h200x4", 1, mop_plan(1, 4, 1, 4), 4096, 8);
   const plan::Layout layout = plan::layout(s.plan, s.gpus());

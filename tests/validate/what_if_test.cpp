@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "sim/base/paths.h"
 #include "tests/error_of.h"
 #include "tests/validate/support.h"
 
@@ -74,6 +75,15 @@ TEST(ErrorBar, TakesLessSimilarRunsWhereTheseAreTooFew) {
   const ErrorBar none = error_bar(base, Family::mop, others);
   EXPECT_EQ(none.runs, 2U);
   EXPECT_FALSE(none.bar);
+}
+
+TEST(LinkSpeed, IsOfEveryCollective) {
+  cluster::ClusterModel cluster =
+      cluster::read_cluster((data_home() / "scenarios/validation/clusters/h200-2x1.json").string());
+  const double before = cluster.table("network_all_to_all").at({1e9}).value;
+  set_link_speed(cluster, "x2");
+  EXPECT_NEAR(cluster.table("network_all_to_all").at({1e9}).value, 2 * before, 1e-6 * before);
+  EXPECT_EQ(cluster.tables.at("network_all_to_all").source, cluster::Source::assumed);
 }
 
 TEST(LinkSpeed, IsAFactorOrARate) {
