@@ -469,7 +469,9 @@ class Measured : public CostModel {
     const Placement at = place(group, gpus_per_node_, gpus_);
     const double n = static_cast<double>(at.ranks), g = at.local(), m = static_cast<double>(at.nodes);
     LinkBytes links;
-    double buffer = v(0);  // the message size that the table is asked for
+    double buffer = v(0), exchanged = 0;  // the message size that the table is asked for; of an all-to-all
+    const bool rows =
+        op.does.exchange == program::Exchange::dispatch || op.does.exchange == program::Exchange::combine;
     std::string_view table = "all_gather";
     Interference with = gather_;
     Resource meets = Resource::sm;
@@ -485,14 +487,13 @@ class Measured : public CostModel {
         break;
       }
       case OpKind::all_to_all:
-        // Routed rows and columns are of all ranks, this one included; what is spilled goes to others, v(2)
-        // of it to other nodes.
-        buffer = std::max(v(0), v(1));
+        // Columns go to all ranks alike, this one included; of rows v(2) go to others and v(3) of these to
+        // other nodes; what is spilled all goes to others, v(2) of it to other nodes.
+        buffer = exchanged = std::max(v(0), v(1));
         links = among_all(at, buffer);
-        if (program::spills(op.does.exchange)) {
-          links = {g > 1 ? buffer - v(2) : 0, v(2)};
-          buffer *= n / (n - 1);
-        }
+        if (rows) links = {v(2) - v(3), v(3)};
+        if (program::spills(op.does.exchange)) links = {g > 1 ? buffer - v(2) : 0, v(2)};
+        if (rows || program::spills(op.does.exchange)) buffer = (rows ? v(2) : buffer) * n / (n - 1);
         table = "all_to_all";
         with = exchange_;
         break;
@@ -530,17 +531,15 @@ class Measured : public CostModel {
     // What our executor packs or unpacks (sim/program/workspace.h), read and written once, on the same
     // stream.
     const bool packs =
-        !torch_ && op.kind == OpKind::all_to_all && program::packs(op.does.exchange) && buffer > 0;
-    const bool rows =
-        op.does.exchange == program::Exchange::dispatch || op.does.exchange == program::Exchange::combine;
+        !torch_ && op.kind == OpKind::all_to_all && program::packs(op.does.exchange) && exchanged > 0;
     const cluster::Table* const reorders =  // rows, by the kernel that permutes them
         rows ? own_kernels_[static_cast<size_t>(OpKind::permute)] : nullptr;
     const cluster::Table& packer = reorders != nullptr ? *reorders : c_.table("memory_bound");
-    const double packing = packs ? 2 * buffer / packer.at({2 * buffer}).value : 0;
+    const double packing = packs ? 2 * exchanged / packer.at({2 * exchanged}).value : 0;
     const bool apart = packs && op.region == 0;  // kernels of their own, which links have nothing to do with
     Price p{{}, 0, outside};
     double seconds = std::max({on_nvlink, on_nic, c_["kernel_ns"] / kSecond}) + (apart ? 0 : packing);
-    if (apart) p.after = kernel(packing, 2 * buffer, false, memory_).demand;
+    if (apart) p.after = kernel(packing, 2 * exchanged, false, memory_).demand;
     if (reduces && meets == Resource::crossbar) {
       // Parts land in pieces, and a kernel adds up each (sim/program/landing.h).
       const double part = v(0) / n, read = part * (op.does.accumulate ? n + 2 : n + 1);
@@ -554,7 +553,7 @@ class Measured : public CostModel {
     p.demand = lasting(seconds);
     Demand& d = p.demand;
     d.needs_room = rooms_ && meets == Resource::sm;
-    if (packs && !apart) use(d, Resource::hbm, 2 * buffer, hbm_bw_, seconds);
+    if (packs && !apart) use(d, Resource::hbm, 2 * exchanged, hbm_bw_, seconds);
     // A collective that the network holds back moves fewer bytes through the SMs a second.
     const double busy =
         on_nic > 0 ? std::clamp(std::max(on_nvlink, nic / c_["nvlink_bw"]) / seconds, 0.1, 1.0) : 1.0;

@@ -1,6 +1,7 @@
 #include "sim/predict/loads.h"
 
 #include <algorithm>
+#include <map>
 #include <numeric>
 #include <span>
 
@@ -43,10 +44,20 @@ std::vector<std::vector<ExpertLoad>> expert_loads(const Scenario& s, const plan:
                                              std::vector<ExpertLoad>(static_cast<size_t>(s.model.layers)));
   if (imbalance != nullptr) *imbalance = 1;
 
+  const auto node = [&](int member) {
+    return (layout.expert.first(group) + member * layout.expert.stride) / s.used_per_node();
+  };
+  std::map<int64_t, int> members;  // by node
+  for (int member = 0; member < ranks; ++member) ++members[node(member)];
+  int fewest = ranks;
+  for (const auto& [where, count] : members) fewest = std::min(fewest, count);
+
   // Balanced to within a row, or one rank: every rank computes as much as it sends.
   const auto even = [&] {
     ExpertLoad load;
     load.computed = load.sent = sent;
+    load.moved = sent * (ranks - 1) / ranks;
+    load.moved_across = sent * (ranks - fewest) / ranks;
     load.experts = experts / ranks;
     load.rounds = streaming ? ceil_div(sent, capacity) : 1;
     return load;
@@ -86,25 +97,28 @@ std::vector<std::vector<ExpertLoad>> expert_loads(const Scenario& s, const plan:
     }
     const plan::RoundPlan rounds(plan::Counts::uniform(ranks, row), assigned, capacity,
                                  static_cast<int>(s.plan.spill_slots));
-    const auto node = [&](int member) {
-      return (layout.expert.first(group) + member * layout.expert.stride) / s.used_per_node();
-    };
     for (int r = 0; r < ranks; ++r) {
       const plan::RankSummary summary = rounds.summary(r);
-      const auto across = [&](const std::vector<int>& experts_of_peer) {
-        int64_t sum = 0;
+      // Of both directions the one with more, among the peers that count.
+      const auto larger = [&](const auto& in, const auto& out, auto counts) {
+        int64_t sums[2] = {0, 0};
         for (int peer = 0; peer < ranks; ++peer)
-          if (node(peer) != node(r)) sum += experts_of_peer[static_cast<size_t>(peer)];
-        return sum;
+          if (counts(peer))
+            sums[0] += in[static_cast<size_t>(peer)], sums[1] += out[static_cast<size_t>(peer)];
+        return std::max(sums[0], sums[1]);
       };
+      const auto other = [&](int peer) { return peer != r; };
+      const auto across = [&](int peer) { return node(peer) != node(r); };
       ExpertLoad& load = loads[static_cast<size_t>(r)][static_cast<size_t>(l)];
       load.rounds = std::max(1, rounds.rounds());
       load.computed = summary.rows;
       load.sent = sent;
+      load.moved = larger(summary.received, summary.sent, other);
+      load.moved_across = larger(summary.received, summary.sent, across);
       spread(load, rows_by_expert(rounds, r));
       load.spilled_in = std::accumulate(summary.spilled_in.begin(), summary.spilled_in.end(), int64_t{0});
       load.spilled_out = std::accumulate(summary.spilled_out.begin(), summary.spilled_out.end(), int64_t{0});
-      load.spilled_across = std::max(across(summary.spilled_in), across(summary.spilled_out));
+      load.spilled_across = larger(summary.spilled_in, summary.spilled_out, across);
     }
   }
   return loads;

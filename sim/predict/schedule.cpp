@@ -30,7 +30,7 @@ struct Key {
 struct Hash {
   size_t operator()(const Key& k) const {
     uint64_t h = k.what * 0x9e3779b97f4a7c15ULL + k.shape;
-    for (const int64_t v : {k.rows.computed, k.rows.sent, k.rows.experts, k.rows.rounds,
+    for (const int64_t v : {k.rows.computed, k.rows.sent, k.rows.moved, k.rows.experts, k.rows.rounds,
                             k.rows.spilled_in * 1024 + k.rows.spilled_out})
       h = (h ^ static_cast<uint64_t>(v)) * 0xff51afd7ed558ccdULL, h ^= h >> 29;
     return static_cast<size_t>(h);
@@ -94,13 +94,16 @@ Shape routed_shape(const program::StepProgram& program, const Op& op, const prog
       for (int i = 0; i < 3; ++i) shape.v[i] = scaled(shape.v[i], sent, capacity);
       break;
     case Routed::dispatch:
-      shape.v[0] = scaled(shape.v[0], sent, capacity);
-      shape.v[1] = scaled(shape.v[1], computed, capacity);
+    case Routed::combine: {
+      const bool out = op.routed == Routed::dispatch;
+      const int64_t bytes = shape.v[0];  // of as many rows as a round may have
+      const auto of = [&](int64_t rows) { return scaled(bytes, rows, capacity); };
+      shape.v[0] = of(out ? sent : computed);
+      shape.v[1] = of(out ? computed : sent);
+      shape.v[2] = of(rows_of_round(load.moved, round, load.rounds));
+      shape.v[3] = of(rows_of_round(load.moved_across, round, load.rounds));
       break;
-    case Routed::combine:
-      shape.v[0] = scaled(shape.v[0], computed, capacity);
-      shape.v[1] = scaled(shape.v[1], sent, capacity);
-      break;
+    }
     default:
       break;
   }
@@ -155,6 +158,8 @@ Schedule make_schedule(const program::StepProgram& program, const std::vector<pr
       key.rows = *load;
       key.rows.computed = rows_of_round(load->computed, round, load->rounds);
       key.rows.sent = rows_of_round(load->sent, round, load->rounds);
+      key.rows.moved = rows_of_round(load->moved, round, load->rounds);
+      key.rows.moved_across = rows_of_round(load->moved_across, round, load->rounds);
       if (op.routed == Routed::spill) key.rows.rounds = load->rounds - round;
     }
     auto found = known.find(key);

@@ -194,7 +194,7 @@ TEST(Native, ExchangesArePacked) {
   const auto of = [&](const Machine& machine, program::Exchange exchange) {
     program::Op op = make_op(OpKind::all_to_all, Stream::dispatch);
     op.does.exchange = exchange;
-    return seconds(machine.price(op, {{bytes, bytes}}, &world));
+    return seconds(machine.price(op, {{bytes, bytes, bytes / 4 * 3, 0}}, &world));  // rows: a quarter stays
   };
   const double sent = of(m, program::Exchange::none),
                packing = 2.0 * bytes / m.cluster.table("memory_bound").at({2.0 * bytes}).value;
@@ -211,6 +211,22 @@ TEST(Native, ExchangesArePacked) {
   for (const program::Exchange exchange : {program::Exchange::dispatch, program::Exchange::combine})
     EXPECT_NEAR(of(own, exchange), sent + 2.0 * bytes / 1e12, 2e-9);
   EXPECT_EQ(of(own, program::Exchange::rows_to_columns), of(m, program::Exchange::rows_to_columns));
+}
+
+TEST(Native, RowsThatStayNeedNoLinks) {
+  const Machine m("h200");
+  const Group world{Axis::world, 16, 1};
+  const int64_t bytes = 1 << 28;
+  program::Op op = make_op(OpKind::all_to_all, Stream::dispatch);
+  op.does.exchange = program::Exchange::dispatch;
+  const auto price = [&](int64_t moved, int64_t across) {
+    return m.price(op, {{bytes, bytes, moved, across}}, &world);
+  };
+  const double within = seconds(price(bytes / 2, 0)), packing = seconds(price(0, 0));
+  EXPECT_NEAR(seconds(price(bytes / 4, 0)) - packing, (within - packing) / 2, 2e-5);
+  EXPECT_EQ(share(price(bytes / 2, 0).demand, Resource::nic_out), 0);
+  EXPECT_NEAR(seconds(price(bytes / 2, bytes / 4)) - packing,
+              bytes / 4.0 / m.cluster["nic_bw"] + 5 * 1e-9 * m.cluster["nic_latency_ns"], 5e-5);
 }
 
 TEST(Native, CopyEnginesDoNotReachAcrossNodes) {

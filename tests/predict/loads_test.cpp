@@ -1,10 +1,13 @@
 // Rows that ranks exchange and compute: none is lost, none is made.
 #include "sim/predict/loads.h"
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <numeric>
 
+#include "sim/plan/least_loaded.h"
+#include "sim/plan/rounds.h"
 #include "tests/predict/support.h"
 
 namespace mop::predict::testing {
@@ -51,8 +54,14 @@ TEST(Loads, RowsAreConserved) {
             in += load.spilled_in;
             out += load.spilled_out;
             EXPECT_LE(load.spilled_across, std::max(load.spilled_in, load.spilled_out));
+            if (s.plan.native()) {
+              EXPECT_LE(load.moved, std::max(load.sent, load.computed));
+              EXPECT_LE(load.moved_across, load.moved);
+              EXPECT_EQ(load.moved > 0, layout.expert.size > 1);
+            }
             if (layout.expert.size * layout.expert.stride <= s.used_per_node()) {
               EXPECT_EQ(load.spilled_across, 0) << "the group is on one node";
+              EXPECT_EQ(load.moved_across, 0) << "the group is on one node";
             }
           }
           ASSERT_EQ(computed, sent * layout.expert.size) << "layer " << l;
@@ -85,6 +94,46 @@ TEST(Loads, SpilledExpertsCrossWhereTheirRanksDo) {
       EXPECT_LT(across, spilled);
     }
   }
+}
+
+TEST(Loads, RowsThatMoveAreThoseOfOtherRanks) {
+  for (const char* routing : {"balanced", "zipf:1.1", "hot:0.7@1"})
+    for (const int64_t nodes : {1, 2}) {
+      SCOPED_TRACE(fmt::format("{} on {} nodes", routing, nodes));
+      const Scenario s =
+          make("qwen3-30b-a3b", "h200", nodes, mop_plan(8 * nodes, 8 * nodes, 1, 8), 4096, 1, 1, routing);
+      const plan::Layout layout = plan::layout(s.plan, s.gpus());
+      const auto loads = expert_loads(s, layout, 0);
+      const auto ranks = static_cast<int>(layout.expert.size);
+      const int64_t tokens = program::tokens_per_rank(layout, s.workload);
+      const std::vector<int64_t> row = plan::draw(s.workload.routing, tokens, static_cast<int>(s.model.top_k),
+                                                  static_cast<int>(s.model.experts), 0, 0);
+      std::vector<int64_t> whole(row);
+      for (int64_t& rows : whole) rows *= ranks;
+      const plan::RoundPlan rounds(
+          plan::Counts::uniform(ranks, row),
+          plan::least_loaded(whole, ranks,
+                             {s.plan.capacity_factor, s.plan.spill_min_rows, s.plan.spill_gate}),
+          s.plan.round_capacity(), static_cast<int>(s.plan.spill_slots));
+      // (0: other ranks, 1: other nodes; rank) rows that leave, that arrive
+      std::vector<std::vector<int64_t>> out(2, std::vector<int64_t>(static_cast<size_t>(ranks))), in = out;
+      for (int round = 0; round < rounds.rounds(); ++round)
+        for (int source = 0; source < ranks; ++source)
+          for (const plan::Flow& flow : rounds.sent(round, source))
+            for (const size_t apart : {0, 1}) {
+              const int64_t of = apart == 0 ? 1 : s.used_per_node();
+              if (source / of == flow.destination / of) continue;
+              out[apart][static_cast<size_t>(source)] += flow.rows();
+              in[apart][static_cast<size_t>(flow.destination)] += flow.rows();
+            }
+      for (size_t r = 0; r < loads.size(); ++r) {
+        const double rounding = routing == std::string("balanced") ? 64 : 0;  // it says nothing of a row
+        EXPECT_NEAR(static_cast<double>(loads[r][0].moved),
+                    static_cast<double>(std::max(out[0][r], in[0][r])), rounding);
+        EXPECT_NEAR(static_cast<double>(loads[r][0].moved_across),
+                    static_cast<double>(std::max(out[1][r], in[1][r])), rounding);
+      }
+    }
 }
 
 TEST(Loads, LeastLoadedEvensOut) {
