@@ -20,10 +20,10 @@ void interference(Bench& bench);
 void power(Bench& bench);
 
 // Shared by families.
-enum class Collective { all_gather, reduce_scatter, all_reduce, all_to_all };
+enum class Collective { all_gather, reduce_scatter, all_reduce, all_to_all, send };
 const char* name(Collective collective);
 // By NCCL among `size` neighbours, `bytes` of the full buffer: of everyone's, for all-to-all of each rank's
-// own.
+// own, and what each of the first half sends to one of the second.
 Work by_nccl(Bench& bench, Collective collective, int size, int64_t bytes);
 // Among all of `comm`, from `in` to `out`, each of `bytes`.
 Work by_nccl(ncclComm_t comm, Collective collective, std::byte* in, std::byte* out, int64_t bytes);

@@ -14,6 +14,7 @@ constexpr int64_t kMost = int64_t{1} << 32;  // the experts of a layer have more
 
 // Bytes that pass each GPU's link over the buffer's, one way.
 double bus_bytes(Collective collective, int size, int64_t bytes) {
+  if (collective == Collective::send) return static_cast<double>(bytes);
   const double part = static_cast<double>(bytes) * (size - 1) / size;
   return collective == Collective::all_reduce ? 2 * part : part;
 }
@@ -45,6 +46,8 @@ const char* name(Collective collective) {
       return "all_reduce";
     case Collective::all_to_all:
       return "all_to_all";
+    case Collective::send:
+      return "send";
   }
   return "";
 }
@@ -57,8 +60,9 @@ Work by_nccl(Bench& bench, Collective collective, int size, int64_t bytes) {
 }
 
 Work by_nccl(ncclComm_t comm, Collective collective, std::byte* in, std::byte* out, int64_t bytes) {
-  int size = 0;
+  int size = 0, rank = 0;
   cuda::check(ncclCommCount(comm, &size), "ncclCommCount");
+  cuda::check(ncclCommUserRank(comm, &rank), "ncclCommUserRank");
   const auto all = static_cast<size_t>(bytes / 2), part = all / static_cast<size_t>(size);
   return [=](cudaStream_t stream) {
     switch (collective) {
@@ -78,6 +82,11 @@ Work by_nccl(ncclComm_t comm, Collective collective, std::byte* in, std::byte* o
         }
         return cuda::check(ncclGroupEnd(), "an all-to-all");
       }
+      case Collective::send:
+        if (rank < size / 2)
+          return cuda::check(ncclSend(in, all, ncclBfloat16, rank + size / 2, comm, stream), "a send");
+        if (rank < size / 2 * 2)
+          return cuda::check(ncclRecv(out, all, ncclBfloat16, rank - size / 2, comm, stream), "a receive");
     }
   };
 }
@@ -104,7 +113,8 @@ void collectives(Bench& bench, bool emulated) {
   for (int size = bench.ranks(); size >= (emulated ? bench.ranks() : 2); --size)
     for (int64_t bytes = most; bytes >= 1 << 16; bytes /= step)
       for (const Collective c : {Collective::all_gather, Collective::reduce_scatter, Collective::all_reduce,
-                                 Collective::all_to_all}) {
+                                 Collective::all_to_all, Collective::send}) {
+        if (c == Collective::send && !emulated) continue;  // NVLink is the same both ways
         if (!bench.more()) return;
         measure(
             bench, fmt::format("{}{}", emulated ? "emulated_network_" : "native_", name(c)),

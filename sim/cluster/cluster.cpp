@@ -171,6 +171,7 @@ constexpr std::array kOptionalTables{
     TableForm{"network_reduce_scatter", 0, 1},
     TableForm{"network_all_reduce", 0, 1},
     TableForm{"network_all_to_all", 0, 1},
+    TableForm{"network_send", 0, 1},  // one way
     // Recorded, and priced by nothing: GPUs of the host at once -> bytes/s of all; NCCL's network transport
     // on one host.
     TableForm{"host_copies_up", 0, 1},
@@ -180,6 +181,7 @@ constexpr std::array kOptionalTables{
     TableForm{"emulated_network_reduce_scatter", 0, 2},
     TableForm{"emulated_network_all_reduce", 0, 2},
     TableForm{"emulated_network_all_to_all", 0, 2},
+    TableForm{"emulated_network_send", 0, 2},
 };
 
 const TableForm* form_of(const std::string& name) {

@@ -524,7 +524,9 @@ class Measured : public CostModel {
     }
     if (nic > 0) {
       const double hops = c_["nic_latency_ns"] / kSecond * (1 + std::log2(m));
-      const cluster::Table* const network = c_.find(std::string("network_").append(table));
+      const bool one_way = is_pairwise(op.kind) && std::min(v(0), v(1)) <= 0;
+      const cluster::Table* network = one_way ? c_.find("network_send") : nullptr;
+      if (network == nullptr) network = c_.find(std::string("network_").append(table));
       on_nic = network != nullptr ? std::max(nic / network->at({std::max(1.0, buffer)}).value, hops)
                                   : nic / c_["nic_bw"] + hops;
     }

@@ -377,6 +377,20 @@ TEST(Native, EachCollectiveHasItsRateAcrossNodes) {
   EXPECT_NEAR(of(OpKind::all_gather, bytes), crossing / 1e9, 1e-6 * crossing / 1e9);
   EXPECT_NEAR(of(OpKind::all_gather, 64), 2e-5, 1e-9);  // no less than its hops
   EXPECT_NEAR(of(OpKind::reduce_scatter, bytes), crossing / 2e9 + 2e-5, 1e-8);
+  // What goes one way, as spilled experts do.
+  add_table(c, "network_all_to_all", 0, {{1e9, 1e9}});
+  const auto spilled = [&](int64_t in) {
+    program::Op op = make_op(OpKind::all_to_all, Stream::spill);
+    op.does.exchange = program::Exchange::spill_weights;
+    const Machine m(c, "mop", 2);
+    return seconds(m.price(op, {{bytes, in, bytes}}, &two));
+  };
+  const double both = spilled(bytes);
+  EXPECT_NEAR(both, static_cast<double>(bytes) / 1e9, 1e-6);
+  EXPECT_EQ(spilled(0), both);
+  add_table(c, "network_send", 0, {{1e9, 1.6e9}});
+  EXPECT_NEAR(spilled(0), static_cast<double>(bytes) / 1.6e9, 1e-6);
+  EXPECT_EQ(spilled(bytes), both);
   // What it takes of a NIC is what it moves.
   const Machine m(c, "mop", 2);
   EXPECT_NEAR(share(m.collective(OpKind::all_gather, bytes, two).demand, Resource::nic_out), 0.5, 1e-3);

@@ -19,13 +19,15 @@ def main(calibrated, nodes, nic):
         where = f"half of the host's {name}: two emulated nodes share it; {figure['where'].split('; ')[-1]}"
         return {"value": figure["value"] / 2, "source": "assumed", "where": where}
 
-    kinds = ("all_gather", "reduce_scatter", "all_reduce", "all_to_all")
+    kinds = [kind for kind in ("all_gather", "reduce_scatter", "all_reduce", "all_to_all", "send") if f"emulated_network_{kind}" in tables]
 
-    # NCCL's rings pass (n - 1) / n of a buffer from node to node, shared by a node's GPUs; of an all-to-all half of a GPU's own leaves it.
+    # NCCL's rings pass (n - 1) / n of a buffer from node to node, shared by a node's GPUs; of an all-to-all half of a GPU's own leaves it, of what is
+    # sent one way all.
     def crossing(kind):  # by bytes of the buffer: those that a GPU sends to the other node, and the seconds
         for ranks, buffer, bus in sorted(tables[f"emulated_network_{kind}"]["points"], key=lambda point: point[1]):
             passing = buffer * (ranks - 1) / ranks
-            yield buffer, (buffer / 2 if kind == "all_to_all" else passing / (ranks / 2)), passing / bus
+            sent = {"all_to_all": buffer / 2, "send": buffer}.get(kind, passing / (ranks / 2))
+            yield buffer, sent, (buffer if kind == "send" else passing) / bus
 
     rates = {kind: [[buffer, sent / seconds] for buffer, sent, seconds in crossing(kind)] for kind in kinds}
     fastest = max(kinds, key=lambda kind: rates[kind][-1][1])
