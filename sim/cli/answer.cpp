@@ -229,8 +229,10 @@ std::string answer_text(const Scenario& s, const Prediction& p) {
   facts.add({"host a node", of_capacity(p.host_peak, p.host_capacity)});
   if (p.step_time) {
     facts.add(
-        {"step time", fmt::format("{} (closed-form estimate {}, {:+.0f} %)", format_seconds(*p.step_time),
-                                  format_seconds(p.estimate), 100 * (p.estimate / *p.step_time - 1))});
+        {"step time", fmt::format("{} (closed-form estimate {}, {:+.0f} %: without {}launches and waits)",
+                                  format_seconds(*p.step_time), format_seconds(p.estimate),
+                                  100 * (p.estimate / *p.step_time - 1),
+                                  s.plan.native() ? "memory-bound kernels, " : "")});
     if (p.clock)
       facts.add({"clock", fmt::format("{:.2f} of {:.2f} GHz, within {:.0f} W", *p.clock * 1e-9,
                                       s.cluster["largest_clock_hz"] * 1e-9, s.cluster["power_limit_w"])});

@@ -12,9 +12,19 @@
 #include "sim/base/integer.h"
 
 namespace mop::plan {
-namespace {
 
-constexpr int64_t kMaxRounds = 1 << 16;  // of a pass: a guard against a capacity that makes no sense
+int64_t fewest_rounds(int64_t rows, int64_t capacity) {
+  constexpr int64_t kMost = 4096;  // a guard against a capacity that makes no sense
+  const int64_t rounds = ceil_div(rows, capacity);
+  if (rounds > kMost)
+    throw UserError(
+        fmt::format("round capacity is {} rows: {} rows of one rank would take {} rounds, at most {} are "
+                    "possible; make the capacity larger (round-rows)",
+                    capacity, rows, rounds, kMost));
+  return rounds;
+}
+
+namespace {
 
 // Slot of a foreign expert on its rank, counted over all passes: transfers name each pair once.
 struct Slot {
@@ -206,12 +216,7 @@ int64_t RoundPlan::find_rounds(const Pass& pass, int64_t capacity, std::span<int
   }
   const int64_t most_sent = *std::ranges::max_element(sent);
   const int64_t most = std::max(most_received, most_sent);
-  const int64_t least = ceil_div(most, capacity);
-  if (least > kMaxRounds)
-    throw UserError(
-        fmt::format("round capacity is {} rows: {} rows of one rank would take {} rounds, at most {} are "
-                    "possible; make the capacity larger",
-                    capacity, most, least, kMaxRounds));
+  const int64_t least = fewest_rounds(most, capacity);
 
   // A round moves at most ceil(n / R) of a pair's n rows, so a source sends at most sent / R + ranks, and one
   // row a pair once R is as large as any n.

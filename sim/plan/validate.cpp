@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <functional>
+#include <utility>
 #include <vector>
 
 #include "sim/base/error.h"
@@ -122,6 +123,14 @@ void validate(const Plan& plan, const model::ModelConfig& model, int64_t gpus, i
   if (plan.optimizer_hbm_layers > model.layers)
     throw UserError(fmt::format("plan setting optimizer-hbm-layers is {}, but {} has {} layers",
                                 plan.optimizer_hbm_layers, model.name, model.layers));
+  const Plan usual;
+  for (const auto& [setting, said] :
+       {std::pair{"capacity-factor", plan.capacity_factor != usual.capacity_factor},
+        {"spill-min-rows", plan.spill_min_rows != usual.spill_min_rows},
+        {"spill-gate", plan.spill_gate != usual.spill_gate},
+        {"spill-slots", plan.spill_slots != usual.spill_slots}})
+    if (said && !plan.least_loaded)
+      throw UserError(fmt::format("plan setting {} is for least-loaded=on", setting));
 }
 
 Layout layout(const Plan& plan, int64_t gpus) {

@@ -1,6 +1,7 @@
 #include "sim/predict/estimate.h"
 
 #include <algorithm>
+#include <string>
 
 #include "sim/model/counts.h"
 #include "sim/program/master.h"
@@ -69,7 +70,7 @@ Eager eager(const Scenario& s, double tokens, double shards) {
 
 }  // namespace
 
-double estimate_step_time(const Scenario& s) {
+double estimate_step_time(const Scenario& s, double clock) {
   const auto& c = s.cluster;
   const plan::Plan& p = s.plan;
   const plan::Layout l = plan::layout(p, s.gpus());
@@ -82,27 +83,31 @@ double estimate_step_time(const Scenario& s) {
   // Computation: forward is a third of the model FLOPs; what is run again comes on top.
   const bool again = mop || p.recompute == plan::Recompute::full;
   const double linear = f.projections + f.router + f.shared + f.dense_mlp;
-  const double matmul = c.table("matmul").at({8192, 8192, 8192}).value;
+  const auto rates = [&](const std::string& name) -> const cluster::Table& {
+    const auto own = native ? c.tables.find("native_" + name) : c.tables.end();
+    return own != c.tables.end() ? own->second.table : c.table(name.c_str());
+  };
+  const double matmul = rates("matmul").at({8192, 8192, 8192}).value;
   const double rows =
       std::max(1.0, tokens / micro * real(s.model.top_k) / real(s.model.experts) * real(l.expert.size));
-  const double grouped = c.table("grouped_matmul")
+  const double grouped = rates("grouped_matmul")
                              .at({real(s.model.hidden), real(2 * s.model.expert_intermediate),
                                   std::max(1.0, real(s.model.experts / l.expert.size)), rows})
                              .value;
   const double heads = real(s.model.heads) / real(native ? l.sequence.size : p.tensor);
   const auto attention = [&](const char* table) {
-    return c.table(table)
+    return rates(table)
         .at({real(s.model.qk_dim()), real(s.model.v_dim()), std::max(1.0, heads * real(s.workload.sequences)),
              real(s.workload.context)})
         .value;
   };
   const bool attention_again = mop ? !p.save_attention : again;
-  double compute =
-      tokens * (linear / 3 * (again ? 4 : 3) / matmul + f.head / 3 * (again && !native ? 4 : 3) / matmul +
-                f.experts / 3 * (3 + (again ? (native ? 2.0 / 3 : 1.0) : 0.0)) / grouped +
-                f.attention / 3 *
-                    ((attention_again ? 2 : 1) / attention("attention_forward") +
-                     2.5 / attention("attention_backward")));
+  double compute = tokens / clock *
+                   (linear / 3 * (again ? 4 : 3) / matmul + f.head / 3 * (again && !native ? 4 : 3) / matmul +
+                    f.experts / 3 * (3 + (again ? (native ? 2.0 / 3 : 1.0) : 0.0)) / grouped +
+                    f.attention / 3 *
+                        ((attention_again ? 2 : 1) / attention("attention_forward") +
+                         2.5 / attention("attention_backward")));
 
   if (!native) {
     const double shards = real(l.dense.size);

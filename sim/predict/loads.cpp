@@ -59,7 +59,7 @@ std::vector<std::vector<ExpertLoad>> expert_loads(const Scenario& s, const plan:
     load.moved = sent * (ranks - 1) / ranks;
     load.moved_across = sent * (ranks - fewest) / ranks;
     load.experts = experts / ranks;
-    load.rounds = streaming ? ceil_div(sent, capacity) : 1;
+    load.rounds = streaming ? plan::fewest_rounds(sent, capacity) : 1;
     return load;
   };
   int routed_layer = 0;

@@ -415,7 +415,8 @@ Prediction predict(const Scenario& s, const PredictOptions& options, Details* de
     simulate(s, kinds, power, loads, options, d);
     p.classes = d.fold.classes.size();
     explain(s, d, p);
-    p.estimate = s.calibration == cost::Calibration::measured ? estimate_step_time(s) : 0;
+    const double clock = d.clock ? *d.clock / s.cluster["largest_clock_hz"] : 1;
+    p.estimate = s.calibration == cost::Calibration::measured ? estimate_step_time(s, clock) : 0;
     check(s, d, p);
   } else if (!p.fits) {
     p.bound_by = p.hbm_peak > p.hbm_capacity ? "HBM capacity" : "host memory capacity";

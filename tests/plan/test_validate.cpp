@@ -192,6 +192,16 @@ TEST(Validate, MessagesNameWhatDoesNotDivide) {
   EXPECT_FALSE(error_of(parse_plan("mop:optimizer=stream,optimizer-hbm-layers=2"), model, 8, 4096));
 }
 
+TEST(Validate, SettingsOfSpillsAreForLeastLoadedPlanning) {
+  const model::ModelConfig model = small_model();
+  for (const std::string setting :
+       {"capacity-factor=1.2", "spill-min-rows=7", "spill-gate=2", "spill-slots=3"}) {
+    EXPECT_FALSE(error_of(parse_plan("mop:" + setting), model, 8, 4096));
+    EXPECT_EQ(error_of(parse_plan("mop:least-loaded=off," + setting), model, 8, 4096),
+              "plan setting " + setting.substr(0, setting.find('=')) + " is for least-loaded=on");
+  }
+}
+
 TEST(Validate, OpenDegreesAreNotLookedAt) {
   const model::ModelConfig model = small_model();
   for (const int64_t gpus : {1, 7, 24}) {
