@@ -228,11 +228,12 @@ std::string answer_text(const Scenario& s, const Prediction& p) {
   facts.add({"HBM a GPU", of_capacity(p.hbm_peak, p.hbm_capacity)});
   facts.add({"host a node", of_capacity(p.host_peak, p.host_capacity)});
   if (p.step_time) {
-    facts.add(
-        {"step time", fmt::format("{} (closed-form estimate {}, {:+.0f} %: without {}launches and waits)",
-                                  format_seconds(*p.step_time), format_seconds(p.estimate),
-                                  100 * (p.estimate / *p.step_time - 1),
-                                  s.plan.native() ? "memory-bound kernels, " : "")});
+    std::string step = format_seconds(*p.step_time);
+    if (p.estimate > 0)
+      step += fmt::format(" (closed-form estimate {}, {:+.0f} %: without {}launches and waits)",
+                          format_seconds(p.estimate), 100 * (p.estimate / *p.step_time - 1),
+                          s.plan.native() ? "memory-bound kernels, " : "");
+    facts.add({"step time", step});
     if (p.clock)
       facts.add({"clock", fmt::format("{:.2f} of {:.2f} GHz, within {:.0f} W", *p.clock * 1e-9,
                                       s.cluster["largest_clock_hz"] * 1e-9, s.cluster["power_limit_w"])});

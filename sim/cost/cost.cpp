@@ -48,8 +48,10 @@ LinkBytes among_all(const Placement& at, double bytes) {
 }
 
 std::unique_ptr<CostModel> make_cost_model(Calibration calibration, const cluster::ClusterModel& cluster,
-                                           const plan::Plan& plan, int64_t gpus, const StepClocks& clocks) {
-  return calibration == Calibration::paper ? make_paper(plan) : make_measured(cluster, plan, gpus, clocks);
+                                           const plan::Plan& plan, int64_t gpus, int64_t gpus_per_node,
+                                           const StepClocks& clocks) {
+  return calibration == Calibration::paper ? make_paper(plan)
+                                           : make_measured(cluster, plan, gpus, gpus_per_node, clocks);
 }
 
 }  // namespace mop::cost

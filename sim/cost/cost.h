@@ -57,9 +57,10 @@ class CostModel {
                       const program::Group* group) const = 0;
 };
 
-// clocks: of the multiprocessors, where the cluster's tables are as of the largest.
+// gpus_per_node: that are used. clocks: of the multiprocessors, where the cluster's tables are as of the
+// largest.
 std::unique_ptr<CostModel> make_cost_model(Calibration calibration, const cluster::ClusterModel& cluster,
-                                           const plan::Plan& plan, int64_t gpus,
+                                           const plan::Plan& plan, int64_t gpus, int64_t gpus_per_node,
                                            const StepClocks& clocks = {});
 
 }  // namespace mop::cost

@@ -88,14 +88,14 @@ class Known {
 
 class Measured : public CostModel {
  public:
-  Measured(const cluster::ClusterModel& cluster, const plan::Plan& plan, int64_t gpus,
+  Measured(const cluster::ClusterModel& cluster, const plan::Plan& plan, int64_t gpus, int64_t gpus_per_node,
            const StepClocks& clocks)
       : c_(cluster, plan.native()),
         torch_(!plan.native()),
         rooms_(!torch_ && cluster.figures.contains("native_all_gather_matmul_slowdown")),
         compiled_(plan.runtime == plan::Runtime::compiled),
         checkpointed_(plan.recompute == plan::Recompute::full),
-        gpus_per_node_(cluster.gpus_per_node()),
+        gpus_per_node_(gpus_per_node),
         gpus_(gpus),
         beside_(beside_adam()),
         clocks_(clocks),
@@ -330,18 +330,21 @@ class Measured : public CostModel {
         return tensor(op, draws_of_product(v(2)), flops, rate.value, least, bytes, rate.outside, matmul_);
       }
       case OpKind::grouped_gemm: {
-        if (flops <= 0) return kernel(least, 0, false, matmul_);
         const bool gradient = !torch_ && op.does.transpose_a, adds = gradient && op.does.accumulate;
+        // Experts beyond those that the work comes from cost their weights, or the gradients of those, which
+        // no work hides. (One layer of Qwen3 with 109 such took 0.2 to 0.4 ms more a product than one with
+        // 39.)
+        const double beyond = std::max(0.0, v(4) - v(3)) * 2 * v(1) * v(2) * (adds ? 2 : 1);
+        if (flops <= 0) {
+          const double zeros = gradient ? beyond : 0;
+          return kernel(std::max(least, zeros / hbm_bw_), zeros, false, matmul_);
+        }
         const char *table = "native_grouped_matmul_gradient", *alike = "native_grouped_matmul_added";
         if (adds) std::swap(table, alike);
         const cluster::Table* own = gradient ? c_.find(table) : nullptr;
         if (gradient && own == nullptr) own = c_.find(alike);
         const auto rate = (own != nullptr ? *own : c_.table("grouped_matmul"))
                               .at({v(2), v(1), v(3), std::max(1.0, v(0) / v(3))});
-        // Experts beyond those that the work comes from cost their weights, or the gradients of those, which
-        // no work hides. (One layer of Qwen3 with 109 such took 0.2 to 0.4 ms more a product than one with
-        // 39.)
-        const double beyond = std::max(0.0, v(4) - v(3)) * 2 * v(1) * v(2) * (adds ? 2 : 1);
         const bool alone = program::alone(v(0) / v(3), v(1), op.does.transpose_a);
         const Draws draws =
             alone ? draws_of_product(op.does.transpose_a ? v(0) / v(3) : v(2)) : Draws::grouped_matmul;
@@ -472,6 +475,7 @@ class Measured : public CostModel {
     double buffer = v(0), exchanged = 0;  // the message size that the table is asked for; of an all-to-all
     const bool rows =
         op.does.exchange == program::Exchange::dispatch || op.does.exchange == program::Exchange::combine;
+    const bool spills = program::spills(op.does.exchange);
     std::string_view table = "all_gather";
     Interference with = gather_;
     Resource meets = Resource::sm;
@@ -487,13 +491,16 @@ class Measured : public CostModel {
         break;
       }
       case OpKind::all_to_all:
-        // Columns go to all ranks alike, this one included; of rows v(2) go to others and v(3) of these to
+        // Columns go to all ranks alike, this one included; of rows v(2) go to others of the node and v(3) to
         // other nodes; what is spilled all goes to others, v(2) of it to other nodes.
         buffer = exchanged = std::max(v(0), v(1));
-        links = among_all(at, buffer);
-        if (rows) links = {v(2) - v(3), v(3)};
-        if (program::spills(op.does.exchange)) links = {g > 1 ? buffer - v(2) : 0, v(2)};
-        if (rows || program::spills(op.does.exchange)) buffer = (rows ? v(2) : buffer) * n / (n - 1);
+        if (rows)
+          links = {v(2), v(3)};
+        else if (spills)
+          links = {g > 1 ? buffer - v(2) : 0, v(2)};
+        else
+          links = among_all(at, buffer);
+        if (rows || spills) buffer = (links.nvlink + links.nic) * n / (n - 1);
         table = "all_to_all";
         with = exchange_;
         break;
@@ -524,11 +531,17 @@ class Measured : public CostModel {
     }
     if (nic > 0) {
       const double hops = c_["nic_latency_ns"] / kSecond * (1 + std::log2(m));
-      const bool one_way = is_pairwise(op.kind) && std::min(v(0), v(1)) <= 0;
-      const cluster::Table* network = one_way ? c_.find("network_send") : nullptr;
-      if (network == nullptr) network = c_.find(std::string("network_").append(table));
-      on_nic = network != nullptr ? std::max(nic / network->at({std::max(1.0, buffer)}).value, hops)
-                                  : nic / c_["nic_bw"] + hops;
+      const bool one_way = spills && std::min(v(0), v(1)) <= 0;
+      const cluster::Table* const sends = one_way ? c_.find("network_send") : nullptr;
+      const cluster::Table* const network =
+          sends != nullptr ? sends : c_.find(std::string("network_").append(table));
+      if (network != nullptr) {
+        const auto rate = network->at({std::max(1.0, sends != nullptr ? nic : buffer)});
+        on_nic = std::max(nic / rate.value, hops);
+        outside = outside || rate.outside;
+      } else {
+        on_nic = nic / c_["nic_bw"] + hops;
+      }
     }
     // What our executor packs or unpacks (sim/program/workspace.h), read and written once, on the same
     // stream.
@@ -586,8 +599,8 @@ class Measured : public CostModel {
 }  // namespace
 
 std::unique_ptr<CostModel> make_measured(const cluster::ClusterModel& cluster, const plan::Plan& plan,
-                                         int64_t gpus, const StepClocks& clocks) {
-  return std::make_unique<Measured>(cluster, plan, gpus, clocks);
+                                         int64_t gpus, int64_t gpus_per_node, const StepClocks& clocks) {
+  return std::make_unique<Measured>(cluster, plan, gpus, gpus_per_node, clocks);
 }
 
 }  // namespace mop::cost

@@ -5,7 +5,7 @@
 namespace mop::cost {
 
 std::unique_ptr<CostModel> make_measured(const cluster::ClusterModel& cluster, const plan::Plan& plan,
-                                         int64_t gpus, const StepClocks& clocks);
+                                         int64_t gpus, int64_t gpus_per_node, const StepClocks& clocks);
 std::unique_ptr<CostModel> make_paper(const plan::Plan& plan);
 
 }  // namespace mop::cost

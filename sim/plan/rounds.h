@@ -76,7 +76,7 @@ struct RankSummary {
   std::vector<int> spilled_in, spilled_out;  // experts whose weights come from, go to each rank
 };
 
-// Errors: UserError above 4096.
+// In which `rows` of a rank can move. Errors: UserError above 4096.
 int64_t fewest_rounds(int64_t rows, int64_t capacity);
 
 class RoundPlan {
@@ -88,8 +88,8 @@ class RoundPlan {
   // R of each pass is the smallest that keeps the capacity: the first that fits from total / capacity
   // upwards. (After 32 that do not, which takes a capacity of a few rows a pair, R grows in steps of 1/16 up
   // to a bound that always fits.) A pure function of its arguments: all ranks derive the same rounds.
-  // Errors: UserError for capacity or spill_slots too small, also for a pass of more than 4096 rounds;
-  // InternalError when plan and counts do not match.
+  // Errors: UserError for capacity or spill_slots too small, also where total / capacity of a pass is above
+  // 4096; InternalError when plan and counts do not match.
   // Everything that it keeps or needs meanwhile comes from `memory`.
   RoundPlan(Counts counts, const LeastLoadedPlan& plan, int64_t capacity, int spill_slots,
             std::pmr::memory_resource* memory = std::pmr::get_default_resource());

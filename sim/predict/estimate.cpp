@@ -13,6 +13,13 @@ double real(int64_t n) {
   return static_cast<double>(n);
 }
 
+// What the plan's kernels and collectives reach.
+const cluster::Table& rates(const Scenario& s, const std::string& name) {
+  const auto& tables = s.cluster.tables;
+  const auto own = s.plan.native() ? tables.find("native_" + name) : tables.end();
+  return own != tables.end() ? own->second.table : s.cluster.table(name.c_str());
+}
+
 // Seconds that `bytes` a rank take in a ring or exchange over a group: the slower of NVLink inside and NICs
 // across.
 double on_links(const Scenario& s, const plan::Span& span, double bytes, const char* table) {
@@ -22,8 +29,10 @@ double on_links(const Scenario& s, const plan::Span& span, double bytes, const c
       cost::place({program::Axis::world, span.size, span.stride}, s.used_per_node(), s.gpus());
   const auto [nvlink, nic] =
       std::string_view(table) == "all_to_all" ? cost::among_all(at, bytes) : cost::in_a_ring(at, bytes);
-  return std::max(nvlink > 0 ? nvlink / c.table(table).at({at.local(), 1e9}).value : 0,
-                  nic > 0 ? nic / c["nic_bw"] : 0);
+  const auto network = c.tables.find(std::string("network_") + table);
+  const double across = network != c.tables.end() ? network->second.table.at({1e9}).value : c["nic_bw"];
+  return std::max(nvlink > 0 ? nvlink / rates(s, table).at({at.local(), 1e9}).value : 0,
+                  nic > 0 ? nic / across : 0);
 }
 
 // Seconds a token and layer of FSDP2's memory-bound kernels, and a parameter of a rank's shard for its
@@ -83,20 +92,16 @@ double estimate_step_time(const Scenario& s, double clock) {
   // Computation: forward is a third of the model FLOPs; what is run again comes on top.
   const bool again = mop || p.recompute == plan::Recompute::full;
   const double linear = f.projections + f.router + f.shared + f.dense_mlp;
-  const auto rates = [&](const std::string& name) -> const cluster::Table& {
-    const auto own = native ? c.tables.find("native_" + name) : c.tables.end();
-    return own != c.tables.end() ? own->second.table : c.table(name.c_str());
-  };
-  const double matmul = rates("matmul").at({8192, 8192, 8192}).value;
+  const double matmul = rates(s, "matmul").at({8192, 8192, 8192}).value;
   const double rows =
       std::max(1.0, tokens / micro * real(s.model.top_k) / real(s.model.experts) * real(l.expert.size));
-  const double grouped = rates("grouped_matmul")
+  const double grouped = rates(s, "grouped_matmul")
                              .at({real(s.model.hidden), real(2 * s.model.expert_intermediate),
                                   std::max(1.0, real(s.model.experts / l.expert.size)), rows})
                              .value;
   const double heads = real(s.model.heads) / real(native ? l.sequence.size : p.tensor);
   const auto attention = [&](const char* table) {
-    return rates(table)
+    return rates(s, table)
         .at({real(s.model.qk_dim()), real(s.model.v_dim()), std::max(1.0, heads * real(s.workload.sequences)),
              real(s.workload.context)})
         .value;

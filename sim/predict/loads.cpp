@@ -1,9 +1,9 @@
 #include "sim/predict/loads.h"
 
 #include <algorithm>
-#include <map>
 #include <numeric>
 #include <span>
+#include <utility>
 
 #include "sim/base/integer.h"
 #include "sim/plan/least_loaded.h"
@@ -29,6 +29,30 @@ void spread(ExpertLoad& load, std::span<const int64_t> rows) {
   load.touched = std::ranges::count_if(rows, [](int64_t n) { return n > 0; });
 }
 
+int64_t node_of(const plan::Span& groups, int64_t group, int64_t member, int64_t node) {
+  return (groups.first(group) + member * groups.stride) / node;
+}
+
+// Members on the node that has fewest of them, and on the one that has most.
+std::pair<int64_t, int64_t> members_of_nodes(const plan::Span& groups, int64_t group, int64_t node) {
+  std::pair<int64_t, int64_t> result{groups.size, 0};
+  for (int64_t first = 0, end = 0; first < groups.size; first = end) {
+    while (end < groups.size && node_of(groups, group, end, node) == node_of(groups, group, first, node))
+      ++end;
+    result = {std::min(result.first, end - first), std::max(result.second, end - first)};
+  }
+  return result;
+}
+
+// The group of those of `ranks` that has fewest members on one of its nodes.
+int64_t most_spread(const plan::Span& groups, int64_t ranks, int64_t node) {
+  int64_t found = 0, fewest = groups.size + 1;
+  for (int64_t group = 0; group < ranks / groups.size; ++group)
+    if (const int64_t members = members_of_nodes(groups, group, node).first; members < fewest)
+      found = group, fewest = members;
+  return found;
+}
+
 }  // namespace
 
 std::vector<std::vector<ExpertLoad>> expert_loads(const Scenario& s, const plan::Layout& layout, int group,
@@ -44,19 +68,17 @@ std::vector<std::vector<ExpertLoad>> expert_loads(const Scenario& s, const plan:
                                              std::vector<ExpertLoad>(static_cast<size_t>(s.model.layers)));
   if (imbalance != nullptr) *imbalance = 1;
 
-  const auto node = [&](int member) {
-    return (layout.expert.first(group) + member * layout.expert.stride) / s.used_per_node();
-  };
-  std::map<int64_t, int> members;  // by node
-  for (int member = 0; member < ranks; ++member) ++members[node(member)];
-  int fewest = ranks;
-  for (const auto& [where, count] : members) fewest = std::min(fewest, count);
+  // A group that stands for all lies where one that spreads over most nodes does: others meet it.
+  const bool alone = !balanced && s.workload.routing.independent_groups;
+  const int64_t placed = alone ? group : most_spread(layout.expert, layout.ranks, s.used_per_node());
+  const auto node = [&](int member) { return node_of(layout.expert, placed, member, s.used_per_node()); };
+  const auto [fewest, most] = members_of_nodes(layout.expert, placed, s.used_per_node());
 
   // Balanced to within a row, or one rank: every rank computes as much as it sends.
   const auto even = [&] {
     ExpertLoad load;
     load.computed = load.sent = sent;
-    load.moved = sent * (ranks - 1) / ranks;
+    load.moved_within = sent * (most - 1) / ranks;
     load.moved_across = sent * (ranks - fewest) / ranks;
     load.experts = experts / ranks;
     load.rounds = streaming ? plan::fewest_rounds(sent, capacity) : 1;
@@ -107,13 +129,13 @@ std::vector<std::vector<ExpertLoad>> expert_loads(const Scenario& s, const plan:
             sums[0] += in[static_cast<size_t>(peer)], sums[1] += out[static_cast<size_t>(peer)];
         return std::max(sums[0], sums[1]);
       };
-      const auto other = [&](int peer) { return peer != r; };
+      const auto within = [&](int peer) { return peer != r && node(peer) == node(r); };
       const auto across = [&](int peer) { return node(peer) != node(r); };
       ExpertLoad& load = loads[static_cast<size_t>(r)][static_cast<size_t>(l)];
       load.rounds = std::max(1, rounds.rounds());
       load.computed = summary.rows;
       load.sent = sent;
-      load.moved = larger(summary.received, summary.sent, other);
+      load.moved_within = larger(summary.received, summary.sent, within);
       load.moved_across = larger(summary.received, summary.sent, across);
       spread(load, rows_by_expert(rounds, r));
       load.spilled_in = std::accumulate(summary.spilled_in.begin(), summary.spilled_in.end(), int64_t{0});

@@ -228,7 +228,9 @@ void simulate(const Scenario& s, const Kinds& kinds, const std::optional<cost::P
     d.schedules.clear();
     for (size_t k = 0; k < loads.size(); ++k) {
       std::unique_ptr<cost::CostModel>& cost = costs[{clocks[k][0].set, clocks[k][1].set}];
-      if (!cost) cost = cost::make_cost_model(s.calibration, s.cluster, s.plan, s.gpus(), clocks[k]);
+      if (!cost)
+        cost =
+            cost::make_cost_model(s.calibration, s.cluster, s.plan, s.gpus(), s.used_per_node(), clocks[k]);
       d.schedules.push_back(make_schedule(d.program(k), loads[k], *cost));
     }
   };

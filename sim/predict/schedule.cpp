@@ -30,8 +30,8 @@ struct Key {
 struct Hash {
   size_t operator()(const Key& k) const {
     uint64_t h = k.what * 0x9e3779b97f4a7c15ULL + k.shape;
-    for (const int64_t v : {k.rows.computed, k.rows.sent, k.rows.moved, k.rows.experts, k.rows.rounds,
-                            k.rows.spilled_in * 1024 + k.rows.spilled_out})
+    for (const int64_t v : {k.rows.computed, k.rows.sent, k.rows.moved_within, k.rows.moved_across,
+                            k.rows.experts, k.rows.rounds, k.rows.spilled_in * 1024 + k.rows.spilled_out})
       h = (h ^ static_cast<uint64_t>(v)) * 0xff51afd7ed558ccdULL, h ^= h >> 29;
     return static_cast<size_t>(h);
   }
@@ -81,9 +81,9 @@ Shape routed_shape(const program::StepProgram& program, const Op& op, const prog
   switch (op.routed) {
     case Routed::compute:
       if (op.kind == program::OpKind::grouped_gemm) {
-        // Gradients are written of every expert of the rank's, of those without rows as zeros.
-        const bool writes_all = op.does.transpose_a && !op.does.accumulate && load.touched > 0;
-        shape.v[4] = writes_all ? std::max(shape.v[3], load.touched) : load.touched;
+        // Gradients are written of every expert that the rank has, of those without rows as zeros.
+        const bool writes = op.does.transpose_a && !op.does.accumulate;
+        shape.v[4] = writes ? shape.v[3] + load.spilled_in : load.touched;
         shape.v[0] = computed;
         shape.v[3] = std::max<int64_t>(1, load.experts);
       } else {
@@ -100,7 +100,7 @@ Shape routed_shape(const program::StepProgram& program, const Op& op, const prog
       const auto of = [&](int64_t rows) { return scaled(bytes, rows, capacity); };
       shape.v[0] = of(out ? sent : computed);
       shape.v[1] = of(out ? computed : sent);
-      shape.v[2] = of(rows_of_round(load.moved, round, load.rounds));
+      shape.v[2] = of(rows_of_round(load.moved_within, round, load.rounds));
       shape.v[3] = of(rows_of_round(load.moved_across, round, load.rounds));
       break;
     }
@@ -158,7 +158,7 @@ Schedule make_schedule(const program::StepProgram& program, const std::vector<pr
       key.rows = *load;
       key.rows.computed = rows_of_round(load->computed, round, load->rounds);
       key.rows.sent = rows_of_round(load->sent, round, load->rounds);
-      key.rows.moved = rows_of_round(load->moved, round, load->rounds);
+      key.rows.moved_within = rows_of_round(load->moved_within, round, load->rounds);
       key.rows.moved_across = rows_of_round(load->moved_across, round, load->rounds);
       if (op.routed == Routed::spill) key.rows.rounds = load->rounds - round;
     }

@@ -19,8 +19,9 @@ struct ExpertLoad {
   int64_t rounds = 1;    // streaming rounds that the whole expert group agrees on (mop)
   int64_t computed = 0;  // rows that this rank computes
   int64_t sent = 0;      // rows that its tokens need (tokens x top_k)
-  // Of both, those that it exchanges with other ranks, and with other nodes: the larger of both directions.
-  int64_t moved = 0, moved_across = 0;
+  // Of both, those that it exchanges with other ranks of its node, and with other nodes: the larger of both
+  // directions.
+  int64_t moved_within = 0, moved_across = 0;
   int64_t experts = 0;  // that it computes, as many as if equally loaded (plan::effective_experts)
   int64_t touched = 0;  // that have any rows
   int64_t spilled_in = 0, spilled_out = 0;  // experts whose weights it borrows, lends

@@ -6,6 +6,7 @@
 #include <limits>
 #include <map>
 #include <numeric>
+#include <optional>
 #include <set>
 #include <span>
 
@@ -208,13 +209,24 @@ class Planner {
     settle_staged(p);
   }
 
+  // Nothing for a plan that cannot be: whose rounds are too many. Where no other is left its prediction says
+  // so.
+  static std::optional<predict::Outline> outlined(const Scenario& s, bool only_memory = false) {
+    try {
+      return predict::outline(s, only_memory);
+    } catch (const UserError&) {
+      return std::nullopt;
+    }
+  }
+
   // HBM that a plan leaves free, less a margin: what our executor takes is predicted within 0.2 %
   // (reports/validation-h200x4.md).
   double room(const Plan& p) const {
     Scenario there = s_;
     there.plan = p;
-    const predict::Outline memory = predict::outline(there, true);
-    return 0.995 * static_cast<double>(memory.hbm_capacity) - static_cast<double>(memory.hbm_peak);
+    const std::optional<predict::Outline> memory = outlined(there, true);
+    return memory ? 0.995 * static_cast<double>(memory->hbm_capacity) - static_cast<double>(memory->hbm_peak)
+                  : 0;
   }
 
   // As many layers, from number `first` on, as `bytes` a parameter of theirs have room for.
@@ -273,17 +285,20 @@ class Planner {
     if (const auto found = known_.find(text); found != known_.end()) return found->second;
     Scenario tried = s_;
     tried.plan = p;
-    const predict::Outline prediction = predict::outline(tried);
+    const std::optional<predict::Outline> prediction = outlined(tried);
     Score score;
-    score.fits = prediction.fits;
-    if (prediction.fits) {
-      score.time_per_token = prediction.step_time / static_cast<double>(prediction.tokens_per_step);
-      score.host = prediction.host_peak;
+    score.fits = prediction && prediction->fits;
+    if (!prediction) {
+      score.missing = std::numeric_limits<double>::infinity();
+    } else if (prediction->fits) {
+      score.time_per_token = prediction->step_time / static_cast<double>(prediction->tokens_per_step);
+      score.host = prediction->host_peak;
       fastest_ = std::min(fastest_, score.time_per_token);
-    } else
-      score.missing = std::max(0.0, static_cast<double>(prediction.hbm_peak - prediction.hbm_capacity)) +
-                      std::max(0.0, static_cast<double>(prediction.host_peak - prediction.host_capacity)) /
+    } else {
+      score.missing = std::max(0.0, static_cast<double>(prediction->hbm_peak - prediction->hbm_capacity)) +
+                      std::max(0.0, static_cast<double>(prediction->host_peak - prediction->host_capacity)) /
                           static_cast<double>(s_.used_per_node());
+    }
     return known_.emplace(text, score).first->second;
   }
 

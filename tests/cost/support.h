@@ -53,7 +53,7 @@ struct Machine {
       : cluster(std::move(model)),
         plan(plan::parse_plan(plan_text)),
         gpus(ranks > 0 ? ranks : cluster.gpus_per_node()),
-        cost(make_cost_model(calibration, cluster, plan, gpus)) {}
+        cost(make_cost_model(calibration, cluster, plan, gpus, cluster.gpus_per_node())) {}
   Machine(const Machine&) = delete;
 
   Price price(const program::Op& op, const Shape& shape, const Group* group = nullptr) const {

@@ -32,7 +32,7 @@ if [ "$calibrate" != 0 ]; then
   "$mop" calibrate --gpus "$gpus" --base "$cluster" --out calibrated.json "${only[@]}" > calibrate.txt 2>&1 && mv calibrated.json "hwmodels/$cluster.json"
   say "calibrate: exit status $?"
   grep -h "there was no time" calibrate.txt
-  [ "$gpus" -lt 2 ] || python3 "$here/emulated_nodes.py" "hwmodels/$cluster.json" "scenarios/validation/clusters/h200-2x$((gpus / 2)).json" "$EMULATED_NIC" || exit 2
+  [ "$gpus" -ne 2 ] && [ "$gpus" -ne 4 ] || python3 "$here/emulated_nodes.py" "hwmodels/$cluster.json" "scenarios/validation/clusters/h200-2x$((gpus / 2)).json" "$EMULATED_NIC" || exit 2
 fi
 "$mop" validate --suite scenarios/validation/suite.toml --commands --missing --db suite.db > commands.sh || exit 2
 mkdir -p traces

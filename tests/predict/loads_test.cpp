@@ -55,9 +55,9 @@ TEST(Loads, RowsAreConserved) {
             out += load.spilled_out;
             EXPECT_LE(load.spilled_across, std::max(load.spilled_in, load.spilled_out));
             if (s.plan.native()) {
-              EXPECT_LE(load.moved, std::max(load.sent, load.computed));
-              EXPECT_LE(load.moved_across, load.moved);
-              EXPECT_EQ(load.moved > 0, layout.expert.size > 1);
+              EXPECT_LE(load.moved_within, std::max(load.sent, load.computed));
+              EXPECT_LE(load.moved_across, std::max(load.sent, load.computed));
+              EXPECT_EQ(load.moved_within + load.moved_across > 0, layout.expert.size > 1);
             }
             if (layout.expert.size * layout.expert.stride <= s.used_per_node()) {
               EXPECT_EQ(load.spilled_across, 0) << "the group is on one node";
@@ -115,25 +115,42 @@ TEST(Loads, RowsThatMoveAreThoseOfOtherRanks) {
           plan::least_loaded(whole, ranks,
                              {s.plan.capacity_factor, s.plan.spill_min_rows, s.plan.spill_gate}),
           s.plan.round_capacity(), static_cast<int>(s.plan.spill_slots));
-      // (0: other ranks, 1: other nodes; rank) rows that leave, that arrive
+      // (0: of the node, 1: of other nodes; rank) rows that leave, that arrive
       std::vector<std::vector<int64_t>> out(2, std::vector<int64_t>(static_cast<size_t>(ranks))), in = out;
       for (int round = 0; round < rounds.rounds(); ++round)
         for (int source = 0; source < ranks; ++source)
-          for (const plan::Flow& flow : rounds.sent(round, source))
-            for (const size_t apart : {0, 1}) {
-              const int64_t of = apart == 0 ? 1 : s.used_per_node();
-              if (source / of == flow.destination / of) continue;
-              out[apart][static_cast<size_t>(source)] += flow.rows();
-              in[apart][static_cast<size_t>(flow.destination)] += flow.rows();
-            }
+          for (const plan::Flow& flow : rounds.sent(round, source)) {
+            if (source == flow.destination) continue;
+            const size_t apart = source / s.used_per_node() == flow.destination / s.used_per_node() ? 0 : 1;
+            out[apart][static_cast<size_t>(source)] += flow.rows();
+            in[apart][static_cast<size_t>(flow.destination)] += flow.rows();
+          }
       for (size_t r = 0; r < loads.size(); ++r) {
         const double rounding = routing == std::string("balanced") ? 64 : 0;  // it says nothing of a row
-        EXPECT_NEAR(static_cast<double>(loads[r][0].moved),
+        EXPECT_NEAR(static_cast<double>(loads[r][0].moved_within),
                     static_cast<double>(std::max(out[0][r], in[0][r])), rounding);
         EXPECT_NEAR(static_cast<double>(loads[r][0].moved_across),
                     static_cast<double>(std::max(out[1][r], in[1][r])), rounding);
       }
     }
+}
+
+// Groups of 6 on nodes of 8: some lie on one node, others on two, and those set the pace.
+TEST(Loads, AGroupThatStandsForAllLiesWhereTheWorstDoes) {
+  for (const char* routing : {"balanced", "zipf:1.0", "zipf:1.0,independent"}) {
+    SCOPED_TRACE(routing);
+    const Scenario s = make("kimi-k2", "h200", 3,
+                            "mop:ep=6,ulysses=8,dense-shard=24,vp=8,optimizer=host,checkpoints=host,vp-"
+                            "scheme=tokens,mla-exchange=latent",
+                            4096, 1, 1, routing);
+    const plan::Layout layout = plan::layout(s.plan, s.gpus());
+    const bool alone = std::string(routing).ends_with("independent");
+    for (const int group : {0, 1}) {
+      int64_t across = 0;
+      for (const auto& rank : expert_loads(s, layout, group)) across += rank[1].moved_across;
+      EXPECT_EQ(across > 0, !alone || group == 1);
+    }
+  }
 }
 
 TEST(Loads, LeastLoadedEvensOut) {

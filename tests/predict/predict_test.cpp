@@ -408,5 +408,12 @@ TEST(Predict, UsesFewerGpusOfANodeWhenAsked) {
   EXPECT_GT(four.hbm_allocated, predict(s).hbm_allocated);
 }
 
+// Half of the GPUs of two nodes are no node.
+TEST(Predict, UsedGpusOfANodeDecideWhatCrosses) {
+  Scenario whole = make("olmoe-1b-7b", "h200", 1, mop_plan(1, 8, 8, 8), 32768), halves = whole;
+  halves.nodes = 2, halves.gpus_per_node = 4;
+  EXPECT_GT(*predict(halves).step_time, 1.1 * *predict(whole).step_time);
+}
+
 }  // namespace
 }  // namespace mop::predict::testing

@@ -31,7 +31,8 @@ class ThreeRounds : public ::testing::Test {
     const plan::Layout layout = plan::layout(s.plan, s.gpus());
     const std::vector<program::ExpertLoad> loads(static_cast<size_t>(s.model.layers), load);
     p = program::lower({s.model, parameters, s.plan, layout, s.workload, 0, loads});
-    schedule = make_schedule(p, loads, *cost::make_cost_model(s.calibration, s.cluster, s.plan, s.gpus()));
+    schedule = make_schedule(
+        p, loads, *cost::make_cost_model(s.calibration, s.cluster, s.plan, s.gpus(), s.used_per_node()));
   }
 
   // Gradients that are added take longer than those that are written.
@@ -88,11 +89,11 @@ TEST_F(ThreeRounds, GradientsAreWrittenThenAddedTo) {
   EXPECT_EQ(gradients, 2 * s.model.layers);
 }
 
-// A kernel has priority by its stream, whatever the same one has on another.
 TEST_F(ThreeRounds, GradientsAreWrittenOfExpertsWithoutRowsToo) {
   const int64_t own = s.model.experts / s.plan.expert;
   load.experts = 2;
   load.touched = own / 4;
+  load.spilled_in = 1;
   int gradients = 0;
   for (Op op : p.ops) {
     if (op.kind != OpKind::grouped_gemm) continue;
@@ -100,19 +101,30 @@ TEST_F(ThreeRounds, GradientsAreWrittenOfExpertsWithoutRowsToo) {
     gradients += gradient ? 1 : 0;
     for (const bool adds : {false, true}) {
       op.does.accumulate = adds;
-      EXPECT_EQ(routed_shape(p, op, load, adds ? 1 : 0).v[4], gradient && !adds ? own : load.touched);
+      EXPECT_EQ(routed_shape(p, op, load, adds ? 1 : 0).v[4], gradient && !adds ? own + 1 : load.touched);
     }
   }
   EXPECT_EQ(gradients, 2 * s.model.layers);
+  // Of a rank that has no row at all they are all that there is.
+  load = {};
+  const auto cost = cost::make_cost_model(s.calibration, s.cluster, s.plan, s.gpus(), s.used_per_node());
+  for (const Op& op : p.ops)
+    if (op.kind == OpKind::grouped_gemm) {
+      const program::Shape shape = routed_shape(p, op, load, 0);
+      const double zeros = static_cast<double>(2 * (own - 1) * shape.v[1] * shape.v[2]);
+      const auto least = static_cast<engine::Time>(zeros / s.cluster["hbm_peak_bw"] * 1e9);
+      EXPECT_EQ(cost->price(op, shape, nullptr).demand.duration > least, op.does.transpose_a);
+    }
 }
 
+// A kernel has priority by its stream, whatever the same one has on another.
 TEST(Schedule, KernelsOfOtherStreamsGoFirst) {
   const Scenario s = make("olmoe-1b-7b", "h200x4", 1, mop_plan(1, 4, 1, 4), 4096, 8);
   const plan::Layout layout = plan::layout(s.plan, s.gpus());
   const std::vector<program::ExpertLoad> loads = expert_loads(s, layout, 0).front();
   const program::StepProgram p =
       program::lower({s.model, model::count_parameters(s.model), s.plan, layout, s.workload, 0, loads});
-  const auto cost = cost::make_cost_model(s.calibration, s.cluster, s.plan, s.gpus());
+  const auto cost = cost::make_cost_model(s.calibration, s.cluster, s.plan, s.gpus(), s.used_per_node());
   const Schedule schedule = make_schedule(p, loads, *cost);
   uint32_t first = 0, last = UINT32_MAX;  // the highest weight on the compute stream, the lowest of others
   for (size_t t = 0; t < schedule.graph.tasks.size(); ++t) {

@@ -1,6 +1,7 @@
 // What the planner leaves room for.
 #include <gtest/gtest.h>
 
+#include "sim/base/error.h"
 #include "sim/search/planner.h"
 #include "tests/predict/support.h"
 
@@ -27,6 +28,14 @@ TEST(Planner, StatesAheadLeaveRoomForLargeRounds) {
       EXPECT_LE(*chosen.step_time, 1.005 * *with.step_time) << rows << " rows a round";
     }
   }
+}
+
+// Without Ulysses a rank's rows would take 8192 rounds, which is no plan; others are.
+TEST(Planner, PassesOverPlansOfTooManyRounds) {
+  predict::Scenario s = make("qwen3-30b-a3b", "h200", 1, mop_plan(1, 8, 1, 8, "round-rows=32K"), 1 << 20, 32);
+  EXPECT_THROW(predict::predict(s), UserError);
+  s.plan.sequence = 0;
+  EXPECT_GT(choose(s).sequence, 1);
 }
 
 }  // namespace
