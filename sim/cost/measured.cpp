@@ -472,7 +472,7 @@ class Measured : public CostModel {
     const Placement at = place(group, gpus_per_node_, gpus_);
     const double n = static_cast<double>(at.ranks), g = at.local(), m = static_cast<double>(at.nodes);
     LinkBytes links;
-    double buffer = v(0), exchanged = 0;  // the message size that the table is asked for; of an all-to-all
+    double buffer = v(0);  // the message size that the table is asked for
     const bool rows =
         op.does.exchange == program::Exchange::dispatch || op.does.exchange == program::Exchange::combine;
     const bool spills = program::spills(op.does.exchange);
@@ -493,7 +493,7 @@ class Measured : public CostModel {
       case OpKind::all_to_all:
         // Columns go to all ranks alike, this one included; of rows v(2) go to others of the node and v(3) to
         // other nodes; what is spilled all goes to others, v(2) of it to other nodes.
-        buffer = exchanged = std::max(v(0), v(1));
+        buffer = std::max(v(0), v(1));
         if (rows)
           links = {v(2), v(3)};
         else if (spills)
@@ -545,6 +545,7 @@ class Measured : public CostModel {
     }
     // What our executor packs or unpacks (sim/program/workspace.h), read and written once, on the same
     // stream.
+    const double exchanged = std::max(v(0), v(1));
     const bool packs =
         !torch_ && op.kind == OpKind::all_to_all && program::packs(op.does.exchange) && exchanged > 0;
     const cluster::Table* const reorders =  // rows, by the kernel that permutes them

@@ -10,6 +10,6 @@ namespace mop::predict {
 // cannot overlap on top. clock: that the GPU keeps over the one that its rates are of. It leaves out
 // launches, waits and the slowing of kernels by what runs beside them (native plans: the memory-bound kernels
 // too), and assumes perfect overlap and even routing.
-double estimate_step_time(const Scenario& scenario, double clock = 1);
+double estimate_step_time(const Scenario& scenario, double clock);
 
 }  // namespace mop::predict

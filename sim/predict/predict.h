@@ -65,8 +65,8 @@ struct Details {
   engine::Report report;
   std::optional<double> clock;  // as in the prediction
   bool clock_settled = true;
-  program::Arena hbm, host;     // of the worst rank
-  size_t worst = 0;             // its kind
+  program::Arena hbm, host;  // of the worst rank
+  size_t worst = 0;          // its kind
 };
 
 struct PredictOptions {

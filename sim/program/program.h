@@ -93,8 +93,8 @@ enum class OpKind : uint8_t {
   adam,
   scale,
   // Collectives over a group: (bytes of the full buffer); all_to_all and send_recv: (bytes sent, bytes
-  // received) over all peers, itself included; of routed rows also (bytes with the node's other ranks, with other nodes)
-  // and of spilled experts (bytes with other nodes), the larger of both directions
+  // received) over all peers, itself included; of routed rows also (bytes with the node's other ranks, with
+  // other nodes) and of spilled experts (bytes with other nodes), the larger of both directions
   all_gather,
   reduce_scatter,
   all_reduce,

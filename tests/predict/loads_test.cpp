@@ -139,10 +139,7 @@ TEST(Loads, RowsThatMoveAreThoseOfOtherRanks) {
 TEST(Loads, AGroupThatStandsForAllLiesWhereTheWorstDoes) {
   for (const char* routing : {"balanced", "zipf:1.0", "zipf:1.0,independent"}) {
     SCOPED_TRACE(routing);
-    const Scenario s = make("kimi-k2", "h200", 3,
-                            "mop:ep=6,ulysses=8,dense-shard=24,vp=8,optimizer=host,checkpoints=host,vp-"
-                            "scheme=tokens,mla-exchange=latent",
-                            4096, 1, 1, routing);
+    const Scenario s = make("kimi-k2", "h200", 3, mop_plan(6, 24, 8, 8), 4096, 1, 1, routing);
     const plan::Layout layout = plan::layout(s.plan, s.gpus());
     const bool alone = std::string(routing).ends_with("independent");
     for (const int group : {0, 1}) {
