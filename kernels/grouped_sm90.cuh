@@ -121,6 +121,9 @@ struct Grouped {
       arguments.epilogue.thread.alpha = 1;
       arguments.epilogue.thread.beta = 0;
     }
+    // Rows of tiles one after another: an expert's weights stay in the L2, and its rows, of which there may
+    // be any number, are read once.
+    arguments.scheduler.raster_order = cutlass::gemm::kernel::detail::RasterOrderOptions::AlongN;
     arguments.hw_info.sm_count = problem.processors;
     arguments.hw_info.max_active_clusters = clusters;
     return arguments;

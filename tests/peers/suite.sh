@@ -3,7 +3,7 @@
 # Works in OUT, on copies of hwmodels/ and scenarios/: makes the tokens, calibrates the host (CALIBRATE=0: not; CALIBRATE=adam,copies: that alone) into its
 # hwmodels/ and, of 2 or 4 GPUs, into the cluster of two emulated nodes, then makes the runs of scenarios/validation/suite.toml that LABELs name, in that
 # order (default: all that the host is for, those of one GPU on a host of two; held-out ones first), and that suite.db has not.
-# Emulated nodes have a NIC of NIC bytes/s each (2.5e9; emulated_nic.cpp, which MOP's folder has).
+# Emulated nodes have a NIC of NIC bytes/s each (1.25e9 a GPU; emulated_nic.cpp, which MOP's folder has).
 # CLUSTER (default: h200x4 on 4 GPUs, h200x2 on fewer): the suite's name for such a host.
 # UNTIL=SECONDS: all ends by then, counted from here; runs that 45 seconds are not left for are left out, and said.
 # OUT: suite.db, hwmodels/CLUSTER.json, log.txt (a line a run), runs.txt (what they print), traces/.
@@ -16,7 +16,7 @@ cluster=${CLUSTER:-$([ "$gpus" -eq 4 ] && echo h200x4 || echo h200x2)}
 begin=$SECONDS
 nic=$(dirname "$mop")/libemulated_nic.so
 [ -f "$nic" ] || { echo "$nic is not there: build it (emulated_nic)" >&2; exit 2; }
-export LD_PRELOAD=$nic EMULATED_NIC=${NIC:-2.5e9}  # of processes with an NCCL_HOSTID only
+export LD_PRELOAD=$nic EMULATED_NIC=${NIC:-$((1250000000 * (gpus > 1 ? gpus / 2 : 1)))}  # of processes with an NCCL_HOSTID only
 export NCCL_NVLS_ENABLE=0 MOP_HOME=$out PATH=$(dirname "$mop"):$PATH
 mkdir -p "$out" && cd "$out" || exit 2
 cp -rn "$root/hwmodels" "$root/scenarios" .
