@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The table and the plot of validation-h200x4.md: runs and what is predicted for them, for the rows and the host's memory that they found; beside it what was predicted before.
+"""The table and the plot of validation-h200x4.md: the suite's runs and what is predicted for them, for the rows and the host's memory that they found; beside it what was predicted before.
 
 validation.py MOP DATABASE[@CLUSTER]...: prints the table, writes validation-h200x4.svg beside this file. CLUSTER: the calibration of the database's host, where the runs' own name means another.
 """
@@ -9,12 +9,13 @@ import os
 import subprocess
 import sys
 
+suite = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../scenarios/validation/suite.toml")
 mop, databases = sys.argv[1], sys.argv[2:]
 runs = {}
 for database in databases:
     path, _, cluster = database.partition("@")
     said = {r["id"]: r for r in json.loads(subprocess.run([mop, "results", "--db", path, "--compare", "--format", "json"], check=True, capture_output=True, text=True).stdout)}
-    judged = subprocess.run([mop, "validate", "--db", path, "--format", "json"] + (["--cluster", cluster] if cluster else []), capture_output=True, text=True)
+    judged = subprocess.run([mop, "validate", "--suite", suite, "--db", path, "--format", "json"] + (["--cluster", cluster] if cluster else []), capture_output=True, text=True)
     if judged.returncode not in (0, 3):  # 3: some bounds do not hold
         sys.exit(judged.stderr)
     for r in json.loads(judged.stdout)["runs"]:
@@ -27,11 +28,11 @@ runs.sort(key=lambda r: r["step_time_s"])
 gib = 2**30
 print("| run | plan | GPUs | context | measured step | predicted | error | before the run | measured GPU memory | predicted | error |\n|---|---|---|---|---|---|---|---|---|---|---|")
 for r in runs:
-    held = r["label"].startswith("held-out/")
-    name = r["label"].split("/")[-1] + (" (held out)" if held else "")
+    then = r["label"].startswith("held-out/")
+    name = r["label"].split("/")[-1] + (" (held out)" if r["held_out"] else " (held out then)" if then else "")
     print(f"| {name} | `{r['plan'].split(':')[0]}` | {r['gpus']} | {r['context'] // 1024}K | {r['step_time_s']:.3f} s | {r['predicted_step_time_s']:.3f} s | {100 * r['step_error']:+.1f} % | "
           f"{r['before']:.3f} s | {r['hbm_peak_bytes'] / gib:.1f} GiB | {r['predicted_hbm_peak_bytes'] / gib:.1f} GiB | {100 * r['hbm_error']:+.1f} % |")
-for what, some in (("all", runs), ("held out", [r for r in runs if r["label"].startswith("held-out/")])):
+for what, some in (("all", runs), ("held out", [r for r in runs if r["held_out"]])):
     errors = [abs(r["step_error"]) for r in some]
     if errors:
         print(f"\n{what}: {len(some)} runs, mean absolute error of the step {100 * sum(errors) / len(errors):.1f} %, worst {100 * max(errors):.1f} %")
@@ -51,7 +52,7 @@ for tick in (0.2, 0.3, 0.5, 1, 2, 3, 5, 10, 20, 50):
         svg.append(f'<text x="{at(tick):.1f}" y="{size - margin + 18}" text-anchor="middle">{tick:g} s</text>')
         svg.append(f'<text x="{margin - 8}" y="{size - at(tick) + 4:.1f}" text-anchor="end">{tick:g} s</text>')
 for r in runs:
-    held, mop_plan = r["label"].startswith("held-out/"), r["plan"].startswith("mop")
+    held, mop_plan = r["held_out"], r["plan"].startswith("mop")
     colour = "#0a58ca" if mop_plan else "#c2410c"
     svg.append(f'<circle cx="{at(r["step_time_s"]):.1f}" cy="{size - at(r["predicted_step_time_s"]):.1f}" r="4.5" stroke="{colour}" stroke-width="1.5" '
                f'fill="{colour if held else "none"}"><title>{r["label"]}</title></circle>')
