@@ -33,6 +33,11 @@ std::string get_count(const Plan& plan) {
   return format_count(plan.*Member);
 }
 
+template <auto Member>
+std::string get_optional(const Plan& plan) {
+  return plan.*Member ? format_count(*(plan.*Member)) : "auto";
+}
+
 bool parse_switch(const std::string& text, bool& value) {
   if (text == "on" || text == "true" || text == "1") return value = true, true;
   if (text == "off" || text == "false" || text == "0") return value = false, true;
@@ -152,6 +157,13 @@ std::vector<Knob> make_knobs() {
       {"save-attention", no, yes, on_off,
        "keep attention outputs, so that backward does not re-run attention",
        SWITCH("save-attention", save_attention)},
+      {"kept-layers", no, yes, "auto or a number of layers",
+       "the last layers, which keep what their products computed for backward; the others compute it again",
+       get_optional<&Plan::kept_layers>,
+       [](Plan& plan, const std::string& text) {
+         plan.kept_layers.reset();
+         if (text != "auto") plan.kept_layers = text == "0" ? 0 : number("kept-layers", text);
+       }},
       {"checkpoints", no, yes, "auto, hbm or host", "where the activation checkpoints wait for backward",
        CHOICE("checkpoints", checkpoints, kPlaces)},
       {"optimizer", no, yes, "auto, hbm, host, stream or split",

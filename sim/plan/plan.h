@@ -2,6 +2,7 @@
 // tensors and no times; the lowering turns it into a StepProgram.
 #pragma once
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -57,6 +58,9 @@ struct Plan {
   int64_t head_chunks = 1;
   bool save_attention =
       true;  // keep the attention output and log-sum-exp, so that backward does not re-run it
+  // Layers, the last ones, that keep what their products computed: backward does not compute it again. Not
+  // said: the planner's choice, none where nobody plans.
+  std::optional<int64_t> kept_layers;
   Place checkpoints = Place::automatic;
   Optimizer optimizer = Optimizer::automatic;
   int64_t optimizer_hbm_layers = 0;     // split, stream: states of this many layers stay in HBM

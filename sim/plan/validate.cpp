@@ -111,6 +111,11 @@ void validate(const Plan& plan, const model::ModelConfig& model, int64_t gpus, i
   }
   if (plan.sequence == 0)  // what no number of heads a rank has
     require("head-chunks", plan.head_chunks, model.heads, {divides(model.heads, "attention heads")});
+  if (plan.kept_layers.value_or(0) > model.layers)
+    throw UserError(fmt::format("plan setting kept-layers is {}, but {} has {} layers", *plan.kept_layers,
+                                model.name, model.layers));
+  if (plan.kept_layers.value_or(0) > 0 && !plan.save_attention)
+    throw UserError("plan setting kept-layers is for save-attention=on");
   if (plan.optimizer_staged_layers > 0 && plan.optimizer != Optimizer::stream &&
       plan.optimizer != Optimizer::automatic)
     throw UserError("plan setting optimizer-staged-layers is for optimizer=stream");

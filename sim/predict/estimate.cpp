@@ -90,7 +90,13 @@ double estimate_step_time(const Scenario& s, double clock) {
   const double tokens = real(tokens_per_step(s)) / gpus;  // of one rank, in the step
 
   // Computation: forward is a third of the model FLOPs; what is run again comes on top.
-  const bool again = mop || p.recompute == plan::Recompute::full;
+  // mop: of the layers that keep nothing of theirs; all rows of their experts have to be one round for that.
+  const double again = mop ? 1 - real(p.kept_layers.value_or(0)) / real(s.model.layers)
+                       : p.recompute == plan::Recompute::full ? 1.0
+                                                              : 0.0;
+  const bool one_round =
+      l.expert.size == 1 && real(p.round_capacity()) >= tokens / micro * real(s.model.top_k);
+  const double experts_again = mop && !one_round ? 1.0 : again;
   const double linear = f.projections + f.router + f.shared + f.dense_mlp;
   const double matmul = rates(s, "matmul").at({8192, 8192, 8192}).value;
   const double rows =
@@ -106,10 +112,10 @@ double estimate_step_time(const Scenario& s, double clock) {
              real(s.workload.context)})
         .value;
   };
-  const bool attention_again = mop ? !p.save_attention : again;
+  const bool attention_again = mop ? !p.save_attention : again > 0;
   double compute = tokens / clock *
-                   (linear / 3 * (again ? 4 : 3) / matmul + f.head / 3 * (again && !native ? 4 : 3) / matmul +
-                    f.experts / 3 * (3 + (again ? (native ? 2.0 / 3 : 1.0) : 0.0)) / grouped +
+                   (linear / 3 * (3 + again) / matmul + f.head / 3 * (3 + (native ? 0 : again)) / matmul +
+                    f.experts / 3 * (3 + experts_again * (native ? 2.0 / 3 : 1.0)) / grouped +
                     f.attention / 3 *
                         ((attention_again ? 2 : 1) / attention("attention_forward") +
                          2.5 / attention("attention_backward")));

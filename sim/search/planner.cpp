@@ -166,9 +166,9 @@ class Planner {
   static constexpr auto kStates = static_cast<double>(program::state_bytes(program::Master::low));
 
   // Fits before not, then less time a token, then less memory missing; of plans that are as good as the
-  // fastest so far (predictions are no better than that), the one with less on the host.
+  // fastest so far (steps are predicted within 2 % on average), the one with less on the host.
   bool better(const Score& a, const Score& b) const {
-    constexpr double kSame = 1.005;
+    constexpr double kSame = 1.02;
     if (a.fits != b.fits) return a.fits;
     if (!a.fits) return a.missing < b.missing;
     const bool good = std::max(a.time_per_token, b.time_per_token) <= kSame * fastest_;
@@ -207,6 +207,7 @@ class Planner {
     settle_split(p);
     settle_resident(p);
     settle_staged(p);
+    settle_kept(p);
   }
 
   // Nothing for a plan that cannot be: whose rounds are too many. Where no other is left its prediction says
@@ -277,6 +278,24 @@ class Planner {
     on_host.optimizer = plan::Optimizer::host;
     p.optimizer_hbm_layers = layers_in(room(on_host), kStates + 4, p);
     if (p.optimizer_hbm_layers == 0) p.optimizer = plan::Optimizer::host;
+  }
+
+  // HBM that is still free keeps what the products of as many layers computed.
+  void settle_kept(Plan& p) const {
+    if (p.family != Family::mop || s_.plan.kept_layers || !p.save_attention) return;
+    const auto room_with = [&](int64_t layers) {
+      p.kept_layers = layers;
+      return room(p);
+    };
+    const double before = room_with(0);
+    if (before <= 0) return;
+    const double after = room_with(s_.model.layers);
+    if (after >= 0) return;
+    // The peak grows by as much a layer, once it is where the kept layers are.
+    auto fit = static_cast<int64_t>(static_cast<double>(s_.model.layers) * before / (before - after));
+    while (fit > 0 && room_with(fit) < 0) --fit;
+    while (room_with(fit + 1) >= 0) ++fit;
+    p.kept_layers = fit;
   }
 
   Score score(Plan p) {

@@ -42,6 +42,7 @@ const std::map<std::string, std::vector<std::string>>& values() {
       {"mla-exchange", {"auto", "expanded", "latent"}},
       {"head-chunks", {"1", "4"}},
       {"save-attention", {"on", "off"}},
+      {"kept-layers", {"auto", "0", "1", "12"}},
       {"checkpoints", {"auto", "hbm", "host"}},
       {"optimizer", {"auto", "hbm", "host", "stream", "split"}},
       {"optimizer-hbm-layers", {"0", "12"}},

@@ -145,6 +145,17 @@ TEST(Lowering, EveryWeightIsGatheredAndUpdated) {
   }
 }
 
+// Of a layer's attention, forward, of one token: projections but that of the output.
+double input_projections(const model::ModelConfig& c) {
+  const auto h = static_cast<double>(c.hidden), heads = static_cast<double>(c.heads);
+  if (c.attention == model::Attention::gqa)
+    return 2 * h * static_cast<double>(c.head_dim) * (heads + 2 * static_cast<double>(c.kv_heads));
+  const auto q_rank = static_cast<double>(c.q_lora_rank), kv_rank = static_cast<double>(c.kv_lora_rank);
+  return 2 * (h * q_rank + (c.q_lora_rank > 0 ? q_rank : h) * heads * static_cast<double>(c.qk_dim()) +
+              h * (kv_rank + static_cast<double>(c.qk_rope_dim)) +
+              kv_rank * heads * static_cast<double>(c.qk_nope_dim + c.v_head_dim));
+}
+
 // Model FLOPs of one rank's tokens, plus what the plan computes again.
 double expected_flops(const Lowered& l) {
   model::ModelConfig c = l.model;
@@ -183,6 +194,20 @@ double expected_flops(const Lowered& l) {
                 static_cast<double>(c.qk_dim()) +
             static_cast<double>(c.kv_lora_rank) * heads * static_cast<double>(c.qk_nope_dim + c.v_head_dim);
       whole += 2 * projected * static_cast<double>(c.layers);
+    }
+    if (l.plan.kept_layers.value_or(0) > 0) {
+      // All experts of a layer are alike; only the last layers may have them.
+      const auto kept_layers = static_cast<double>(*l.plan.kept_layers);
+      const int64_t first = c.layers - *l.plan.kept_layers;
+      const auto moe = static_cast<double>(
+          std::count(c.moe.begin() + static_cast<std::ptrdiff_t>(first), c.moe.end(), true));
+      const double of_moe = moe / static_cast<double>(c.moe_layers()), inputs = input_projections(c),
+                   output = f.projections / 3 / static_cast<double>(c.layers) - inputs;
+      whole -= kept_layers * (output + (c.attention == model::Attention::gqa ? inputs : 0));
+      if (l.plan.expert == 1 && l.program.round_rows == l.copies()) whole -= f.experts * of_moe * 2 / 9;
+      whole -= f.shared * of_moe * 2 / 9;
+      if (c.moe_layers() < c.layers)
+        whole -= f.dense_mlp * 2 / 9 * (kept_layers - moe) / static_cast<double>(c.layers - c.moe_layers());
     }
   }
   return whole * tokens;
@@ -223,6 +248,14 @@ TEST(Lowering, FlopsOfShippedModels) {
       const Lowered l = lower_model(name, plan, 8, 8192);
       EXPECT_NEAR(total_flops(l) / expected_flops(l), 1, 2e-3);
     }
+  for (const char* name : {"qwen3-30b-a3b", "deepseek-v3", "gpt-oss-20b"})
+    for (const int64_t kept : {1, 20})
+      for (const int64_t experts : {1, 8}) {
+        SCOPED_TRACE(std::string(name) + " " + std::to_string(kept));
+        const Lowered l = lower_model(
+            name, mop_plan(experts, 8, 4, 8, "round-rows=64K,kept-layers=" + std::to_string(kept)), 8, 8192);
+        EXPECT_NEAR(total_flops(l) / expected_flops(l), 1, 1e-9);
+      }
 }
 
 // However many rounds there are: a token is read, and its fp32 sum read and written, once.

@@ -155,10 +155,14 @@ inline std::vector<Case> tiny_native_cases(const char* model) {
         mop_plan(2, 8, 2, 4, chunks + ",save-attention=off,mla-exchange=latent,clip=off"),
         mop_plan(4, 8, 2, 8, "optimizer=split,optimizer-hbm-layers=2,round-rows=64,vp-tile=32"),
         mop_plan(2, 8, 1, 4, "expert-placement=across,least-loaded=off,optimizer=host,clip=off"),
-        mop_plan(8, 8, 4, 8, "vp-scheme=weights,vp-tile=8")})
+        mop_plan(8, 8, 4, 8, "vp-scheme=weights,vp-tile=8"),
+        mop_plan(2, 8, 2, 2, "kept-layers=1,mla-exchange=latent,checkpoints=host," + chunks)})
     cases.push_back({model, plan, 8, 256, 2, 1});
   cases.push_back({model, mop_plan(4, 8, 2, 4, "optimizer=host,checkpoints=host"), 8, 128, 1, 3});
   cases.push_back({model, mop_plan(1, 1, 1, 1, "optimizer=host,clip=off"), 1, 128, 1, 2});
+  const int64_t layers = model::read_config(model).layers;
+  cases.push_back(
+      {model, mop_plan(1, 4, 1, 4, "kept-layers=" + std::to_string(layers) + "," + chunks), 4, 128, 1, 2});
   cases.push_back({model, mop_plan(4, 8, 2, 4, "vp-scheme=weights"), 8, 128, 1, 2, fp32, true});
   cases.push_back({model, mop_plan(2, 4, 2, 2, "optimizer=stream,clip=off," + chunks), 8, 128, 2, 1, fp32});
   for (const char* plan :

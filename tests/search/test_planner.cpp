@@ -30,6 +30,28 @@ TEST(Planner, StatesAheadLeaveRoomForLargeRounds) {
   }
 }
 
+// gpt-oss on four GPUs leaves 43 GiB free: what would be computed again is kept there.
+TEST(Planner, KeepsAsManyLayersAsHaveRoom) {
+  predict::Scenario s = make("gpt-oss-20b", "h200x4", 1, "mop:ulysses=1,optimizer=hbm", 4096, 8);
+  s.plan = choose(s);
+  const predict::Prediction chosen = predict::predict(s);
+  ASSERT_TRUE(s.plan.kept_layers && chosen.fits);
+  EXPECT_GT(*s.plan.kept_layers, s.model.layers / 2);
+  const auto with = [&](int64_t layers) {
+    predict::Scenario other = s;
+    other.plan.kept_layers = layers;
+    return predict::predict(other);
+  };
+  const double room = 0.995 * static_cast<double>(chosen.hbm_capacity);
+  EXPECT_LE(static_cast<double>(chosen.hbm_peak), room);
+  if (*s.plan.kept_layers < s.model.layers) {
+    EXPECT_GT(static_cast<double>(with(*s.plan.kept_layers + 1).hbm_peak), room);
+  }
+  EXPECT_LT(*chosen.step_time, 0.95 * *with(0).step_time);
+  s.plan = plan::parse_plan("mop:ulysses=1,optimizer=hbm,kept-layers=0");
+  EXPECT_EQ(choose(s).kept_layers, 0);
+}
+
 // Without Ulysses a rank's rows would take 8192 rounds, which is no plan; others are.
 TEST(Planner, PassesOverPlansOfTooManyRounds) {
   predict::Scenario s = make("qwen3-30b-a3b", "h200", 1, mop_plan(1, 8, 1, 8, "round-rows=32K"), 1 << 20, 32);

@@ -57,7 +57,8 @@ NativeLowering::Latents NativeLowering::attention_inputs(int layer, BufferId x, 
 // Queries of one chunk of heads for the whole sequence, and its keys and values unless an earlier chunk
 // brought them.
 NativeLowering::HeadChunk NativeLowering::project_chunk(int layer, int64_t chunk, const Latents& in,
-                                                        const Gathered& g, const HeadChunk& earlier) {
+                                                        const Gathered& g, const HeadChunk& earlier,
+                                                        const HeadChunk* kept) {
   const Component part = Component::attention;
   const int64_t qd = c_.qk_dim(), d = layout_.sequence.size, heads = chunks_.heads * d;
   const bool q_lora = mla() && c_.q_lora_rank > 0;
@@ -66,18 +67,23 @@ NativeLowering::HeadChunk NativeLowering::project_chunk(int layer, int64_t chunk
     return matrix(transient(label, es_ * rows * cols, Holds::attention_activations, layer), ct_, rows, cols);
   };
   HeadChunk out = earlier;
-  out.q_raw = own("queries", n_, heads * qd);
-  linear(part, matrix(q_lora ? in.q : in.normed, ct_, n_, width),
-         weight(g, q_lora ? Role::q_b : Role::q, heads * qd, width, chunk * heads * qd * width), out.q_raw,
-         bias(g, c_.qkv_bias && !mla(), Role::q_bias, heads * qd, chunk * heads * qd));
-  // Backward of a norm needs what entered it.
-  const bool keep = kept_raw() && (keep_all_ || b_.phase() == Phase::recompute);
+  if (kept != nullptr) {
+    out.q_raw = kept->q_raw;
+  } else {
+    out.q_raw = own("queries", n_, heads * qd);
+    linear(part, matrix(q_lora ? in.q : in.normed, ct_, n_, width),
+           weight(g, q_lora ? Role::q_b : Role::q, heads * qd, width, chunk * heads * qd * width), out.q_raw,
+           bias(g, c_.qkv_bias && !mla(), Role::q_bias, heads * qd, chunk * heads * qd));
+  }
+  // Backward of a norm needs what entered it; without one rotations are in place.
+  const bool keep = kept_raw() && (keeps(layer) != Keeps::nothing || b_.phase() == Phase::recompute);
   out.q = keep ? own("queries_rotated", n_, heads * qd) : out.q_raw;
   Does rotate;
   rotate.a = qd;
   rotate.b = mla() ? c_.qk_nope_dim : 0;
   rotate.c = c_.rotary_dim();
   const auto rotated = [&](const Operand& x, Role norm, const Operand& y) {
+    if (kept != nullptr && !keep) return;
     const int64_t columns = norm_columns(norm);
     b_.op(local(OpKind::rope, part, rope_shape(x.view.elements(), columns), rotate),
           {x, positions(), columns > 0 ? weight(g, norm, 1, columns) : Operand{}}, {y});
@@ -87,7 +93,10 @@ NativeLowering::HeadChunk NativeLowering::project_chunk(int layer, int64_t chunk
   Operand k, v;  // of own tokens
   const bool with_kv = chunk < chunks_.kv_chunks;
   if (with_kv) {
-    project_keys_values(layer, chunk, in, g, out, k, v);
+    if (kept != nullptr)
+      k = out.k_raw = kept->k_raw, v = out.v_own = kept->v_own;
+    else
+      project_keys_values(layer, chunk, in, g, out, k, v);
     if (!mla()) {
       const Operand to = keep ? own("keys_rotated", n_, k.view.cols) : k;
       rotated(k, Role::k_norm, to);
@@ -137,7 +146,7 @@ void NativeLowering::project_keys_values(int layer, int64_t chunk, const Latents
     linear(part, matrix(in.normed, ct_, n_, h), weight(g, Role::k, width, h, chunk * width * h), both,
            bias(g, c_.qkv_bias, Role::k_bias, width, chunk * width));
     k = out.k_raw = columns(both, 0, heads * qd);
-    v = columns(both, heads * qd, heads * vd);
+    v = out.v_own = columns(both, heads * qd, heads * vd);
     return;
   }
   const int64_t rank = c_.kv_lora_rank, up = c_.qk_nope_dim + vd, rope = c_.qk_rope_dim,
@@ -187,15 +196,16 @@ Operand NativeLowering::own_keys(Operand keys, int64_t chunk, int64_t width) con
 
 // out: (N, heads x v), all heads; lse: (S, heads / D) fp32, a chunk after the other. Chunk c + 1 is projected
 // and exchanged while chunk c computes.
-NativeLowering::HeadChunk NativeLowering::attention_forward(int layer, const Latents& in, const Gathered& g,
-                                                            BufferId out, BufferId lse) {
+std::vector<NativeLowering::HeadChunk> NativeLowering::attention_forward(int layer, const Latents& in,
+                                                                         const Gathered& g, BufferId out,
+                                                                         BufferId lse) {
   const Component part = Component::attention;
   const int64_t qd = c_.qk_dim(), vd = c_.v_dim(), heads = chunks_.heads * layout_.sequence.size;
   const int64_t o_bytes = es_ * n_ * heads * vd;
-  HeadChunk next = project_chunk(layer, 0, in, g, {});
+  std::vector<HeadChunk> all{project_chunk(layer, 0, in, g, {})};
   for (int64_t chunk = 0; chunk < chunks_.chunks; ++chunk) {
-    const HeadChunk now = next;
-    if (chunk + 1 < chunks_.chunks) next = project_chunk(layer, chunk + 1, in, g, now);
+    const HeadChunk now = all.back();
+    if (chunk + 1 < chunks_.chunks) all.push_back(project_chunk(layer, chunk + 1, in, g, now));
     const Operand home = columns(matrix(out, ct_, n_, c_.heads * vd), chunk * heads * vd, heads * vd);
     const Operand own =
         sequence_ == kNoGroup
@@ -213,7 +223,7 @@ NativeLowering::HeadChunk NativeLowering::attention_forward(int layer, const Lat
                    exchanging(Exchange::rows_to_columns)),
             {own}, {home});
   }
-  return next;
+  return all;
 }
 
 // d_out: (N, H) gradient of the block's attention output; writes d_normed (N, H) and the layer's gradients.
@@ -285,7 +295,9 @@ void NativeLowering::attention_backward(int layer, const Checkpoint& saved, cons
       d_o = d_o_rows;
     }
     b_.at(Phase::recompute, layer);
-    now = keep_all_ ? saved.heads : project_chunk(layer, chunk, in, g, now);
+    const HeadChunk* const kept = saved.heads.empty() ? nullptr : &saved.heads[static_cast<size_t>(chunk)];
+    now =
+        keeps(layer) == Keeps::all ? *kept : project_chunk(layer, chunk, in, g, now, mla() ? nullptr : kept);
     b_.at(Phase::backward, layer);
 
     const bool fresh = chunk < chunks_.kv_chunks;  // this chunk brought keys and values

@@ -43,7 +43,7 @@ BufferId NativeLowering::router_logits(int layer, BufferId x, const Gathered& g)
 // fp32 router: top-k ids and gate weights (N, k), kept for backward.
 void NativeLowering::route(int layer, BufferId x, const Gathered& g, Checkpoint& saved) {
   const BufferId logits = router_logits(layer, x, g);
-  saved.logits = keep_all_ ? logits : kNoBuffer;
+  saved.logits = keeps(layer) == Keeps::all ? logits : kNoBuffer;
   saved.gates = transient("gates", kIdBytes * rounds_offset() + rounds_bytes(), Holds::checkpoints, layer);
   const Gates out = gates(saved.gates);
   Does does;
@@ -65,7 +65,7 @@ void NativeLowering::router_backward(int layer, BufferId x, const Gathered& g, c
                                      BufferId d_gates, BufferId d_x, BufferId dw) {
   const Component part = Component::router;
   b_.at(Phase::recompute, layer);
-  const BufferId logits = keep_all_ ? saved.logits : router_logits(layer, x, g);
+  const BufferId logits = keeps(layer) == Keeps::all ? saved.logits : router_logits(layer, x, g);
   b_.at(Phase::backward, layer);
   const int64_t h = c_.hidden, e = c_.experts;
   const Operand d_logits =
@@ -168,9 +168,10 @@ void NativeLowering::experts_forward(int layer, BufferId x, const Gathered& g, B
   const auto compute = [&](OpKind kind, Shape shape, Does does = {}) {
     return routed(local(kind, part, shape, does, expert_), Routed::compute);
   };
-  if (keep_experts())
-    saved.experts = {rows(transient("expert_gate_up", es_ * r * 2 * i, activations, layer), 2 * i),
-                     rows(transient("expert_swiglu", es_ * r * i, activations, layer), i)};
+  if (keeps_experts(layer) != Keeps::nothing)
+    saved.experts.hidden = rows(transient("expert_gate_up", es_ * r * 2 * i, activations, layer), 2 * i);
+  if (keeps_experts(layer) == Keeps::all)
+    saved.experts.act = rows(transient("expert_swiglu", es_ * r * i, activations, layer), i);
   b_.begin_repeat(layer, plan.op);
   borrow(slots, plan, g);
   const Operand arrived = rows(b_.buffer("dispatched", es_ * r * h, exchange, layer), h);
@@ -183,11 +184,12 @@ void NativeLowering::experts_forward(int layer, BufferId x, const Gathered& g, B
                         exchanging(Exchange::dispatch)),
                  Routed::dispatch),
           {plan.rounds, sent}, {arrived});
-  const Operand hidden = keep_experts()
+  const Operand hidden = keeps_experts(layer) != Keeps::nothing
                              ? saved.experts.hidden
                              : rows(b_.scratch("expert_gate_up", es_ * r * 2 * i, activations, layer), 2 * i),
-                act = keep_experts() ? saved.experts.act
-                                     : rows(b_.scratch("expert_swiglu", es_ * r * i, activations, layer), i),
+                act = keeps_experts(layer) == Keeps::all
+                          ? saved.experts.act
+                          : rows(b_.scratch("expert_swiglu", es_ * r * i, activations, layer), i),
                 out = rows(b_.buffer("expert_output", es_ * r * h, exchange, layer), h);
   Does transposed;
   transposed.transpose_b = true;
@@ -286,23 +288,25 @@ void NativeLowering::experts_backward(int layer, BufferId x, const Gathered& g, 
   const auto scratch = [&](const char* label, int64_t cols) {
     return matrix(b_.scratch(label, es_ * r * cols, activations, layer), ct_, r, cols);
   };
-  const Operand hidden = keep_experts() ? saved.experts.hidden : scratch("expert_gate_up", 2 * i),
-                act = keep_experts() ? saved.experts.act : scratch("expert_swiglu", i),
+  const Operand hidden = keeps_experts(layer) != Keeps::nothing ? saved.experts.hidden
+                                                                : scratch("expert_gate_up", 2 * i),
+                act = keeps_experts(layer) == Keeps::all ? saved.experts.act : scratch("expert_swiglu", i),
                 d_act = scratch("expert_swiglu_gradient", i);
   const Returning out = returning("expert_input_gradient");
   const auto grouped = [&](int64_t n, int64_t k, Does does) {
     return compute(OpKind::grouped_gemm, {{r, n, k, own_experts}}, does);
   };
-  if (!keep_experts()) {
-    b_.at(Phase::recompute, layer);
+  b_.at(Phase::recompute, layer);
+  if (keeps_experts(layer) == Keeps::nothing) {
     Does transposed;
     transposed.transpose_b = true;
     b_.op(grouped(2 * i, h, transposed),
           {arrived.x, plan.rounds, gate_up.own, gate_up.spilled, gate_up_bias.own, gate_up_bias.spilled},
           {hidden});
-    b_.op(compute(swiglu_, traffic(r * i, 2 * es, es)), {hidden, plan.rounds}, {act});
-    b_.at(Phase::backward, layer);
   }
+  if (keeps_experts(layer) != Keeps::all)
+    b_.op(compute(swiglu_, traffic(r * i, 2 * es, es)), {hidden, plan.rounds}, {act});
+  b_.at(Phase::backward, layer);
   b_.op(grouped(i, h, {}), {arrived.d_y, plan.rounds, down.own, down.spilled, {}, {}}, {d_act});
   const double of_biases = c_.expert_bias ? es * static_cast<double>(h) / static_cast<double>(i) : 0;  // d_y
   b_.op(compute(swiglu_bwd_, traffic(r * i, 4 * es + of_biases, 3 * es)),

@@ -23,7 +23,7 @@ void NativeLowering::feed_forward(int layer, Component part, GatedRoles roles, i
     linear(part, matrix(x, ct_, t, h, done * h), weight(g, roles.gate, 2 * width, h), hidden);
     b_.op(local(OpKind::swiglu, part, traffic(t * width, 2 * es, es)), {hidden, {}}, {act});
     linear(part, act, weight(g, roles.down, h, width), row_range(out, done, t));
-    if (keep_all_) saved.tiles.push_back({hidden, act});
+    if (keeps(layer) != Keeps::nothing) saved.tiles.push_back({hidden, act});
   }
 }
 
@@ -41,18 +41,19 @@ void NativeLowering::feed_forward_backward(int layer, Component part, GatedRoles
       return matrix(transient(label, es_ * t * cols, Holds::other_activations, layer), ct_, t, cols);
     };
     const Operand rows = matrix(x, ct_, t, h, done * h), d_rows = matrix(d_out, ct_, t, h, done * h);
-    Operand hidden, act;
-    if (keep_all_) {
-      hidden = saved.tiles[static_cast<size_t>(done / kTile)].hidden;
-      act = saved.tiles[static_cast<size_t>(done / kTile)].act;
-    } else {
-      hidden = own("gate_up", 2 * width);
-      act = own("swiglu", width);
-      b_.at(Phase::recompute, layer);
-      linear(part, rows, up, hidden);
-      b_.op(local(OpKind::swiglu, part, traffic(t * width, 2 * es, es)), {hidden, {}}, {act});
-      b_.at(Phase::backward, layer);
+    GatedTile tile;
+    if (keeps(layer) != Keeps::nothing) tile = saved.tiles[static_cast<size_t>(done / kTile)];
+    b_.at(Phase::recompute, layer);
+    if (keeps(layer) == Keeps::nothing) {
+      tile.hidden = own("gate_up", 2 * width);
+      linear(part, rows, up, tile.hidden);
     }
+    if (keeps(layer) != Keeps::all) {
+      tile.act = own("swiglu", width);
+      b_.op(local(OpKind::swiglu, part, traffic(t * width, 2 * es, es)), {tile.hidden, {}}, {tile.act});
+    }
+    b_.at(Phase::backward, layer);
+    const auto& [hidden, act] = tile;
     const Operand d_act = own("swiglu_gradient", width);
     gemm(part, d_rows, false, down, false, d_act);
     gemm(part, d_rows, true, act, false, d_down, again(d_down));

@@ -170,7 +170,7 @@ class NativeLowering {
   };
   struct HeadChunk {
     Operand q_raw, q;       // (N, heads x qk) of this rank's tokens: before and after norm and rotation
-    Operand k_raw;          // likewise
+    Operand k_raw, v_own;   // likewise; values have neither
     Operand queries, k, v;  // what attention reads: (S, heads x qk), (S, kv heads x qk), (S, kv heads x v)
   };
   // A tile of a gated feed-forward, before and after the activation.
@@ -181,14 +181,17 @@ class NativeLowering {
     Operand order, rounds;
     OpId op = kNoOp;
   };
+  // Of what a block computes in forward for its backward. products: what they wrote (not those of MLA's
+  // heads, which are wide and cheap); norms, rotations and activations are computed again.
+  enum class Keeps : uint8_t { nothing, products, all };
   // What is kept of a block between its forward and its backward: its input, the attention output, the gates
-  // and where the rows go; all that backward reads when nothing is recomputed (keep_all_).
+  // and where the rows go, and what keeps() says.
   struct Checkpoint {
     BufferId input = kNoBuffer, attention = kNoBuffer, lse = kNoBuffer, gates = kNoBuffer;  // live in HBM
     BufferId host = kNoBuffer;
     BufferId middle = kNoBuffer, normed = kNoBuffer, logits = kNoBuffer;
     Latents latents{};
-    HeadChunk heads{};
+    std::vector<HeadChunk> heads{};
     std::vector<GatedTile> tiles{};
     GatedTile experts{};
     RoundsPlan rounds{};
@@ -196,12 +199,14 @@ class NativeLowering {
 
   // ---- attention.cpp
   Latents attention_inputs(int layer, BufferId x, const Gathered& g);
+  // kept: what forward projected, where it is not to be done again.
   HeadChunk project_chunk(int layer, int64_t chunk, const Latents& in, const Gathered& g,
-                          const HeadChunk& earlier);
+                          const HeadChunk& earlier, const HeadChunk* kept = nullptr);
   void project_keys_values(int layer, int64_t chunk, const Latents& in, const Gathered& g, HeadChunk& out,
                            Operand& k, Operand& v);
-  // Returns the last chunk.
-  HeadChunk attention_forward(int layer, const Latents& in, const Gathered& g, BufferId out, BufferId lse);
+  // Returns all chunks.
+  std::vector<HeadChunk> attention_forward(int layer, const Latents& in, const Gathered& g, BufferId out,
+                                           BufferId lse);
   void attention_backward(int layer, const Checkpoint& saved, const Latents& in, const Gathered& g,
                           BufferId d_out, BufferId d_normed, BufferId dw);
   void latent_backward(int layer, const Latents& in, const Gathered& g, BufferId d_q_latent,
@@ -251,13 +256,16 @@ class NativeLowering {
   // written, once. Copies for an expert that least-loaded planning has split, or of a later pass, may not:
   // that is left out.
   double tokens_per_row() const { return 1 / static_cast<double>(c_.top_k); }
-  // Without expert parallelism all rows of a rank are one round, which can be kept.
-  bool keep_experts() const { return keep_all_ && expert_ == kNoGroup && round_rows() == n_ * c_.top_k; }
+  // Without expert parallelism all rows of a rank can be one round, which can be kept.
+  Keeps keeps_experts(int layer) const {
+    return expert_ == kNoGroup && round_rows() == n_ * c_.top_k ? keeps(layer) : Keeps::nothing;
+  }
   void experts_forward(int layer, BufferId x, const Gathered& g, BufferId y, Checkpoint& saved);
   void experts_backward(int layer, BufferId x, const Gathered& g, const Checkpoint& saved, BufferId d_y,
                         BufferId d_x, BufferId d_gates, BufferId dw);
 
   // ---- step.cpp
+  Keeps keeps(int layer) const;
   void load_batches();
   BufferId block_buffer(int layer);
   void forward_layer(int layer);
@@ -294,7 +302,6 @@ class NativeLowering {
   int64_t n_ = 0;                           // tokens a rank (N)
   int64_t t_ = 0;                           // tokens of its sequences (D x N)
   bool save_attention_ = true;
-  bool keep_all_ = false;  // recompute=none
   OpKind swiglu_ = OpKind::swiglu, swiglu_bwd_ = OpKind::swiglu_bwd;
   uint16_t dense_group_ = kNoGroup, replicas_ = kNoGroup, sequence_ = kNoGroup, expert_ = kNoGroup,
            combine_ = kNoGroup, spill_group_ = kNoGroup, expert_shards_ = kNoGroup, vocabulary_ = kNoGroup,

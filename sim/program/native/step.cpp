@@ -26,10 +26,14 @@ NativeLowering::NativeLowering(const LoweringInput& input)
   ht_ = fsdp_ ? Type::f32 : gt_;
   es_ = size_of(ct_);
   gs_ = size_of(gt_);
-  keep_all_ = fsdp_ && plan_.recompute == plan::Recompute::none;
-  save_attention_ = keep_all_ || (!fsdp_ && plan_.save_attention);
+  save_attention_ = fsdp_ ? plan_.recompute == plan::Recompute::none : plan_.save_attention;
   if (c_.activation == model::Activation::clamped_swiglu)
     swiglu_ = OpKind::clamped_swiglu, swiglu_bwd_ = OpKind::clamped_swiglu_bwd;
+}
+
+NativeLowering::Keeps NativeLowering::keeps(int layer) const {
+  if (fsdp_) return plan_.recompute == plan::Recompute::none ? Keeps::all : Keeps::nothing;
+  return layer >= c_.layers - plan_.kept_layers.value_or(0) ? Keeps::products : Keeps::nothing;
 }
 
 void NativeLowering::gemm(Component component, const Operand& a, bool transpose_a, const Operand& b,
@@ -104,7 +108,7 @@ void NativeLowering::forward_layer(int layer) {
     saved.attention = transient("attention_saved", es_ * n_ * attention, holds, layer);
     saved.lse = transient("attention_lse", kFp32 * n_ * c_.heads, holds, layer);
   }
-  const HeadChunk heads = attention_forward(layer, in, g, saved.attention, saved.lse);
+  std::vector<HeadChunk> heads = attention_forward(layer, in, g, saved.attention, saved.lse);
   const Operand mid = matrix(transient("block_middle", es_ * n_ * h, Holds::other_activations, layer), ct_,
                              n_, h),
                 x = matrix(x_, ct_, n_, h);
@@ -113,10 +117,12 @@ void NativeLowering::forward_layer(int layer) {
   const BufferId normed = transient("feed_forward_normed", es_ * n_ * h, Holds::other_activations, layer);
   b_.op(local(OpKind::rms_norm, Component::dense, traffic(n_ * h, 2 * es, 2 * es)),
         {mid, weight(g, Role::feed_forward_norm, 1, h), x}, {matrix(normed, ct_, n_, h), mid});
-  if (keep_all_) {
-    saved.latents = in;
-    saved.heads = heads;
+  if (keeps(layer) != Keeps::nothing) {
+    saved.heads = std::move(heads);
     saved.middle = mid.buffer;
+  }
+  if (keeps(layer) == Keeps::all) {
+    saved.latents = in;
     saved.normed = normed;
   }
 
@@ -200,21 +206,25 @@ void NativeLowering::backward_layer(int layer, bool last) {
   const auto rows = [&](BufferId b) { return matrix(b, ct_, n_, h); };
 
   b_.at(Phase::recompute, layer);
-  const Latents in = keep_all_ ? saved.latents : attention_inputs(layer, saved.input, g);
+  const Latents in = keeps(layer) == Keeps::all ? saved.latents : attention_inputs(layer, saved.input, g);
   if (!save_attention_) {
     saved.attention = transient("attention_again", es_ * n_ * attention, Holds::attention_activations, layer);
     saved.lse = transient("attention_lse_again", kFp32 * n_ * c_.heads, Holds::attention_activations, layer);
     attention_forward(layer, in, g, saved.attention, saved.lse);
   }
   BufferId mid = saved.middle, normed = saved.normed;
-  if (!keep_all_) {
-    mid = transient("block_middle", es_ * n_ * h, Holds::other_activations, layer);
+  if (keeps(layer) != Keeps::all)
     normed = transient("feed_forward_normed", es_ * n_ * h, Holds::other_activations, layer);
+  const Operand norm_weight = weight(g, Role::feed_forward_norm, 1, h);
+  if (keeps(layer) == Keeps::nothing) {
+    mid = transient("block_middle", es_ * n_ * h, Holds::other_activations, layer);
     linear(Component::attention, matrix(saved.attention, ct_, n_, attention),
            weight(g, Role::o, h, attention), rows(mid), bias(g, c_.out_bias, Role::o_bias, h));
     b_.op(local(OpKind::rms_norm, Component::dense, traffic(n_ * h, 2 * es, 2 * es)),
-          {rows(mid), weight(g, Role::feed_forward_norm, 1, h), rows(saved.input)},
-          {rows(normed), rows(mid)});
+          {rows(mid), norm_weight, rows(saved.input)}, {rows(normed), rows(mid)});
+  } else if (keeps(layer) == Keeps::products) {
+    b_.op(local(OpKind::rms_norm, Component::dense, traffic(n_ * h, es, es)), {rows(mid), norm_weight, {}},
+          {rows(normed), {}});
   }
 
   b_.at(Phase::backward, layer);

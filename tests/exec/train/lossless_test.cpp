@@ -127,6 +127,8 @@ std::vector<Plan> plans(int64_t chunks) {
       {mop_plan(4, 4, 2, 4, "least-loaded=off,vp-scheme=weights,clip=off,optimizer=host" + split), 4, 4},
       {mop_plan(4, 2, 2, 2, "clip=off,mla-exchange=latent,optimizer=stream"), 4, 4},
       {mop_plan(4, 2, 2, 2, "clip=off,mla-exchange=latent,optimizer=stream,optimizer-staged-layers=1"), 4, 4},
+      {mop_plan(1, 4, 1, 4, "kept-layers=2"), 4, 2},
+      {mop_plan(2, 4, 2, 4, "kept-layers=3,checkpoints=host,mla-exchange=latent" + split), 4, 4},
   };
 }
 
@@ -145,6 +147,18 @@ TEST_P(Lossless, EveryPlanComputesTheSame) {
     expect_same(setup, one, run(setup, data));
     if (HasFailure()) return;
   }
+}
+
+TEST_P(Lossless, KeptLayersChangeNoBit) {
+  Trial setup{GetParam(), mop_plan(1, 2, 2, 1, "kept-layers=0"), 2, 8};
+  const RandomSequences data(setup.context, 256);
+  const Result again = run(setup, data);
+  setup.plan = mop_plan(1, 2, 2, 1, "kept-layers=4");
+  const Result kept = run(setup, data);
+  EXPECT_EQ(kept.loss, again.loss);
+  EXPECT_EQ(kept.norm, again.norm);
+  EXPECT_EQ(kept.gradients, again.gradients);
+  EXPECT_EQ(kept.weights, again.weights);
 }
 
 TEST_P(Lossless, AccumulationIsALargerBatch) {
