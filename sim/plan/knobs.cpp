@@ -46,7 +46,7 @@ bool parse_switch(const std::string& text, bool& value) {
 
 constexpr std::array kPlaces{"auto", "hbm", "host"};
 constexpr std::array kSwitch{"auto", "off", "on"};
-constexpr std::array kRecompute{"none", "full"};
+constexpr std::array kRecompute{"auto", "none", "full"};
 constexpr std::array kReduce{"bf16", "fp32"};
 constexpr std::array kRuntime{"eager", "compiled", "native"};
 constexpr std::array kPlacement{"inside", "across"};
@@ -124,7 +124,7 @@ std::vector<Knob> make_knobs() {
       {"replicate", yes, no, degree, "copies of the sharded model (HSDP)", COUNT("replicate", replicate)},
       {"cp-balance", yes, no, on_off, "ring attention with head-and-tail load balancing",
        SWITCH("cp-balance", balanced_ring)},
-      {"recompute", yes, no, "none or full", "activation checkpointing of whole blocks",
+      {"recompute", yes, no, "auto, none or full", "activation checkpointing of whole blocks",
        CHOICE("recompute", recompute, kRecompute)},
       {"reshard", yes, no, on_off, "free the gathered weights after forward", SWITCH("reshard", reshard)},
       {"prefetch", yes, no, on_off, "gather the next block's weights while this one computes",

@@ -13,8 +13,8 @@ namespace mop::plan {
 enum class Family : uint8_t { fsdp2, mop };
 enum class Place : uint8_t { automatic, hbm, host };
 enum class Switch : uint8_t { automatic, off, on };
-enum class Recompute : uint8_t { none, full };  // activation checkpointing of whole blocks
-enum class Reduce : uint8_t { bf16, fp32 };     // type in which gradients are reduced (and, mop, held)
+enum class Recompute : uint8_t { automatic, none, full };  // activation checkpointing of whole blocks
+enum class Reduce : uint8_t { bf16, fp32 };  // type in which gradients are reduced (and, mop, held)
 // fsdp2: PyTorch eager, torch.compile of each block, or our executor (native).
 enum class Runtime : uint8_t { eager, compiled, native };
 enum class ExpertPlacement : uint8_t {

@@ -42,7 +42,8 @@ void require(const char* knob_name, int64_t value, int64_t whole, const std::vec
 
 bool Plan::resolved() const {
   if (family == Family::fsdp2)
-    return tensor > 0 && context > 0 && replicate > 0 && expert > 0 && offload != Switch::automatic;
+    return tensor > 0 && context > 0 && replicate > 0 && expert > 0 && recompute != Recompute::automatic &&
+           offload != Switch::automatic;
   return dense_shard > 0 && sequence > 0 && expert > 0 && vocabulary > 0 &&
          optimizer != Optimizer::automatic && checkpoints != Place::automatic &&
          vocabulary_scheme != VocabularyScheme::automatic && mla_exchange != MlaExchange::automatic;

@@ -94,6 +94,8 @@ std::vector<Choice> open_choices(const Scenario& s, const Plan& p) {
     add("tp", p.tensor == 0, texts(divisors(node)));
     add("replicate", p.replicate == 0, texts(divisors(gpus / node)));
     add("offload", p.offload == plan::Switch::automatic, {"off", "on"});
+    // Behind offload, which frees more: what offload pays for, this would take first.
+    add("recompute", p.recompute == plan::Recompute::automatic, {"none", "full"});
     return open;
   }
   std::set<int64_t> expert_groups;  // the node, the cluster, and the divisors nearest to their geometric mean

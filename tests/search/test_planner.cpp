@@ -52,6 +52,23 @@ TEST(Planner, KeepsAsManyLayersAsHaveRoom) {
   EXPECT_EQ(choose(s).kept_layers, 0);
 }
 
+// The best FSDP2 recomputes nothing where that fits, and is never worse than one that has to.
+TEST(Planner, BestFsdp2RecomputesOnlyForWantOfMemory) {
+  for (const int64_t context : {4096, 16384, 32768}) {
+    SCOPED_TRACE(context);
+    const auto best = [&](const char* plan) {
+      predict::Scenario s = make("gpt-oss-20b", "h200", 1, plan, context, 1);
+      s.plan = choose(s);
+      return std::pair(s.plan.recompute, predict::predict(s));
+    };
+    const auto [recompute, chosen] = best("fsdp2:ep=auto,recompute=auto,offload=auto");
+    const auto [full, other] = best("fsdp2:ep=auto,recompute=full,offload=auto");
+    ASSERT_TRUE(chosen.fits && other.fits);
+    EXPECT_LE(*chosen.step_time, 1.02 * *other.step_time);
+    EXPECT_EQ(recompute, context == 4096 ? plan::Recompute::none : plan::Recompute::full);
+  }
+}
+
 // Without Ulysses a rank's rows would take 8192 rounds, which is no plan; others are.
 TEST(Planner, PassesOverPlansOfTooManyRounds) {
   predict::Scenario s = make("qwen3-30b-a3b", "h200", 1, mop_plan(1, 8, 1, 8, "round-rows=32K"), 1 << 20, 32);

@@ -91,6 +91,7 @@ TEST(Settings, BestFsdp2LeavesAllThatCanBeOpen) {
   EXPECT_EQ(best.expert, 0);
   EXPECT_EQ(best.tensor, 0);
   EXPECT_EQ(best.replicate, 0);
+  EXPECT_EQ(best.recompute, plan::Recompute::automatic);
 }
 
 TEST(Sweep, LastAxisVariesFastest) {
