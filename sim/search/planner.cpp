@@ -139,9 +139,23 @@ class Planner {
     const std::vector<Choice> open = open_choices(s_, best);
     for (const Choice& choice : open) plan::set_knob(best, choice.knob, start_value(choice));
     if (!valid(s_, best)) best = any_valid(best, open);
+    climb(best, open);
+    if (keeps(best)) {
+      keeping_ = true;
+      known_.clear();
+      climb(best, open);
+    }
+    best = off_the_host(best);
+    settle(best);
+    settle_kept(best);
+    return best;
+  }
+
+ private:
+  // One setting at a time, until a round changes nothing. Pairs that only help together are tried from both
+  // ends.
+  void climb(Plan& best, const std::vector<Choice>& open) {
     Score best_score = score(best);
-    // One setting at a time, until a round changes nothing. Pairs that only help together are tried from both
-    // ends.
     size_t total = 0;
     for (const Choice& choice : open) total += choice.values.size();
     for (int round = 0; round < 3; ++round) {
@@ -159,13 +173,8 @@ class Planner {
       }
       if (!changed) break;
     }
-    best = least_on_host(best);
-    settle(best);
-    settle_kept(best);
-    return best;
   }
 
- private:
   // A parameter, in HBM.
   static constexpr auto kStates = static_cast<double>(program::state_bytes(program::Master::low));
 
@@ -179,17 +188,15 @@ class Planner {
     return good && a.host != b.host ? a.host < b.host : a.time_per_token < b.time_per_token;
   }
 
-  // Of all that were tried and are as good as the fastest, the one with least on the host, whose memory
-  // others use, too.
-  Plan least_on_host(const Plan& best) const {
+  // Of all that were tried, are as good as the fastest and leave the host alone, whose memory others use,
+  // too, the fastest.
+  Plan off_the_host(const Plan& best) const {
     constexpr double kSame = 1.02;  // steps are predicted so well on average (reports/validation-h200x4.md)
     const Tried* chosen = nullptr;
     for (const auto& [text, tried] : known_) {
       const Score& score = tried.score;
-      if (!score.fits || score.time_per_token > kSame * fastest_) continue;
-      if (chosen == nullptr || score.host < chosen->score.host ||
-          (score.host == chosen->score.host && score.time_per_token < chosen->score.time_per_token))
-        chosen = &tried;
+      if (!score.fits || score.host > 0 || score.time_per_token > kSame * fastest_) continue;
+      if (chosen == nullptr || score.time_per_token < chosen->score.time_per_token) chosen = &tried;
     }
     return chosen == nullptr ? best : chosen->plan;
   }
@@ -298,9 +305,13 @@ class Planner {
     if (p.optimizer_hbm_layers == 0) p.optimizer = plan::Optimizer::host;
   }
 
+  bool keeps(const Plan& p) const {
+    return p.family == Family::mop && !s_.plan.kept_layers && p.save_attention;
+  }
+
   // HBM that is still free keeps what the products of as many layers computed.
   void settle_kept(Plan& p) const {
-    if (p.family != Family::mop || s_.plan.kept_layers || !p.save_attention) return;
+    if (!keeps(p)) return;
     const auto room_with = [&](int64_t layers) {
       p.kept_layers = layers;
       return room(p);
@@ -336,7 +347,7 @@ class Planner {
     tried.plan = p;
     std::optional<predict::Outline> prediction = outlined(tried);
     // Of a step's four passes, recomputation counted, keeping saves one at most.
-    if (prediction && prediction->fits && 0.75 * time_per_token(*prediction) < fastest_) {
+    if (keeping_ && prediction && prediction->fits && 0.75 * time_per_token(*prediction) < fastest_) {
       settle_kept(tried.plan);
       if (tried.plan.kept_layers != p.kept_layers) prediction = outlined(tried);
     }
@@ -365,6 +376,7 @@ class Planner {
   };
   std::map<std::string, Tried> known_;
   double fastest_ = std::numeric_limits<double>::infinity();
+  bool keeping_ = false;  // layers are kept where there is room: first the best plan that keeps none is found
 };
 
 }  // namespace

@@ -111,6 +111,7 @@ class Families : public ::testing::TestWithParam<std::string> {
   using Plans = std::vector<std::pair<std::string, int64_t>>;  // with the sequences of a micro-batch
   const Plans first{{"fsdp2:runtime=native", 2}, {mop_plan(1, 1, 1, 1, "vp-tile=16,round-rows=40"), 2}},
       more{{"fsdp2:runtime=native,recompute=none,offload=on", 1},
+           {mop_plan(1, 1, 1, 1, "kept-layers=1"), 2},
            {mop_plan(1, 1, 1, 1, "checkpoints=host,optimizer=host,save-attention=off"), 1}};
 
   // check(job, data, kind): bf16; the same two sequences at once or one after the other.

@@ -156,7 +156,8 @@ std::vector<Named> setups() {
   add(1, "v3_hosts", v3, mop_plan(1, 1, 1, 1, "optimizer=host,checkpoints=host"));
   for (const int n : {2, 4}) {
     add(n, "oss_ep", oss, mop_plan(n, n, 1, 1));
-    add(n, "qwen_ulysses", qwen, mop_plan(1, n, n, 1));
+    add(n, "qwen_ulysses", qwen, mop_plan(1, n, n, 1, "kept-layers=2"));
+    add(n, "oss_kept", oss, mop_plan(1, n, 1, 1, "kept-layers=3"));
     add(n, "qwen_skewed", qwen, mop_plan(n, n, 1, 1, skewed));
     add(n, "v3_hosts", v3, mop_plan(n, n, n, 1, "optimizer=host,checkpoints=host,mla-exchange=latent"));
     add(n, "qwen_fsdp2_ep", qwen, fmt::format("fsdp2:ep={}", n));
