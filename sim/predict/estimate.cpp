@@ -90,14 +90,26 @@ double estimate_step_time(const Scenario& s, double clock) {
   const double tokens = real(tokens_per_step(s)) / gpus;  // of one rank, in the step
 
   // Computation: forward is a third of the model FLOPs; what is run again comes on top.
-  // mop: of the layers that keep nothing of theirs; all rows of their experts have to be one round for that.
-  const double again = mop ? 1 - real(p.kept_layers.value_or(0)) / real(s.model.layers)
+  // mop: in layers that keep nothing of theirs. The router's and MLA's heads' are not kept, experts' only
+  // where all rows are one round.
+  const double kept = real(p.kept_layers.value_or(0));
+  const double again = mop                                    ? 1 - kept / real(s.model.layers)
                        : p.recompute == plan::Recompute::full ? 1.0
                                                               : 0.0;
   const bool one_round =
       l.expert.size == 1 && real(p.round_capacity()) >= tokens / micro * real(s.model.top_k);
-  const double experts_again = mop && !one_round ? 1.0 : again;
-  const double linear = f.projections + f.router + f.shared + f.dense_mlp;
+  const double experts_again = !mop        ? again
+                               : one_round ? std::max(0.0, 1 - kept / real(s.model.moe_layers()))
+                                           : 1.0;
+  const double mla_heads =  // forward, of a token
+      s.model.attention == model::Attention::gqa
+          ? 0
+          : 2 * real(s.model.layers * s.model.heads) *
+                (real(s.model.q_lora_rank > 0 ? s.model.q_lora_rank : s.model.hidden) *
+                     real(s.model.qk_dim()) +
+                 real(s.model.kv_lora_rank) * real(s.model.qk_nope_dim + s.model.v_head_dim));
+  const double linear = f.projections + f.router + f.shared + f.dense_mlp,
+               never_kept = mop ? (1 - again) * (f.router / 3 + mla_heads) : 0;
   const double matmul = rates(s, "matmul").at({8192, 8192, 8192}).value;
   const double rows =
       std::max(1.0, tokens / micro * real(s.model.top_k) / real(s.model.experts) * real(l.expert.size));
@@ -113,12 +125,13 @@ double estimate_step_time(const Scenario& s, double clock) {
         .value;
   };
   const bool attention_again = mop ? !p.save_attention : again > 0;
-  double compute = tokens / clock *
-                   (linear / 3 * (3 + again) / matmul + f.head / 3 * (3 + (native ? 0 : again)) / matmul +
-                    f.experts / 3 * (3 + experts_again * (native ? 2.0 / 3 : 1.0)) / grouped +
-                    f.attention / 3 *
-                        ((attention_again ? 2 : 1) / attention("attention_forward") +
-                         2.5 / attention("attention_backward")));
+  double compute =
+      tokens / clock *
+      ((linear / 3 * (3 + again) + never_kept) / matmul + f.head / 3 * (3 + (native ? 0 : again)) / matmul +
+       f.experts / 3 * (3 + experts_again * (native ? 2.0 / 3 : 1.0)) / grouped +
+       f.attention / 3 *
+           ((attention_again ? 2 : 1) / attention("attention_forward") +
+            2.5 / attention("attention_backward")));
 
   if (!native) {
     const double shards = real(l.dense.size);

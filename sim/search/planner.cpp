@@ -140,15 +140,12 @@ class Planner {
     for (const Choice& choice : open) plan::set_knob(best, choice.knob, start_value(choice));
     if (!valid(s_, best)) best = any_valid(best, open);
     climb(best, open);
-    if (keeps(best)) {
+    if (may_keep()) {
       keeping_ = true;
       known_.clear();
       climb(best, open);
     }
-    best = off_the_host(best);
-    settle(best);
-    settle_kept(best);
-    return best;
+    return off_the_host(known_.at(text_of(best)));
   }
 
  private:
@@ -188,17 +185,24 @@ class Planner {
     return good && a.host != b.host ? a.host < b.host : a.time_per_token < b.time_per_token;
   }
 
-  // Of all that were tried, are as good as the fastest and leave the host alone, whose memory others use,
-  // too, the fastest.
-  Plan off_the_host(const Plan& best) const {
+  struct Tried {
+    Plan plan;
+    Score score;
+  };
+
+  // Where the best takes memory of the host, which others use, too: the fastest plan that takes none, if it
+  // is as good.
+  Plan off_the_host(const Tried& best) const {
     constexpr double kSame = 1.02;  // steps are predicted so well on average (reports/validation-h200x4.md)
-    const Tried* chosen = nullptr;
+    const Tried* chosen = &best;
     for (const auto& [text, tried] : known_) {
       const Score& score = tried.score;
-      if (!score.fits || score.host > 0 || score.time_per_token > kSame * fastest_) continue;
-      if (chosen == nullptr || score.time_per_token < chosen->score.time_per_token) chosen = &tried;
+      if (best.score.host == 0 || !score.fits || score.host > 0 ||
+          score.time_per_token > kSame * best.score.time_per_token)
+        continue;
+      if (chosen == &best || score.time_per_token < chosen->score.time_per_token) chosen = &tried;
     }
-    return chosen == nullptr ? best : chosen->plan;
+    return chosen->plan;
   }
 
   // Most frugal of memory, so that the search starts from something that fits.
@@ -251,8 +255,10 @@ class Planner {
     Scenario there = s_;
     there.plan = p;
     const std::optional<predict::Outline> memory = outlined(there, true);
-    return memory ? 0.995 * static_cast<double>(memory->hbm_capacity) - static_cast<double>(memory->hbm_peak)
-                  : 0;
+    return memory ? room_of(*memory) : -std::numeric_limits<double>::infinity();
+  }
+  static double room_of(const predict::Outline& memory) {
+    return 0.995 * static_cast<double>(memory.hbm_capacity) - static_cast<double>(memory.hbm_peak);
   }
 
   // As many layers, from number `first` on, as `bytes` a parameter of theirs have room for.
@@ -305,19 +311,17 @@ class Planner {
     if (p.optimizer_hbm_layers == 0) p.optimizer = plan::Optimizer::host;
   }
 
-  bool keeps(const Plan& p) const {
-    return p.family == Family::mop && !s_.plan.kept_layers && p.save_attention;
+  bool may_keep() const {
+    return s_.plan.family == Family::mop && !s_.plan.kept_layers && s_.plan.save_attention;
   }
 
-  // HBM that is still free keeps what the products of as many layers computed.
-  void settle_kept(Plan& p) const {
-    if (!keeps(p)) return;
+  // As many layers as `left` bytes of HBM have room for keep what their products computed.
+  void settle_kept(Plan& p, double left) const {
     const auto room_with = [&](int64_t layers) {
       p.kept_layers = layers;
       return room(p);
     };
     int64_t fit = 0, too_many = s_.model.layers;
-    double left = room_with(fit);
     if (left <= 0) return;
     double missing = -room_with(too_many);
     if (missing <= 0) return;
@@ -339,17 +343,35 @@ class Planner {
     return o.step_time / static_cast<double>(o.tokens_per_step);
   }
 
+  std::string text_of(Plan p) const {
+    settle(p);
+    return plan::describe(p);
+  }
+
+  // Of a settled plan that keeps nothing. Nothing for one that cannot be.
+  const std::optional<predict::Outline>& predicted(const Plan& p, const std::string& text) {
+    const auto found = predicted_.find(text);
+    if (found != predicted_.end()) return found->second;
+    Scenario tried = s_;
+    tried.plan = p;
+    return predicted_.emplace(text, outlined(tried)).first->second;
+  }
+
   Score score(Plan p) {
     settle(p);
     const std::string text = plan::describe(p);
     if (const auto found = known_.find(text); found != known_.end()) return found->second.score;
-    Scenario tried = s_;
-    tried.plan = p;
-    std::optional<predict::Outline> prediction = outlined(tried);
-    // Of a step's four passes, recomputation counted, keeping saves one at most.
+    std::optional<predict::Outline> prediction = predicted(p, text);
+    // Of a step's four passes, recomputation counted, keeping saves one at most. Where links are the bound it
+    // may save nothing, and then HBM is left free.
     if (keeping_ && prediction && prediction->fits && 0.75 * time_per_token(*prediction) < fastest_) {
-      settle_kept(tried.plan);
-      if (tried.plan.kept_layers != p.kept_layers) prediction = outlined(tried);
+      Scenario kept = s_;
+      kept.plan = p;
+      settle_kept(kept.plan, room_of(*prediction));
+      const std::optional<predict::Outline> then =
+          kept.plan.kept_layers.value_or(0) > 0 ? outlined(kept) : std::nullopt;
+      if (then && then->fits && then->step_time < 0.998 * prediction->step_time)
+        p = kept.plan, prediction = then;
     }
     Score score;
     score.fits = prediction && prediction->fits;
@@ -370,11 +392,8 @@ class Planner {
 
   const Scenario& s_;
   const std::function<void(size_t, size_t)>& progress_;
-  struct Tried {
-    Plan plan;
-    Score score;
-  };
-  std::map<std::string, Tried> known_;
+  std::map<std::string, Tried> known_;  // by the text of the plan that keeps nothing
+  std::map<std::string, std::optional<predict::Outline>> predicted_;
   double fastest_ = std::numeric_limits<double>::infinity();
   bool keeping_ = false;  // layers are kept where there is room: first the best plan that keeps none is found
 };

@@ -196,7 +196,8 @@ TEST(Knobs, BadValuesSayWhatIsTaken) {
   EXPECT_EQ(parse_error("mop:reduce=fp16"), "plan setting reduce is 'fp16': it takes bf16 or fp32");
   EXPECT_EQ(parse_error("mop:optimizer=cpu"),
             "plan setting optimizer is 'cpu': it takes auto, hbm, host, stream or split");
-  EXPECT_EQ(parse_error("fsdp2:recompute=some"), "plan setting recompute is 'some': it takes auto, none or full");
+  EXPECT_EQ(parse_error("fsdp2:recompute=some"),
+            "plan setting recompute is 'some': it takes auto, none or full");
   for (const char* bad : {"0", "-1", "nan", "fast", "", "1.3x", " 1"})
     EXPECT_EQ(parse_error(std::string("mop:spill-gate=") + bad),
               "plan setting spill-gate is '" + std::string(bad) + "': it takes a number above 0");

@@ -211,5 +211,15 @@ TEST(Validate, OpenDegreesAreNotLookedAt) {
   }
 }
 
+TEST(Validate, KeptLayersAreTheModelsAndKeepAttention) {
+  const model::ModelConfig model = model::read_config("qwen3-30b-a3b");
+  EXPECT_FALSE(error_of(parse_plan("mop:kept-layers=48"), model, 8, 4096));
+  EXPECT_EQ(error_of(parse_plan("mop:kept-layers=49"), model, 8, 4096),
+            "plan setting kept-layers is 49, but qwen3-30b-a3b has 48 layers");
+  EXPECT_FALSE(error_of(parse_plan("mop:kept-layers=0,save-attention=off"), model, 8, 4096));
+  EXPECT_EQ(error_of(parse_plan("mop:kept-layers=1,save-attention=off"), model, 8, 4096),
+            "plan setting kept-layers is for save-attention=on");
+}
+
 }  // namespace
 }  // namespace mop::plan

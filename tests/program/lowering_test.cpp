@@ -145,15 +145,13 @@ TEST(Lowering, EveryWeightIsGatheredAndUpdated) {
   }
 }
 
-// Of a layer's attention, forward, of one token: projections but that of the output.
-double input_projections(const model::ModelConfig& c) {
-  const auto h = static_cast<double>(c.hidden), heads = static_cast<double>(c.heads);
-  if (c.attention == model::Attention::gqa)
-    return 2 * h * static_cast<double>(c.head_dim) * (heads + 2 * static_cast<double>(c.kv_heads));
-  const auto q_rank = static_cast<double>(c.q_lora_rank), kv_rank = static_cast<double>(c.kv_lora_rank);
-  return 2 * (h * q_rank + (c.q_lora_rank > 0 ? q_rank : h) * heads * static_cast<double>(c.qk_dim()) +
-              h * (kv_rank + static_cast<double>(c.qk_rope_dim)) +
-              kv_rank * heads * static_cast<double>(c.qk_nope_dim + c.v_head_dim));
+// What a layer's attention projects for its heads from the latents of MLA, forward, of one token.
+double head_projections(const model::ModelConfig& c) {
+  if (c.attention == model::Attention::gqa) return 0;
+  const auto heads = static_cast<double>(c.heads);
+  return 2 * heads *
+         (static_cast<double>((c.q_lora_rank > 0 ? c.q_lora_rank : c.hidden) * c.qk_dim()) +
+          static_cast<double>(c.kv_lora_rank * (c.qk_nope_dim + c.v_head_dim)));
 }
 
 // Model FLOPs of one rank's tokens, plus what the plan computes again.
@@ -201,9 +199,8 @@ double expected_flops(const Lowered& l) {
       const int64_t first = c.layers - *l.plan.kept_layers;
       const auto moe = static_cast<double>(
           std::count(c.moe.begin() + static_cast<std::ptrdiff_t>(first), c.moe.end(), true));
-      const double of_moe = moe / static_cast<double>(c.moe_layers()), inputs = input_projections(c),
-                   output = f.projections / 3 / static_cast<double>(c.layers) - inputs;
-      whole -= kept_layers * (output + (c.attention == model::Attention::gqa ? inputs : 0));
+      const double of_moe = moe / static_cast<double>(c.moe_layers());
+      whole -= kept_layers * (f.projections / 3 / static_cast<double>(c.layers) - head_projections(c));
       if (l.plan.expert == 1 && l.program.round_rows == l.copies()) whole -= f.experts * of_moe * 2 / 9;
       whole -= f.shared * of_moe * 2 / 9;
       if (c.moe_layers() < c.layers)

@@ -10,7 +10,8 @@ namespace mop::program {
 using model::Role;
 
 // The part that is not divided over heads: the norm, and for MLA the latents of q and of k and v.
-NativeLowering::Latents NativeLowering::attention_inputs(int layer, BufferId x, const Gathered& g) {
+NativeLowering::Latents NativeLowering::attention_inputs(int layer, BufferId x, const Gathered& g,
+                                                         const Latents* kept) {
   const Component part = Component::attention;
   const int64_t h = c_.hidden;
   const double es = static_cast<double>(es_);
@@ -28,17 +29,19 @@ NativeLowering::Latents NativeLowering::attention_inputs(int layer, BufferId x, 
   if (!mla()) return out;
   if (c_.q_lora_rank > 0) {
     const int64_t rank = c_.q_lora_rank;
-    out.q_raw = own("q_latent_raw", n_, rank);
+    out.q_raw = kept != nullptr ? kept->q_raw : own("q_latent_raw", n_, rank);
     out.q = own("q_latent", n_, rank);
-    linear(part, normed, weight(g, Role::q_a, rank, h), matrix(out.q_raw, ct_, n_, rank),
-           bias(g, c_.qkv_bias, Role::q_a_bias, rank));
+    if (kept == nullptr)
+      linear(part, normed, weight(g, Role::q_a, rank, h), matrix(out.q_raw, ct_, n_, rank),
+             bias(g, c_.qkv_bias, Role::q_a_bias, rank));
     norm(matrix(out.q_raw, ct_, n_, rank), Role::q_a_norm, matrix(out.q, ct_, n_, rank));
   }
   const int64_t rank = c_.kv_lora_rank, rope = c_.qk_rope_dim, kv = rank + rope;
-  out.kv_raw = own("kv_latent_raw", n_, kv);
+  out.kv_raw = kept != nullptr ? kept->kv_raw : own("kv_latent_raw", n_, kv);
   out.kv = own("kv_latent", n_, kv);
   const Operand raw = matrix(out.kv_raw, ct_, n_, kv), latent_rows = matrix(out.kv, ct_, n_, kv);
-  linear(part, normed, weight(g, Role::kv_a, kv, h), raw, bias(g, c_.qkv_bias, Role::kv_a_bias, kv));
+  if (kept == nullptr)
+    linear(part, normed, weight(g, Role::kv_a, kv, h), raw, bias(g, c_.qkv_bias, Role::kv_a_bias, kv));
   norm(columns(raw, 0, rank), Role::kv_a_norm, columns(latent_rows, 0, rank));
   Does rotate;
   rotate.a = rotate.c = rope;

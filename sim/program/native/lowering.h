@@ -181,8 +181,8 @@ class NativeLowering {
     Operand order, rounds;
     OpId op = kNoOp;
   };
-  // Of what a block computes in forward for its backward. products: what they wrote (not those of MLA's
-  // heads, which are wide and cheap); norms, rotations and activations are computed again.
+  // Of what a block computes in forward for its backward. products: what they wrote (not the router's, nor
+  // those of MLA's heads, which are wide and cheap); norms, rotations and activations are computed again.
   enum class Keeps : uint8_t { nothing, products, all };
   // What is kept of a block between its forward and its backward: its input, the attention output, the gates
   // and where the rows go, and what keeps() says.
@@ -198,8 +198,8 @@ class NativeLowering {
   };
 
   // ---- attention.cpp
-  Latents attention_inputs(int layer, BufferId x, const Gathered& g);
   // kept: what forward projected, where it is not to be done again.
+  Latents attention_inputs(int layer, BufferId x, const Gathered& g, const Latents* kept = nullptr);
   HeadChunk project_chunk(int layer, int64_t chunk, const Latents& in, const Gathered& g,
                           const HeadChunk& earlier, const HeadChunk* kept = nullptr);
   void project_keys_values(int layer, int64_t chunk, const Latents& in, const Gathered& g, HeadChunk& out,

@@ -118,13 +118,11 @@ void NativeLowering::forward_layer(int layer) {
   b_.op(local(OpKind::rms_norm, Component::dense, traffic(n_ * h, 2 * es, 2 * es)),
         {mid, weight(g, Role::feed_forward_norm, 1, h), x}, {matrix(normed, ct_, n_, h), mid});
   if (keeps(layer) != Keeps::nothing) {
+    saved.latents = in;
     saved.heads = std::move(heads);
     saved.middle = mid.buffer;
   }
-  if (keeps(layer) == Keeps::all) {
-    saved.latents = in;
-    saved.normed = normed;
-  }
+  if (keeps(layer) == Keeps::all) saved.normed = normed;
 
   const BufferId next = block_buffer(layer + 1);
   BufferId y = kNoBuffer;
@@ -206,7 +204,10 @@ void NativeLowering::backward_layer(int layer, bool last) {
   const auto rows = [&](BufferId b) { return matrix(b, ct_, n_, h); };
 
   b_.at(Phase::recompute, layer);
-  const Latents in = keeps(layer) == Keeps::all ? saved.latents : attention_inputs(layer, saved.input, g);
+  const Latents in = keeps(layer) == Keeps::all
+                         ? saved.latents
+                         : attention_inputs(layer, saved.input, g,
+                                            keeps(layer) == Keeps::products ? &saved.latents : nullptr);
   if (!save_attention_) {
     saved.attention = transient("attention_again", es_ * n_ * attention, Holds::attention_activations, layer);
     saved.lse = transient("attention_lse_again", kFp32 * n_ * c_.heads, Holds::attention_activations, layer);
