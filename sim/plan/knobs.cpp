@@ -159,9 +159,8 @@ std::vector<Knob> make_knobs() {
        SWITCH("save-attention", save_attention)},
       {"kept-layers", no, yes, "auto or a number of layers",
        "the last layers, which keep for backward what their products computed, the router's and those of "
-       "MLA's "
-       "heads aside; the others compute it again. auto: as many as fit and save time, where the planner has "
-       "other settings to choose, too; else none",
+       "MLA's heads aside; the others compute it again. auto: as many as fit and save time, where the "
+       "planner has other settings to choose, too; else none",
        get_optional<&Plan::kept_layers>,
        [](Plan& plan, const std::string& text) {
          plan.kept_layers.reset();

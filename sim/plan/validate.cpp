@@ -112,23 +112,22 @@ void validate(const Plan& plan, const model::ModelConfig& model, int64_t gpus, i
   }
   if (plan.sequence == 0)  // what no number of heads a rank has
     require("head-chunks", plan.head_chunks, model.heads, {divides(model.heads, "attention heads")});
-  if (plan.kept_layers.value_or(0) > model.layers)
-    throw UserError(fmt::format("plan setting kept-layers is {}, but {} has {} layers", *plan.kept_layers,
-                                model.name, model.layers));
+  const auto are_the_models = [&](const char* setting, int64_t layers) {
+    if (layers > model.layers)
+      throw UserError(fmt::format("plan setting {} is {}, but {} has {} layers", setting, layers, model.name,
+                                  model.layers));
+  };
+  are_the_models("kept-layers", plan.kept_layers.value_or(0));
   if (plan.kept_layers.value_or(0) > 0 && !plan.save_attention)
     throw UserError("plan setting kept-layers is for save-attention=on");
   if (plan.optimizer_staged_layers > 0 && plan.optimizer != Optimizer::stream &&
       plan.optimizer != Optimizer::automatic)
     throw UserError("plan setting optimizer-staged-layers is for optimizer=stream");
-  if (plan.optimizer_staged_layers > model.layers)
-    throw UserError(fmt::format("plan setting optimizer-staged-layers is {}, but {} has {} layers",
-                                plan.optimizer_staged_layers, model.name, model.layers));
+  are_the_models("optimizer-staged-layers", plan.optimizer_staged_layers);
   if (plan.optimizer_hbm_layers > 0 && plan.optimizer != Optimizer::split &&
       plan.optimizer != Optimizer::stream && plan.optimizer != Optimizer::automatic)
     throw UserError("plan setting optimizer-hbm-layers is for optimizer=split and optimizer=stream");
-  if (plan.optimizer_hbm_layers > model.layers)
-    throw UserError(fmt::format("plan setting optimizer-hbm-layers is {}, but {} has {} layers",
-                                plan.optimizer_hbm_layers, model.name, model.layers));
+  are_the_models("optimizer-hbm-layers", plan.optimizer_hbm_layers);
   const Plan usual;
   for (const auto& [setting, said] :
        {std::pair{"capacity-factor", plan.capacity_factor != usual.capacity_factor},

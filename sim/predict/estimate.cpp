@@ -4,6 +4,7 @@
 #include <string>
 
 #include "sim/model/counts.h"
+#include "sim/model/tensors.h"
 #include "sim/program/master.h"
 
 namespace mop::predict {
@@ -101,13 +102,13 @@ double estimate_step_time(const Scenario& s, double clock) {
   const double experts_again = !mop        ? again
                                : one_round ? std::max(0.0, 1 - kept / real(s.model.moe_layers()))
                                            : 1.0;
-  const double mla_heads =  // forward, of a token
-      s.model.attention == model::Attention::gqa
-          ? 0
-          : 2 * real(s.model.layers * s.model.heads) *
-                (real(s.model.q_lora_rank > 0 ? s.model.q_lora_rank : s.model.hidden) *
-                     real(s.model.qk_dim()) +
-                 real(s.model.kv_lora_rank) * real(s.model.qk_nope_dim + s.model.v_head_dim));
+  double mla_heads = 0;  // forward, of a token
+  if (s.model.attention == model::Attention::mla)
+    for (const model::Role role :
+         {s.model.q_lora_rank > 0 ? model::Role::q_b : model::Role::q, model::Role::kv_b}) {
+      const model::MatrixShape of = model::shape(s.model, {role, 0});
+      mla_heads += 2 * real(s.model.layers * of.rows * of.cols);
+    }
   const double linear = f.projections + f.router + f.shared + f.dense_mlp,
                never_kept = mop ? (1 - again) * (f.router / 3 + mla_heads) : 0;
   const double matmul = rates(s, "matmul").at({8192, 8192, 8192}).value;

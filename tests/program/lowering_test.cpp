@@ -145,7 +145,7 @@ TEST(Lowering, EveryWeightIsGatheredAndUpdated) {
   }
 }
 
-// What a layer's attention projects for its heads from the latents of MLA, forward, of one token.
+// FLOPs of what a layer's attention projects for its heads from the latents of MLA, forward, of one token.
 double head_projections(const model::ModelConfig& c) {
   if (c.attention == model::Attention::gqa) return 0;
   const auto heads = static_cast<double>(c.heads);
@@ -182,16 +182,11 @@ double expected_flops(const Lowered& l) {
             f.head * (ring ? 4.0 / 3 : 1);
     if (!saved) {
       // Queries, keys and values are projected once more for the attention that is run again.
-      double projected = 0;
-      const auto h = static_cast<double>(c.hidden), heads = static_cast<double>(c.heads);
-      if (c.attention == model::Attention::gqa)
-        projected = h * static_cast<double>(c.head_dim) * (heads + 2 * static_cast<double>(c.kv_heads));
-      else
-        projected =
-            static_cast<double>(c.q_lora_rank > 0 ? c.q_lora_rank : c.hidden) * heads *
-                static_cast<double>(c.qk_dim()) +
-            static_cast<double>(c.kv_lora_rank) * heads * static_cast<double>(c.qk_nope_dim + c.v_head_dim);
-      whole += 2 * projected * static_cast<double>(c.layers);
+      const double projected =
+          c.attention == model::Attention::mla
+              ? head_projections(c)
+              : 2 * static_cast<double>(c.hidden * c.head_dim * (c.heads + 2 * c.kv_heads));
+      whole += projected * static_cast<double>(c.layers);
     }
     if (l.plan.kept_layers.value_or(0) > 0) {
       // All experts of a layer are alike; only the last layers may have them.

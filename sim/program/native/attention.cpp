@@ -299,8 +299,7 @@ void NativeLowering::attention_backward(int layer, const Checkpoint& saved, cons
     }
     b_.at(Phase::recompute, layer);
     const HeadChunk* const kept = saved.heads.empty() ? nullptr : &saved.heads[static_cast<size_t>(chunk)];
-    now =
-        keeps(layer) == Keeps::all ? *kept : project_chunk(layer, chunk, in, g, now, mla() ? nullptr : kept);
+    now = keeps(layer) == Keeps::all ? *kept : project_chunk(layer, chunk, in, g, now, kept);
     b_.at(Phase::backward, layer);
 
     const bool fresh = chunk < chunks_.kv_chunks;  // this chunk brought keys and values

@@ -117,12 +117,13 @@ void NativeLowering::forward_layer(int layer) {
   const BufferId normed = transient("feed_forward_normed", es_ * n_ * h, Holds::other_activations, layer);
   b_.op(local(OpKind::rms_norm, Component::dense, traffic(n_ * h, 2 * es, 2 * es)),
         {mid, weight(g, Role::feed_forward_norm, 1, h), x}, {matrix(normed, ct_, n_, h), mid});
-  if (keeps(layer) != Keeps::nothing) {
+  const Keeps kept = keeps(layer);
+  if (kept != Keeps::nothing) {
     saved.latents = in;
-    saved.heads = std::move(heads);
     saved.middle = mid.buffer;
   }
-  if (keeps(layer) == Keeps::all) saved.normed = normed;
+  if (kept == Keeps::all || (kept == Keeps::products && !mla())) saved.heads = std::move(heads);
+  if (kept == Keeps::all) saved.normed = normed;
 
   const BufferId next = block_buffer(layer + 1);
   BufferId y = kNoBuffer;
@@ -204,28 +205,30 @@ void NativeLowering::backward_layer(int layer, bool last) {
   const auto rows = [&](BufferId b) { return matrix(b, ct_, n_, h); };
 
   b_.at(Phase::recompute, layer);
-  const Latents in = keeps(layer) == Keeps::all
-                         ? saved.latents
-                         : attention_inputs(layer, saved.input, g,
-                                            keeps(layer) == Keeps::products ? &saved.latents : nullptr);
+  const Keeps kept = keeps(layer);
+  const Latents in =
+      kept == Keeps::all
+          ? saved.latents
+          : attention_inputs(layer, saved.input, g, kept == Keeps::products ? &saved.latents : nullptr);
   if (!save_attention_) {
     saved.attention = transient("attention_again", es_ * n_ * attention, Holds::attention_activations, layer);
     saved.lse = transient("attention_lse_again", kFp32 * n_ * c_.heads, Holds::attention_activations, layer);
     attention_forward(layer, in, g, saved.attention, saved.lse);
   }
   BufferId mid = saved.middle, normed = saved.normed;
-  if (keeps(layer) != Keeps::all)
+  if (kept != Keeps::all)
     normed = transient("feed_forward_normed", es_ * n_ * h, Holds::other_activations, layer);
-  const Operand norm_weight = weight(g, Role::feed_forward_norm, 1, h);
-  if (keeps(layer) == Keeps::nothing) {
+  Operand input, sum;  // what is kept of the middle has the block's input in it
+  if (kept == Keeps::nothing) {
     mid = transient("block_middle", es_ * n_ * h, Holds::other_activations, layer);
     linear(Component::attention, matrix(saved.attention, ct_, n_, attention),
            weight(g, Role::o, h, attention), rows(mid), bias(g, c_.out_bias, Role::o_bias, h));
-    b_.op(local(OpKind::rms_norm, Component::dense, traffic(n_ * h, 2 * es, 2 * es)),
-          {rows(mid), norm_weight, rows(saved.input)}, {rows(normed), rows(mid)});
-  } else if (keeps(layer) == Keeps::products) {
-    b_.op(local(OpKind::rms_norm, Component::dense, traffic(n_ * h, es, es)), {rows(mid), norm_weight, {}},
-          {rows(normed), {}});
+    input = rows(saved.input), sum = rows(mid);
+  }
+  if (kept != Keeps::all) {
+    const double each = kept == Keeps::nothing ? 2 * es : es;
+    b_.op(local(OpKind::rms_norm, Component::dense, traffic(n_ * h, each, each)),
+          {rows(mid), weight(g, Role::feed_forward_norm, 1, h), input}, {rows(normed), sum});
   }
 
   b_.at(Phase::backward, layer);
