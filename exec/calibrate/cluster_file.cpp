@@ -38,8 +38,15 @@ Json flat(const std::filesystem::path& path) {
   return json;
 }
 
+// The value is part of what was measured: a window's mean may lie beside all its pieces, as what is left of
+// it after the last whole piece counts in the mean alone.
 Json spread(const Reading& reading) {
-  return {reading.low, reading.high};
+  return {std::min(reading.low, 1.0), std::max(reading.high, 1.0)};
+}
+
+Json json_of(const Provenance& p) {
+  return {{"host", p.host},       {"cpu", p.cpu},   {"kernel", p.kernel},   {"date", p.date},
+          {"command", p.command}, {"gpus", p.gpus}, {"seconds", p.seconds}, {"environment", p.environment}};
 }
 
 // An entry a line, and a point of a table a line, so that differences can be read.
@@ -108,23 +115,29 @@ Provenance provenance_of_this_host() {
   return p;
 }
 
+std::string to_json(const Provenance& provenance) {
+  return json_of(provenance).dump();
+}
+
+Provenance provenance_from_json(const std::string& text) {
+  try {
+    const Json json = Json::parse(text);
+    return {json.at("host"),        json.at("kernel"),  json.at("cpu"),  json.at("date"),
+            json.at("environment"), json.at("command"), json.at("gpus"), json.at("seconds")};
+  } catch (const Json::exception& error) {
+    throw InternalError(std::string("a calibration's provenance is no such JSON: ") + error.what());
+  }
+}
+
 std::string cluster_file(const std::filesystem::path& base, const Findings& findings, const Provenance& p) {
   Json json = flat(base);
   const std::string where =
       fmt::format("mop calibrate, {}, {}, {}", p.date, findings.machine, findings.libraries);
   json["description"] =
       fmt::format("{}, measured by mop calibrate; the rest as {}", findings.machine, base.stem().string());
-  json["provenance"] = {{"host", p.host},
-                        {"machine", findings.machine},
-                        {"cpu", p.cpu},
-                        {"kernel", p.kernel},
-                        {"libraries", findings.libraries},
-                        {"date", p.date},
-                        {"command", p.command},
-                        {"gpus", p.gpus},
-                        {"seconds", p.seconds},
-                        {"environment", p.environment},
-                        {"base", base.stem().string()}};
+  json["provenance"] = json_of(p);
+  json["provenance"].update(
+      Json{{"machine", findings.machine}, {"libraries", findings.libraries}, {"base", base.stem().string()}});
   keep_one_clock(json, findings);
   if (!findings.cut_short.empty()) json["provenance"]["cut_short"] = findings.cut_short;
   if (!findings.unsupported.empty()) json["provenance"]["unsupported"] = findings.unsupported;

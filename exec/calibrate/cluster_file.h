@@ -16,6 +16,9 @@ struct Provenance {
   double seconds = 0;  // that it took
 };
 Provenance provenance_of_this_host();  // host, kernel, cpu, date, environment
+std::string to_json(const Provenance& provenance);
+// Errors: InternalError for text that to_json has not made.
+Provenance provenance_from_json(const std::string& text);
 
 // Every figure and table of the base and of its own base, with their own provenance; what was measured stands
 // for that of the same name, with its spread. The base is a file that cluster::read_cluster reads. Errors:

@@ -34,6 +34,15 @@ namespace {
 namespace fs = std::filesystem;
 using Json = nlohmann::ordered_json;
 
+std::string read(const fs::path& path) {
+  std::ostringstream text;
+  text << std::ifstream(path).rdbuf();
+  return text.str();
+}
+
+// What a folder has of one calibration: what each set of processes found, and the provenance.
+constexpr const char *kOneHost = "host.json", *kTwoHosts = "two-hosts.json", *kProvenance = "provenance.json";
+
 // A folder for what the processes found, that goes with the object unless it is kept.
 class Exchange {
  public:
@@ -48,9 +57,10 @@ class Exchange {
   }
   Exchange(const Exchange&) = delete;
   Exchange& operator=(const Exchange&) = delete;
-  std::string file(bool emulated) const { return path_ + (emulated ? "/two-hosts.json" : "/host.json"); }
-  const std::string& keep() {
+  std::string file(bool emulated) const { return path_ + "/" + (emulated ? kTwoHosts : kOneHost); }
+  const std::string& keep(const calibrate::Provenance& provenance) {
     kept_ = true;
+    std::ofstream(path_ + "/" + kProvenance) << calibrate::to_json(provenance);
     return path_;
   }
 
@@ -62,7 +72,7 @@ class Exchange {
 struct Calibrate {
   const Invocation& invocation;
   int64_t gpus = 0;
-  std::string base = "h200x4", out, only, format = "table";
+  std::string base = "h200x4", out, only, from, format = "table";
   std::string found;      // of a process that this command started: where process 0 leaves what was found
   bool emulated = false;  // and whether it is of the set that stands for two hosts
 
@@ -76,6 +86,11 @@ struct Calibrate {
         ->default_str(base);
     command.add_option("--out", out, "cluster file to write, such as hwmodels/mine.json")->type_name("FILE");
     command.add_option("--only", only, "some of what is listed below; else all")->type_name("NAME,...");
+    command
+        .add_option("--from", from,
+                    "folder in which a calibration kept what it measured when its file could not be written: "
+                    "write that, measure nothing")
+        ->type_name("FOLDER");
     command.add_option("--format", format, "of the answer")->type_name("table|json")->default_str(format);
     command.add_option("--found", found)->group("");
     command.add_flag("--emulated", emulated)->group("");
@@ -100,7 +115,9 @@ struct Calibrate {
     const std::vector<std::string> names = calibrate::parse_families(only);
     if (format != "table" && format != "json")
       throw UserError(fmt::format("--format is '{}'; write table or json", format));
-    if (gpus < 1)
+    if (!from.empty() && (gpus != 0 || !only.empty()))
+      throw UserError("--from writes all that was measured before; leave out --gpus and --only");
+    if (from.empty() && gpus < 1)
       throw UserError(gpus == 0 ? "no GPUs are given; write --gpus N, for all of this host"
                                 : fmt::format("--gpus is {}; at least one is needed", gpus));
     if (gpus > 1024) throw UserError(fmt::format("--gpus is {}, more than a host has", gpus));
@@ -112,6 +129,7 @@ struct Calibrate {
     if (const fs::path folder = fs::path(out).parent_path(); !folder.empty() && !fs::is_directory(folder))
       throw UserError(fmt::format("--out is '{}', in a folder that is not there; create it first", out));
     cluster::read_cluster(base);
+    if (!from.empty()) return write_kept();
 #ifdef MOP_CUDA
     if (!found.empty() && place) return measure(*place, names);
     if (place && place->size > 1)
@@ -124,6 +142,39 @@ struct Calibrate {
         "mop calibrate measures GPUs, and this build has no CUDA: install the CUDA toolkit, run ./setup and "
         "build again");
 #endif
+  }
+
+  // What an earlier calibration kept.
+  void write_kept() const {
+    const fs::path folder = from;
+    calibrate::Findings findings;
+    for (const char* name : {kOneHost, kTwoHosts})
+      if (fs::exists(folder / name)) findings.add(part(folder / name, calibrate::from_json));
+    if (findings.figures.empty() && findings.tables.empty())
+      throw UserError(
+          fmt::format("--from is '{}', and nothing that a calibration measured is there ({} or {})", from,
+                      kOneHost, kTwoHosts));
+    if (!fs::exists(folder / kProvenance))
+      throw UserError(fmt::format("--from is '{}', and {} is not there: where and when it was measured", from,
+                                  kProvenance));
+    write(findings, part(folder / kProvenance, calibrate::provenance_from_json));
+  }
+
+  template <class T>
+  static T part(const fs::path& path, T (*parse)(const std::string&)) {
+    try {
+      return parse(read(path));
+    } catch (const InternalError& error) {
+      throw UserError(fmt::format("{} is not what a calibration kept: {}", path.string(), error.what()));
+    }
+  }
+
+  void write(const calibrate::Findings& findings, const calibrate::Provenance& provenance) const {
+    calibrate::write_cluster_file(out,
+                                  calibrate::cluster_file(cluster::cluster_file(base), findings, provenance));
+    if (!findings.cut_short.empty())
+      fmt::print(stderr, "mop: there was no time for all of: {}\n", fmt::join(findings.cut_short, ", "));
+    fmt::print("{}", format == "json" ? json(findings, provenance) : table(findings, provenance));
   }
 
 #ifdef MOP_CUDA
@@ -161,9 +212,7 @@ struct Calibrate {
       return two_hosts ? calibrate::emulated_host(rank, ranks) : launch::Environment();
     });
     if (status != 0) throw Ended{status};
-    std::ostringstream text;
-    text << std::ifstream(exchange.file(two_hosts)).rdbuf();
-    return calibrate::from_json(text.str());
+    return calibrate::from_json(read(exchange.file(two_hosts)));
   }
 
   void answer(const std::vector<std::string>& names) const {
@@ -186,15 +235,14 @@ struct Calibrate {
     }
     provenance.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
     try {
-      calibrate::write_cluster_file(
-          out, calibrate::cluster_file(cluster::cluster_file(base), findings, provenance));
+      write(findings, provenance);
     } catch (const UserError& error) {
-      throw UserError(fmt::format("{}; what was measured is in {}", error.what(), exchange.keep()));
+      const std::string& kept = exchange.keep(provenance);
+      throw UserError(
+          fmt::format("{}; what was measured is in {}: write it with --from {}", error.what(), kept, kept));
     }
-    if (!findings.cut_short.empty())
-      fmt::print(stderr, "mop: there was no time for all of: {}\n", fmt::join(findings.cut_short, ", "));
-    fmt::print("{}", format == "json" ? json(findings, provenance) : table(findings, provenance));
   }
+#endif
 
   static std::string range(const calibrate::Reading& r) {
     return fmt::format("{:+.1f} .. {:+.1f} %", 100 * (r.low - 1), 100 * (r.high - 1));
@@ -220,7 +268,7 @@ struct Calibrate {
                 {"machine", findings.machine},
                 {"libraries", findings.libraries},
                 {"date", p.date},
-                {"gpus", gpus},
+                {"gpus", p.gpus},
                 {"seconds", p.seconds},
                 {"family_seconds", findings.seconds},
                 {"cut_short", findings.cut_short},
@@ -232,7 +280,6 @@ struct Calibrate {
     for (const auto& [name, table] : findings.tables) answer["tables"][name] = table.points.size();
     return answer.dump(2) + "\n";
   }
-#endif
 };
 
 }  // namespace
