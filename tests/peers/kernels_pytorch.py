@@ -1,12 +1,13 @@
 """PyTorch's rates at the shapes of tests/kernels/bench_matmul.cpp, to run beside it on the same GPU: what a GPU does depends on its clock.
 
-kernels_pytorch.py [grouped] [attention] (default: both), TFLOP/s, medians of 15 single runs as there:
-grouped: experts (E, k, n, rows), equal rows, by torch._grouped_mm (CUTLASS): forward (rows, k) x (E, k, n), the gradient of the input (rows, n) x (E, n, k) and
-that of the weights, a product an expert.
+kernels_pytorch.py [grouped] [attention] (default: both), TFLOP/s, medians of 15 single runs after a rest as there:
+grouped: experts (E, k, n, rows), equal rows, by torch._grouped_mm (CUTLASS), in bursts/in a row: forward (rows, k) x (E, k, n), the gradient of the input
+(rows, n) x (E, n, k) and that of the weights, a product an expert.
 attention: causal (context, heads, key heads, width) by cuDNN: forward, and backward counted as 2.5 times as many operations.
 """
 import statistics
 import sys
+import time
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -15,6 +16,8 @@ ATTENTION = [(s, *heads) for heads in ((32, 4, 128), (64, 8, 64), (8, 1, 128)) f
 
 
 def milliseconds(work):
+    torch.cuda.synchronize()
+    time.sleep(0.3)
     for _ in range(3):
         work()
     times = []
@@ -28,6 +31,21 @@ def milliseconds(work):
     return statistics.median(times)
 
 
+def rates(flops, work):
+    """In bursts, and in a row, within the power limit, which has settled after 0.4 s."""
+    ms = milliseconds(work)
+    runs = lambda time: max(1, int(time / ms))
+    for _ in range(runs(400)):
+        work()
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    begin.record()
+    for _ in range(runs(300)):
+        work()
+    end.record()
+    end.synchronize()
+    return f"{flops / ms * 1e-9:5.0f}/{flops * runs(300) / begin.elapsed_time(end) * 1e-9:.0f}"
+
+
 def random(*shape):
     return torch.randn(*shape, device="cuda", dtype=torch.bfloat16)
 
@@ -38,11 +56,11 @@ def grouped():
         x, dy, w = random(rows, k), random(rows, n), random(experts, n, k)
         ends = torch.arange(1, experts + 1, device="cuda", dtype=torch.int32) * (rows // experts)
         flops = 2 * rows * k * n
-        of = [flops / milliseconds(work) * 1e-9 for work in (
+        of = [rates(flops, work) for work in (
             lambda: torch._grouped_mm(x, w.transpose(1, 2), ends),
             lambda: torch._grouped_mm(dy, w, ends),
             lambda: torch._grouped_mm(dy.t(), x, ends))]
-        print(f"  {str((experts, k, n, rows)):>26} {of[0]:5.0f} {of[1]:5.0f} {of[2]:5.0f}", flush=True)
+        print(f"  {str((experts, k, n, rows)):>26}", *of, flush=True)
         del x, dy, w
 
 
