@@ -19,7 +19,7 @@ nic=$(dirname "$mop")/libemulated_nic.so
 export LD_PRELOAD=$nic EMULATED_NIC=${NIC:-$((1250000000 * (gpus > 1 ? gpus / 2 : 1)))}  # of processes with an NCCL_HOSTID only
 export NCCL_NVLS_ENABLE=0 MOP_HOME=$out PATH=$(dirname "$mop"):$PATH
 mkdir -p "$out" && cd "$out" || exit 2
-cp -rn "$root/hwmodels" "$root/scenarios" .
+for folder in hwmodels scenarios; do [ -d $folder ] || cp -r "$root/$folder" .; done
 say() { echo "[$((SECONDS - begin)) s] $*" | tee -a log.txt; }
 
 for tokens in "zipf 150000" "zipf50k 50000" "zipf32k 32000" "hot 16"; do
@@ -29,10 +29,14 @@ wait
 calibrate=${CALIBRATE:-1}
 if [ "$calibrate" != 0 ]; then
   only=(); [ "$calibrate" = 1 ] || only=(--only "$calibrate")
-  "$mop" calibrate --gpus "$gpus" --base "$cluster" --out calibrated.json "${only[@]}" > calibrate.txt 2>&1 && mv calibrated.json "hwmodels/$cluster.json"
-  say "calibrate: exit status $?"
-  grep -h "there was no time" calibrate.txt
-  [ "$gpus" -ne 2 ] && [ "$gpus" -ne 4 ] || python3 "$here/emulated_nodes.py" "hwmodels/$cluster.json" "scenarios/validation/clusters/h200-2x$((gpus / 2)).json" "$EMULATED_NIC" || exit 2
+  "$mop" calibrate --gpus "$gpus" --base "$cluster" --out calibrated.json "${only[@]}" > calibrate.txt 2>&1
+  status=$?
+  say "calibrate: exit status $status"
+  grep -h "there was no time\|mop: error" calibrate.txt | tee -a log.txt
+  if [ $status -eq 0 ]; then
+    mv calibrated.json "hwmodels/$cluster.json"
+    [ "$gpus" -ne 2 ] && [ "$gpus" -ne 4 ] || python3 "$here/emulated_nodes.py" "hwmodels/$cluster.json" "scenarios/validation/clusters/h200-2x$((gpus / 2)).json" "$EMULATED_NIC" || exit 2
+  fi
 fi
 "$mop" validate --suite scenarios/validation/suite.toml --commands --missing --db suite.db > commands.sh || exit 2
 mkdir -p traces
