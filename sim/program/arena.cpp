@@ -4,8 +4,10 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <functional>
 #include <map>
 #include <numeric>
+#include <optional>
 
 #include "sim/base/error.h"
 #include "sim/base/quantity.h"
@@ -86,6 +88,8 @@ struct Life {
   Clock users{};         // last user by stream, index + 1
   OpId safe, safe_next;  // complete_below of the opener, in this step and the next
   OpId reach = 0;        // openers from here on never conflict within the step
+  OpId until = 0;        // exactly, of the openers of brief lives
+  bool brief = false;    // conflicts with no brief life but of neighbours in issue order (Brief)
 };
 
 bool completed(const Clock& users, const Clock& known) {
@@ -132,6 +136,109 @@ std::vector<Life> lives(const StepProgram& program, const Order& order, Space sp
   return all;
 }
 
+// Which lives are brief. Openers of one stream know of more completed operations from one to the next; so for
+// every life and stream those are found by halving that may conflict with it. A stream that others seldom
+// wait for lags, and what it opens conflicts with nearly all: such streams are left out, and those few lives,
+// like the long ones, are looked at by all.
+class Brief {
+ public:
+  Brief(const StepProgram& program, const Order& order, std::vector<Life>& all)
+      : all_(all), ops_(static_cast<double>(program.ops.size())), ahead_(all.size()) {
+    std::array<std::vector<const Life*>, kStreams> openers;
+    for (size_t i = 0; i < all.size(); ++i) {
+      ahead_[i].stream = static_cast<size_t>(program.ops[all[i].opener].stream);
+      openers[ahead_[i].stream].push_back(&all[i]);
+    }
+    std::array<size_t, kStreams> streams;
+    std::iota(streams.begin(), streams.end(), 0);
+    std::ranges::stable_sort(streams, std::greater(), [&](size_t s) { return openers[s].size(); });
+    Choice best;
+    for (const size_t s : streams) {
+      if (openers[s].empty()) break;
+      look_ahead(s, openers[s], order);
+      Choice with = best;
+      with.streams[s] = true;
+      weigh(with);
+      if (with.looks < best.looks) best = with;
+    }
+    for (size_t i = 0; i < all.size(); ++i)
+      if (const std::optional<OpId> span = span_of(i, best.streams); span && *span <= best.span) {
+        all[i].brief = true;
+        all[i].until = all[i].opener + std::max<OpId>(1, *span);
+      }
+    span_ = best.span;
+  }
+
+  OpId longest() const { return span_; }  // operations that a brief life may conflict for
+
+ private:
+  struct Ahead {
+    size_t stream = 0;                   // of its opener
+    std::array<OpId, kStreams> until{};  // by stream: openers from here on never conflict within the step
+    std::array<bool, kStreams> early{};  // and none in the next one
+  };
+  struct Choice {
+    std::array<bool, kStreams> streams{};
+    OpId span = 0;
+    double looks = 3;  // share of all lives that one looks at: more than that of any choice
+  };
+
+  void look_ahead(size_t s, const std::vector<const Life*>& openers, const Order& order) {
+    // In the order of issue a buffer may begin before its opener.
+    std::vector<std::pair<OpId, OpId>> begins;  // first, and the last opener of those that begin no later
+    for (const Life* life : openers) begins.emplace_back(life->first, life->opener);
+    std::ranges::sort(begins);
+    for (size_t i = 1; i < begins.size(); ++i)
+      begins[i].second = std::max(begins[i].second, begins[i - 1].second);
+    for (size_t i = 0; i < all_.size(); ++i) {
+      const Life& life = all_[i];
+      const auto knows = std::ranges::partition_point(
+          openers, [&](const Life* other) { return !completed(life.users, order.clock(other->opener, 0)); });
+      const auto behind = std::ranges::upper_bound(begins, std::pair(life.last, kNoOp));
+      if (knows != openers.begin()) ahead_[i].until[s] = (*std::prev(knows))->opener + 1;
+      if (behind != begins.begin())
+        ahead_[i].until[s] = std::max(ahead_[i].until[s], std::prev(behind)->second + 1);
+      ahead_[i].early[s] = completed(life.users, order.clock(openers.front()->opener, 1));
+    }
+  }
+
+  // How long a life may conflict with those that the streams open; nothing for one that they do not open or
+  // that may in the next step.
+  std::optional<OpId> span_of(size_t i, const std::array<bool, kStreams>& streams) const {
+    if (!streams[ahead_[i].stream]) return std::nullopt;
+    OpId until = all_[i].opener;
+    for (size_t s = 0; s < kStreams; ++s) {
+      if (!streams[s]) continue;
+      if (!ahead_[i].early[s]) return std::nullopt;
+      until = std::max(until, ahead_[i].until[s]);
+    }
+    return until - all_[i].opener;
+  }
+
+  // With less, more lives last, and all look at those and they at all; with more, brief ones have more
+  // neighbours.
+  void weigh(Choice& choice) const {
+    std::vector<OpId> spans;
+    for (size_t i = 0; i < all_.size(); ++i)
+      if (const std::optional<OpId> span = span_of(i, choice.streams)) spans.push_back(*span);
+    std::ranges::sort(spans);
+    choice.looks = 3;
+    for (size_t lasting = spans.size() / 2;; lasting /= 2) {
+      if (spans.empty()) break;
+      const size_t brief = spans.size() - lasting;
+      const double looks = 2 * (1 - static_cast<double>(brief) / static_cast<double>(all_.size())) +
+                           static_cast<double>(spans[brief - 1]) / ops_;
+      if (looks < choice.looks) choice.looks = looks, choice.span = spans[brief - 1];
+      if (lasting == 0) break;
+    }
+  }
+
+  const std::vector<Life>& all_;
+  double ops_;
+  std::vector<Ahead> ahead_;
+  OpId span_ = 0;
+};
+
 // May `a`, opened first, and `b` share bytes? The scalars decide nearly always; the clocks are exact.
 bool disjoint(const Order& order, const Life& a, const Life& b) {
   if (a.last >= b.first) return false;
@@ -174,20 +281,10 @@ void measure_live_bytes(const StepProgram& program, const std::vector<Life>& all
 enum class First { largest, longest };
 
 // Places every buffer at the lowest offset from `base` on that no conflicting buffer covers; returns the
-// arena's end and the offsets by life. Buffers that live briefly, away from the end of the step (which the
-// next step may overlap), can conflict only with neighbours in issue order: that keeps the cost near linear.
-// The few others are looked at by all.
-int64_t place(const Order& order, const std::vector<Life>& all, OpId ops, int64_t base, First first,
+// arena's end and the offsets by life. Brief lives are looked at by their neighbours alone, which keeps the
+// cost near linear; `longest`: of those, Brief::longest.
+int64_t place(const Order& order, const std::vector<Life>& all, OpId longest, int64_t base, First first,
               std::vector<int64_t>& offsets) {
-  std::vector<OpId> spans;
-  for (const Life& life : all) spans.push_back(life.reach - life.opener);
-  std::sort(spans.begin(), spans.end());
-  const OpId window =
-      spans.empty() ? 0 : spans[spans.size() * 31 / 32];  // nearly all are brief by this measure
-  const OpId tail = ops > 4 * window ? ops - window : 0;
-  const auto lives_briefly = [&](const Life& life) {
-    return life.reach - life.opener <= window && life.safe_next >= tail && life.last < tail;
-  };
   struct Placed {  // what the search reads, close together
     OpId opener, last, safe, safe_next;
     uint32_t index;
@@ -197,8 +294,7 @@ int64_t place(const Order& order, const std::vector<Life>& all, OpId ops, int64_
   std::vector<Placed> brief, lasting;  // in order of their openers
   for (uint32_t i = 0; i < all.size(); ++i) {
     const Life& l = all[i];
-    (lives_briefly(l) ? brief : lasting)
-        .push_back({l.opener, l.last, l.safe, l.safe_next, i, kNotHere, l.bytes});
+    (l.brief ? brief : lasting).push_back({l.opener, l.last, l.safe, l.safe_next, i, kNotHere, l.bytes});
   }
   std::vector<Placed*> turn;
   for (Placed& p : brief) turn.push_back(&p);
@@ -228,16 +324,16 @@ int64_t place(const Order& order, const std::vector<Life>& all, OpId ops, int64_
       else
         taken.emplace_back(other.offset, end);
     };
-    const auto neighbours = [&](const auto& visit) {
-      for (const Placed& other : lasting) visit(other);
-      if (lives_briefly(life)) {
-        const OpId earliest = life.opener > window ? life.opener - window : 0;
-        auto near = std::partition_point(brief.begin(), brief.end(),
-                                         [&](const Placed& other) { return other.opener < earliest; });
-        for (; near != brief.end() && near->opener < life.reach; ++near) visit(*near);
-      } else {
-        for (const Placed& other : brief) visit(other);
-      }
+    const auto neighbours = [&](const auto& visit) {  // until one is enough
+      for (const Placed& other : lasting)
+        if (visit(other)) return;
+      auto near = brief.begin();
+      if (life.brief)
+        near = std::partition_point(brief.begin(), brief.end(), [&](const Placed& other) {
+          return other.opener + longest < life.opener;
+        });
+      for (; near != brief.end() && (!life.brief || near->opener < life.until); ++near)
+        if (visit(*near)) return;
     };
     // Layers repeat: one of the two places that the last buffers of this name and size took usually suits
     // this one too.
@@ -247,18 +343,22 @@ int64_t place(const Order& order, const std::vector<Life>& all, OpId ops, int64_
       if (tried == kNotHere || at != kNotHere) continue;
       bool free = true;
       neighbours([&](const Placed& other) {
-        if (!free || other.offset >= tried + p->bytes || tried >= other.offset + other.bytes) return;
+        if (other.offset >= tried + p->bytes || tried >= other.offset + other.bytes) return false;
         floor = base;
         taken.clear();
         look_at(other);
         free = floor == base && taken.empty();
+        return !free;
       });
       if (free) at = tried;
     }
     if (at == kNotHere) {
       floor = base;
       taken.clear();
-      neighbours(look_at);
+      neighbours([&](const Placed& other) {
+        look_at(other);
+        return false;
+      });
       std::sort(taken.begin(), taken.end());
       at = floor;
       for (const auto& [begin, end] : taken) {
@@ -276,19 +376,19 @@ int64_t place(const Order& order, const std::vector<Life>& all, OpId ops, int64_
 Arena plan(const StepProgram& program, const Order& order, Space space, bool pack) {
   Arena arena;
   arena.offset.assign(program.buffers.size(), kNotHere);
-  const std::vector<Life> all = lives(program, order, space);
+  std::vector<Life> all = lives(program, order, space);
   measure_live_bytes(program, all, space, arena);
   const int64_t base = arena.bytes;
   if (!pack) {
     arena.bytes = arena.held_bytes;
     return arena;
   }
-  const auto ops = static_cast<OpId>(program.ops.size());
+  const OpId longest = Brief(program, order, all).longest();
   std::vector<int64_t> offsets(all.size());
-  arena.bytes = place(order, all, ops, base, First::largest, offsets);
+  arena.bytes = place(order, all, longest, base, First::largest, offsets);
   if (arena.bytes > arena.held_bytes + arena.held_bytes / 50) {  // loosely packed: try the other order
     std::vector<int64_t> other(all.size());
-    const int64_t bytes = place(order, all, ops, base, First::longest, other);
+    const int64_t bytes = place(order, all, longest, base, First::longest, other);
     if (bytes < arena.bytes) arena.bytes = bytes, offsets = std::move(other);
   }
   for (size_t i = 0; i < all.size(); ++i) arena.offset[all[i].buffer] = offsets[i];
