@@ -85,6 +85,7 @@ struct Life {
   int64_t bytes;
   OpId first, last;      // issue order, as an allocator would see it
   OpId opener;           // operation of the first use: every other use comes after it
+  size_t stream;         // of the opener
   Clock users{};         // last user by stream, index + 1
   OpId safe, safe_next;  // complete_below of the opener, in this step and the next
   OpId reach = 0;        // openers from here on never conflict within the step
@@ -96,6 +97,14 @@ bool completed(const Clock& users, const Clock& known) {
   for (size_t s = 0; s < kStreams; ++s)
     if (users[s] > known[s]) return false;
   return true;
+}
+
+// Of each stream the lives that it opens, in that order.
+using Openers = std::array<std::vector<const Life*>, kStreams>;
+Openers openers_of(const std::vector<Life>& all) {
+  Openers openers;
+  for (const Life& life : all) openers[life.stream].push_back(&life);
+  return openers;
 }
 
 std::vector<Life> lives(const StepProgram& program, const Order& order, Space space) {
@@ -115,6 +124,7 @@ std::vector<Life> lives(const StepProgram& program, const Order& order, Space sp
                        buffer.first,
                        buffer.last,
                        id,
+                       static_cast<size_t>(op.stream),
                        {},
                        order.complete_below(id, 0),
                        order.complete_below(id, 1)});
@@ -123,8 +133,7 @@ std::vector<Life> lives(const StepProgram& program, const Order& order, Space sp
     }
   }
   // Reach: on one stream `safe` never falls, so each stream's openers are searched by halving.
-  std::array<std::vector<const Life*>, kStreams> openers;
-  for (const Life& life : all) openers[static_cast<size_t>(program.ops[life.opener].stream)].push_back(&life);
+  const Openers openers = openers_of(all);
   for (Life& life : all) {
     life.reach = life.opener + 1;
     for (const auto& stream : openers) {
@@ -142,39 +151,32 @@ std::vector<Life> lives(const StepProgram& program, const Order& order, Space sp
 // like the long ones, are looked at by all.
 class Brief {
  public:
-  Brief(const StepProgram& program, const Order& order, std::vector<Life>& all)
-      : all_(all), ops_(static_cast<double>(program.ops.size())), ahead_(all.size()) {
-    std::array<std::vector<const Life*>, kStreams> openers;
-    for (size_t i = 0; i < all.size(); ++i) {
-      ahead_[i].stream = static_cast<size_t>(program.ops[all[i].opener].stream);
-      openers[ahead_[i].stream].push_back(&all[i]);
-    }
+  Brief(const Order& order, OpId ops, std::vector<Life>& all) : order_(order), ops_(ops), all_(all) {}
+
+  void mark() {
+    const Openers openers = openers_of(all_);
+    ahead_.resize(all_.size());
     std::array<size_t, kStreams> streams;
     std::iota(streams.begin(), streams.end(), 0);
     std::ranges::stable_sort(streams, std::greater(), [&](size_t s) { return openers[s].size(); });
     Choice best;
     for (const size_t s : streams) {
       if (openers[s].empty()) break;
-      look_ahead(s, openers[s], order);
-      Choice with = best;
-      with.streams[s] = true;
-      weigh(with);
-      if (with.looks < best.looks) best = with;
+      look_ahead(s, openers[s]);
+      std::array<bool, kStreams> with = best.streams;
+      with[s] = true;
+      if (const Choice choice = weighed(with); choice.looks < best.looks) best = choice;
     }
-    for (size_t i = 0; i < all.size(); ++i)
+    for (size_t i = 0; i < all_.size(); ++i)
       if (const std::optional<OpId> span = span_of(i, best.streams); span && *span <= best.span) {
-        all[i].brief = true;
-        all[i].until = all[i].opener + std::max<OpId>(1, *span);
+        all_[i].brief = true;
+        all_[i].until = all_[i].opener + std::max<OpId>(1, *span);
       }
-    span_ = best.span;
   }
 
-  OpId longest() const { return span_; }  // operations that a brief life may conflict for
-
  private:
-  struct Ahead {
-    size_t stream = 0;                   // of its opener
-    std::array<OpId, kStreams> until{};  // by stream: openers from here on never conflict within the step
+  struct Ahead {                         // by stream
+    std::array<OpId, kStreams> until{};  // openers from here on never conflict within the step
     std::array<bool, kStreams> early{};  // and none in the next one
   };
   struct Choice {
@@ -183,7 +185,7 @@ class Brief {
     double looks = 3;  // share of all lives that one looks at: more than that of any choice
   };
 
-  void look_ahead(size_t s, const std::vector<const Life*>& openers, const Order& order) {
+  void look_ahead(size_t s, const std::vector<const Life*>& openers) {
     // In the order of issue a buffer may begin before its opener.
     std::vector<std::pair<OpId, OpId>> begins;  // first, and the last opener of those that begin no later
     for (const Life* life : openers) begins.emplace_back(life->first, life->opener);
@@ -193,19 +195,19 @@ class Brief {
     for (size_t i = 0; i < all_.size(); ++i) {
       const Life& life = all_[i];
       const auto knows = std::ranges::partition_point(
-          openers, [&](const Life* other) { return !completed(life.users, order.clock(other->opener, 0)); });
+          openers, [&](const Life* other) { return !completed(life.users, order_.clock(other->opener, 0)); });
       const auto behind = std::ranges::upper_bound(begins, std::pair(life.last, kNoOp));
       if (knows != openers.begin()) ahead_[i].until[s] = (*std::prev(knows))->opener + 1;
       if (behind != begins.begin())
         ahead_[i].until[s] = std::max(ahead_[i].until[s], std::prev(behind)->second + 1);
-      ahead_[i].early[s] = completed(life.users, order.clock(openers.front()->opener, 1));
+      ahead_[i].early[s] = completed(life.users, order_.clock(openers.front()->opener, 1));
     }
   }
 
   // How long a life may conflict with those that the streams open; nothing for one that they do not open or
   // that may in the next step.
   std::optional<OpId> span_of(size_t i, const std::array<bool, kStreams>& streams) const {
-    if (!streams[ahead_[i].stream]) return std::nullopt;
+    if (!streams[all_[i].stream]) return std::nullopt;
     OpId until = all_[i].opener;
     for (size_t s = 0; s < kStreams; ++s) {
       if (!streams[s]) continue;
@@ -215,28 +217,28 @@ class Brief {
     return until - all_[i].opener;
   }
 
-  // With less, more lives last, and all look at those and they at all; with more, brief ones have more
-  // neighbours.
-  void weigh(Choice& choice) const {
+  // The span that leaves the least to look at. With a shorter one more lives last, and all look at those and
+  // they at all; with a longer one brief ones have more neighbours.
+  Choice weighed(const std::array<bool, kStreams>& streams) const {
     std::vector<OpId> spans;
     for (size_t i = 0; i < all_.size(); ++i)
-      if (const std::optional<OpId> span = span_of(i, choice.streams)) spans.push_back(*span);
+      if (const std::optional<OpId> span = span_of(i, streams)) spans.push_back(*span);
     std::ranges::sort(spans);
-    choice.looks = 3;
-    for (size_t lasting = spans.size() / 2;; lasting /= 2) {
-      if (spans.empty()) break;
+    Choice best{streams};
+    for (size_t lasting = spans.size(); lasting > 0;) {
+      lasting /= 2;
       const size_t brief = spans.size() - lasting;
       const double looks = 2 * (1 - static_cast<double>(brief) / static_cast<double>(all_.size())) +
-                           static_cast<double>(spans[brief - 1]) / ops_;
-      if (looks < choice.looks) choice.looks = looks, choice.span = spans[brief - 1];
-      if (lasting == 0) break;
+                           static_cast<double>(spans[brief - 1]) / static_cast<double>(ops_);
+      if (looks < best.looks) best.looks = looks, best.span = spans[brief - 1];
     }
+    return best;
   }
 
-  const std::vector<Life>& all_;
-  double ops_;
-  std::vector<Ahead> ahead_;
-  OpId span_ = 0;
+  const Order& order_;
+  OpId ops_;
+  std::vector<Life>& all_;
+  std::vector<Ahead> ahead_;  // by life
 };
 
 // May `a`, opened first, and `b` share bytes? The scalars decide nearly always; the clocks are exact.
@@ -282,9 +284,12 @@ enum class First { largest, longest };
 
 // Places every buffer at the lowest offset from `base` on that no conflicting buffer covers; returns the
 // arena's end and the offsets by life. Brief lives are looked at by their neighbours alone, which keeps the
-// cost near linear; `longest`: of those, Brief::longest.
-int64_t place(const Order& order, const std::vector<Life>& all, OpId longest, int64_t base, First first,
+// cost near linear.
+int64_t place(const Order& order, const std::vector<Life>& all, int64_t base, First first,
               std::vector<int64_t>& offsets) {
+  OpId longest = 0;  // that a brief life may conflict for
+  for (const Life& life : all)
+    if (life.brief) longest = std::max(longest, life.until - life.opener);
   struct Placed {  // what the search reads, close together
     OpId opener, last, safe, safe_next;
     uint32_t index;
@@ -383,12 +388,12 @@ Arena plan(const StepProgram& program, const Order& order, Space space, bool pac
     arena.bytes = arena.held_bytes;
     return arena;
   }
-  const OpId longest = Brief(program, order, all).longest();
+  Brief(order, static_cast<OpId>(program.ops.size()), all).mark();
   std::vector<int64_t> offsets(all.size());
-  arena.bytes = place(order, all, longest, base, First::largest, offsets);
+  arena.bytes = place(order, all, base, First::largest, offsets);
   if (arena.bytes > arena.held_bytes + arena.held_bytes / 50) {  // loosely packed: try the other order
     std::vector<int64_t> other(all.size());
-    const int64_t bytes = place(order, all, longest, base, First::longest, other);
+    const int64_t bytes = place(order, all, base, First::longest, other);
     if (bytes < arena.bytes) arena.bytes = bytes, offsets = std::move(other);
   }
   for (size_t i = 0; i < all.size(); ++i) arena.offset[all[i].buffer] = offsets[i];
