@@ -42,29 +42,34 @@ void rest() {
   std::this_thread::sleep_for(std::chrono::milliseconds(300));
 }
 
-// Median of the times of single runs after a rest, milliseconds.
-double milliseconds(const std::function<void()>& work) {
-  rest();
-  for (int i = 0; i < 3; ++i) work();
+// Of so many runs, one after the other.
+double milliseconds(int runs, const std::function<void()>& work) {
   cudaEvent_t begin = nullptr, end = nullptr;
   check(cudaEventCreate(&begin), "event");
   check(cudaEventCreate(&end), "event");
-  std::vector<float> times;
-  for (int i = 0; i < 15; ++i) {
-    check(cudaEventRecord(begin), "event");
-    work();
-    check(cudaEventRecord(end), "event");
-    check(cudaEventSynchronize(end), "work");
-    check(cudaEventElapsedTime(&times.emplace_back(), begin, end), "event");
-  }
+  check(cudaEventRecord(begin), "event");
+  for (int i = 0; i < runs; ++i) work();
+  check(cudaEventRecord(end), "event");
+  check(cudaEventSynchronize(end), "work");
+  float all = 0;
+  check(cudaEventElapsedTime(&all, begin, end), "event");
   cudaEventDestroy(begin);
   cudaEventDestroy(end);
+  return static_cast<double>(all);
+}
+
+// Milliseconds: the median of single runs after a rest.
+double burst(const std::function<void()>& work) {
+  rest();
+  for (int i = 0; i < 3; ++i) work();
+  std::vector<double> times;
+  for (int i = 0; i < 15; ++i) times.push_back(milliseconds(1, work));
   std::nth_element(times.begin(), times.begin() + 7, times.end());
   return times[7];
 }
 
 double rate(double flops, const std::function<void()>& work) {
-  return flops / milliseconds(work) * 1e-9;
+  return flops / burst(work) * 1e-9;
 }
 
 // In bursts, as above, and in a row, as a step has it: within the power limit, which has settled after 0.4 s.
@@ -73,21 +78,11 @@ struct Rates {
 };
 Rates rates(double flops, const std::function<void()>& work) {
   constexpr double kSettle = 400, kWatch = 300;
-  const double ms = milliseconds(work);
-  const auto runs = [&](double time) { return std::max(1, static_cast<int>(time / ms)); };
-  for (int i = 0; i < runs(kSettle); ++i) work();
-  cudaEvent_t begin = nullptr, end = nullptr;
-  check(cudaEventCreate(&begin), "event");
-  check(cudaEventCreate(&end), "event");
-  check(cudaEventRecord(begin), "event");
-  for (int i = 0; i < runs(kWatch); ++i) work();
-  check(cudaEventRecord(end), "event");
-  check(cudaEventSynchronize(end), "work");
-  float all = 0;
-  check(cudaEventElapsedTime(&all, begin, end), "event");
-  cudaEventDestroy(begin);
-  cudaEventDestroy(end);
-  return {flops / ms * 1e-9, flops * runs(kWatch) / static_cast<double>(all) * 1e-9};
+  const double ms = burst(work);
+  const auto runs_in = [&](double time) { return std::max(1, static_cast<int>(time / ms)); };
+  milliseconds(runs_in(kSettle), work);
+  const int runs = runs_in(kWatch);
+  return {flops / ms * 1e-9, flops * runs / milliseconds(runs, work) * 1e-9};
 }
 
 struct Product {

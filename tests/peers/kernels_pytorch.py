@@ -5,6 +5,7 @@ grouped: experts (E, k, n, rows), equal rows, by torch._grouped_mm (CUTLASS), in
 (rows, n) x (E, n, k) and that of the weights, a product an expert.
 attention: causal (context, heads, key heads, width) by cuDNN: forward, and backward counted as 2.5 times as many operations.
 """
+import contextlib
 import statistics
 import sys
 import time
@@ -15,35 +16,32 @@ EXPERTS = [(128, 2048, 1536, 65536), (32, 2048, 1536, 65536), (32, 2048, 1536, 2
 ATTENTION = [(s, *heads) for heads in ((32, 4, 128), (64, 8, 64), (8, 1, 128)) for s in (4096, 16384, 65536)] + [(s, 128, 128, (192, 128)) for s in (4096, 8192)]
 
 
-def milliseconds(work):
+def milliseconds(runs, work):
+    """Of so many runs, one after the other."""
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    begin.record()
+    for _ in range(runs):
+        work()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end)
+
+
+def burst(work):
+    """Milliseconds: the median of single runs after a rest."""
     torch.cuda.synchronize()
     time.sleep(0.3)
     for _ in range(3):
         work()
-    times = []
-    for _ in range(15):
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begin.record()
-        work()
-        end.record()
-        end.synchronize()
-        times.append(begin.elapsed_time(end))
-    return statistics.median(times)
+    return statistics.median(milliseconds(1, work) for _ in range(15))
 
 
 def rates(flops, work):
     """In bursts, and in a row, within the power limit, which has settled after 0.4 s."""
-    ms = milliseconds(work)
-    runs = lambda time: max(1, int(time / ms))
-    for _ in range(runs(400)):
-        work()
-    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    begin.record()
-    for _ in range(runs(300)):
-        work()
-    end.record()
-    end.synchronize()
-    return f"{flops / ms * 1e-9:5.0f}/{flops * runs(300) / begin.elapsed_time(end) * 1e-9:.0f}"
+    ms = burst(work)
+    milliseconds(max(1, int(400 / ms)), work)
+    runs = max(1, int(300 / ms))
+    return f"{flops / ms * 1e-9:5.0f}/{flops * runs / milliseconds(runs, work) * 1e-9:.0f}"
 
 
 def random(*shape):
@@ -64,21 +62,26 @@ def grouped():
         del x, dy, w
 
 
+@contextlib.contextmanager
+def cudnn_attention(batch, context, heads, kv_heads, width):
+    """Causal, by cuDNN: operations of forward (backward counts 2.5 times as many), and what runs either. width: of queries and keys, and of values, or both."""
+    qk, v_width = width if isinstance(width, tuple) else (width, width)
+    q, k, v = random(batch, heads, context, qk), random(batch, kv_heads, context, qk), random(batch, kv_heads, context, v_width)
+    for t in (q, k, v):
+        t.requires_grad_()
+    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+        def forward():
+            return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=heads != kv_heads)
+        out = forward()
+        gradient = torch.randn_like(out)
+        yield batch * context * (context + 1) * heads * (qk + v_width), forward, lambda: torch.autograd.grad(out, (q, k, v), gradient, retain_graph=True)
+
+
 def attention():
     print("attention (context, heads, key heads, width): forward, backward; cuDNN", torch.backends.cudnn.version())
     for context, heads, kv_heads, width in ATTENTION:
-        qk, v_width = width if isinstance(width, tuple) else (width, width)
-        q, k, v = random(1, heads, context, qk), random(1, kv_heads, context, qk), random(1, kv_heads, context, v_width)
-        for t in (q, k, v):
-            t.requires_grad_()
-        flops = context * (context + 1) * heads * (qk + v_width)
-        with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
-            def forward():
-                return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=heads != kv_heads)
-            out = forward()
-            gradient = torch.randn_like(out)
-            of = [flops / milliseconds(forward) * 1e-9,
-                  2.5 * flops / milliseconds(lambda: torch.autograd.grad(out, (q, k, v), gradient, retain_graph=True)) * 1e-9]
+        with cudnn_attention(1, context, heads, kv_heads, width) as (flops, forward, backward):
+            of = [flops / burst(forward) * 1e-9, 2.5 * flops / burst(backward) * 1e-9]
         print(f"  {str((context, heads, kv_heads, width)):>32} {of[0]:5.0f} {of[1]:5.0f}", flush=True)
 
 

@@ -10,7 +10,8 @@ import time
 
 import pynvml
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from kernels_pytorch import cudnn_attention
 
 SECONDS = 2.0
 
@@ -55,17 +56,11 @@ def rows():
 def attention():
     for batch, heads, kv_heads, context, width in ((3, 32, 4, 4096, 128), (1, 32, 4, 16384, 128), (1, 8, 1, 65536, 128), (1, 8, 1, 262144, 128),
                                                   (2, 64, 8, 4096, 64), (1, 64, 8, 16384, 64), (1, 16, 2, 131072, 64)):
-        q, k, v = (torch.randn(batch, h, context, width, device="cuda", dtype=torch.bfloat16).requires_grad_() for h in (heads, kv_heads, kv_heads))
-        flops = 2.0 * batch * heads * context * (context + 1) * width
-        at_once = max(1, round(2e13 / flops))
         name = f"attention {(batch, heads, kv_heads, context, width)}"
-        with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
-            def forward():
-                return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=heads != kv_heads)
-            out = forward()
-            gradient = torch.randn_like(out)
+        with cudnn_attention(batch, context, heads, kv_heads, width) as (flops, forward, backward):
+            at_once = max(1, round(2e13 / flops))
             run(f"{name}, forward", flops, forward, at_once)
-            run(f"{name}, backward", 2.5 * flops, lambda: torch.autograd.grad(out, (q, k, v), gradient, retain_graph=True), at_once)
+            run(f"{name}, backward", 2.5 * flops, backward, at_once)
 
 
 if __name__ == "__main__":
