@@ -38,10 +38,8 @@ Json flat(const std::filesystem::path& path) {
   return json;
 }
 
-// The value is part of what was measured: a window's mean may lie beside all its pieces, as what is left of
-// it after the last whole piece counts in the mean alone.
 Json spread(const Reading& reading) {
-  return {std::min(reading.low, 1.0), std::max(reading.high, 1.0)};
+  return {reading.low, reading.high};
 }
 
 Json json_of(const Provenance& p) {

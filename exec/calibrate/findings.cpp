@@ -16,13 +16,18 @@ constexpr double kPiece = 0.25;
 Json json_of(const Reading& r) {
   return {r.value, r.low, r.high};
 }
+// The value is part of what was measured: a window's mean may lie beside all its pieces, as what is left of
+// it after the last whole piece counts in the mean alone.
+Reading within(double value, double low, double high) {
+  return {value, std::min(low, 1.0), std::max(high, 1.0)};
+}
 Reading reading_from(const Json& json) {
-  return {json.at(0).get<double>(), json.at(1).get<double>(), json.at(2).get<double>()};
+  return within(json.at(0).get<double>(), json.at(1).get<double>(), json.at(2).get<double>());
 }
 
 // low, high: of what was measured.
 Reading between(double value, double low, double high) {
-  return value > 0 ? Reading{value, low / value, high / value} : Reading{value, 1, 1};
+  return value > 0 ? within(value, low / value, high / value) : Reading{value, 1, 1};
 }
 
 }  // namespace

@@ -30,6 +30,14 @@ TEST(Findings, StepsWaitForTheSlowestRank) {
   EXPECT_THROW(slowest({{}, {}}), InternalError);
 }
 
+// 0.6 s of runs: two pieces, and what is left counts in the mean alone.
+TEST(Reading, HoldsItsValue) {
+  const Reading r = mean_of(rates_of({0.25, 0.25, 0.1}, 10));
+  EXPECT_EQ(r.value, 50);
+  EXPECT_EQ(r.low, 40.0 / 50);
+  EXPECT_EQ(r.high, 1);
+}
+
 Findings some() {
   Findings f{"4 x GPU", "driver 13.0",    {"attention"}, {"no kernel for heads of 12"}, {},
              {},        {{"matmul", 4.5}}};
@@ -53,6 +61,9 @@ TEST(Findings, GoThroughJson) {
   ASSERT_EQ(g.tables.at("native_matmul").points.size(), 2U);
   EXPECT_EQ(g.tables.at("native_matmul").points[0].first, (std::vector<double>{8192, 8192, 8192}));
   EXPECT_EQ(g.tables.at("native_matmul").points[0].second.high, 1.02);
+  Findings beside = f;  // as calibrations before 29 November 2026 kept some
+  beside.figures["pcie_up_bw"].reading = {5.5e10, 1.0002, 1.0004};
+  EXPECT_EQ(from_json(to_json(beside)).figures.at("pcie_up_bw").reading.low, 1);
   EXPECT_THROW(from_json(""), InternalError);
   EXPECT_THROW(from_json("{}"), InternalError);
 }
