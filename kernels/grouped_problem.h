@@ -26,7 +26,8 @@ struct GroupedProblem {
   bool bias;
   int processors;
   void* scratch;
-  bool adds = false;  // to C; only weight gradients do
+  bool adds = false;       // to C; only weight gradients do
+  bool down_rows = false;  // the order of an expert's tiles: down its rows, else along its columns
 };
 
 // The instances, all of bf16 operands. few_rows: with the tiles for experts of few rows.

@@ -121,9 +121,8 @@ struct Grouped {
       arguments.epilogue.thread.alpha = 1;
       arguments.epilogue.thread.beta = 0;
     }
-    // Rows of tiles one after another: an expert's weights stay in the L2, and its rows, of which there may
-    // be any number, are read once.
-    arguments.scheduler.raster_order = cutlass::gemm::kernel::detail::RasterOrderOptions::AlongN;
+    using Order = cutlass::gemm::kernel::detail::RasterOrderOptions;
+    arguments.scheduler.raster_order = problem.down_rows ? Order::AlongM : Order::AlongN;
     arguments.hw_info.sm_count = problem.processors;
     arguments.hw_info.max_active_clusters = clusters;
     return arguments;

@@ -36,6 +36,23 @@ cluster::ClusterModel calibrated() {
   return c;
 }
 
+// By whole waves of tiles of 128 x 256 over 132 multiprocessors; of weight gradients by their rows.
+TEST(Native, ExpertsThatFillTheGpuHaveAKernelEach) {
+  const Machine m(calibrated());
+  const auto kernels = [&](int64_t rows, int64_t columns, bool gradient) {
+    program::Op op = make_op(OpKind::grouped_gemm);
+    op.does.transpose_a = gradient;
+    return m.price(op, {{8 * rows, columns, 2048, 8}}).demand.kernels;
+  };
+  for (const auto& [rows, columns] : {std::pair{2048, 28672}, {768, 5632}, {8192, 2048}})
+    EXPECT_EQ(kernels(rows, columns, false), 8) << rows;
+  // Too few tiles; 1.7 and 1.03 waves.
+  for (const auto& [rows, columns] : {std::pair{2048, 2048}, {1024, 7168}, {1088, 4096 - 256}})
+    EXPECT_EQ(kernels(rows, columns, false), 1) << rows;
+  EXPECT_EQ(kernels(4096, 2048, true), 8);
+  EXPECT_EQ(kernels(4095, 2048, true), 1);
+}
+
 TEST(Native, KernelsTakeTheirOwnRates) {
   const Machine m(calibrated());
   const double cube = 2.0 * 8192 * 8192 * 8192;
@@ -172,7 +189,7 @@ TEST(Native, ProductsLeaveNoRoomToWhatStartsLater) {
     }
     // Of experts with few rows: with many, each has a kernel, and room is between them.
     const engine::Demand few = m.price(OpKind::grouped_gemm, {{128 * 256, 1536, 2048, 128, 128}}).demand,
-                         many = m.price(OpKind::grouped_gemm, {{128 * 256, 1536, 2048, 8, 8}}).demand;
+                         many = m.price(OpKind::grouped_gemm, {{8 * 16384, 1536, 2048, 8, 8}}).demand;
     EXPECT_EQ(few.takes_room, measured);
     EXPECT_EQ(many.takes_room, measured);
     EXPECT_EQ(few.kernels, 1);

@@ -184,6 +184,11 @@ TEST_P(GroupedMatmulTest, ExpertsThatFillTheDeviceAmongOthers) {
     expect_weight_gradients(problem({500, 4100, 0, 5000, 9}, 48, 40), out);
 }
 
+// Their tiles go down the rows.
+TEST_P(GroupedMatmulTest, WeightsThatTheL2DoesNotKeep) {
+  expect_multiplied(problem({130, 0, 3}, 4608, 4608), true, false);
+}
+
 TEST_P(GroupedMatmulTest, WidthsOffTheBoundaryAndFp32) {
   expect_multiplied(problem({3, 20, 0, 9}, 21, 35), true, true);
   expect_multiplied(problem({3, 20, 0, 9}, 64, 40, Type::f32), true, true);

@@ -1,6 +1,6 @@
 """PyTorch's rates at the shapes of tests/kernels/bench_matmul.cpp, to run beside it on the same GPU: what a GPU does depends on its clock.
 
-kernels_pytorch.py [grouped] [attention] (default: both), TFLOP/s, medians of 15 single runs after a rest as there:
+kernels_pytorch.py [grouped] [attention] (default: both), TFLOP/s, medians of single runs after a rest as there:
 grouped: experts (E, k, n, rows), equal rows, by torch._grouped_mm (CUTLASS), in bursts/in a row: forward (rows, k) x (E, k, n), the gradient of the input
 (rows, n) x (E, n, k) and that of the weights, a product an expert.
 attention: causal (context, heads, key heads, width) by cuDNN: forward, and backward counted as 2.5 times as many operations.
@@ -28,12 +28,14 @@ def milliseconds(runs, work):
 
 
 def burst(work):
-    """Milliseconds: the median of single runs after a rest."""
+    """Milliseconds: the median of 3 to 15 single runs after a rest, which end before the power limit is felt, some 50 ms later."""
     torch.cuda.synchronize()
     time.sleep(0.3)
-    for _ in range(3):
-        work()
-    return statistics.median(milliseconds(1, work) for _ in range(15))
+    times, spent = [], milliseconds(3, work)
+    while len(times) < 3 or (len(times) < 15 and spent < 40):
+        times.append(milliseconds(1, work))
+        spent += times[-1]
+    return statistics.median(times)
 
 
 def rates(flops, work):
