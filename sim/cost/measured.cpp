@@ -300,14 +300,16 @@ class Measured : public CostModel {
 
   // Of tensor work at the clock of its kind. rate: at the largest.
   double tensor_seconds(const program::Op& op, Draws draws, double flops, double rate, double least,
-                        double bytes) const {
-    const double clock = clocks_[stage_of(op.phase)].tensor[static_cast<size_t>(draws)];
-    return std::max({least, flops / (clock * rate), bytes / hbm_bw_});
+                        double bytes, double streamed = 0) const {
+    const auto clock = [&](Draws of) { return clocks_[stage_of(op.phase)].tensor[static_cast<size_t>(of)]; };
+    const double slower = (1 - streamed) / clock(draws) + streamed / clock(Draws::attention_streamed);
+    return std::max({least, slower * flops / rate, bytes / hbm_bw_});
   }
   Price tensor(const program::Op& op, Draws draws, double flops, double rate, double least, double bytes,
-               bool outside, const KernelUse& of) const {
-    Price p = kernel(tensor_seconds(op, draws, flops, rate, least, bytes), bytes, outside, of);
+               bool outside, const KernelUse& of, double streamed = 0) const {
+    Price p = kernel(tensor_seconds(op, draws, flops, rate, least, bytes, streamed), bytes, outside, of);
     p.draws = draws;
+    p.streamed = streamed;
     return p;
   }
 
@@ -374,7 +376,10 @@ class Measured : public CostModel {
                                static_cast<double>(a.heads * a.batch), static_cast<double>(a.q_len)})
                 : c_.table(forward ? "attention_forward" : "attention_backward")
                       .at({qk, width, parallel, length});
-        return tensor(op, Draws::attention, flops, rate.value, least, bytes, rate.outside, attention_);
+        // Of the keys that a query of a window or a ring block sees.
+        const double keys = std::min(length, static_cast<double>(a.kv_len)) * 2 * (qk + width);
+        return tensor(op, forward ? Draws::attention_forward : Draws::attention_backward, flops, rate.value,
+                      least, bytes, rate.outside, attention_, forward ? streamed(keys) : 0);
       }
       case OpKind::copy_h2d:
       case OpKind::copy_d2h:

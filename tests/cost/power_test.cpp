@@ -10,8 +10,9 @@ namespace mop::cost {
 namespace {
 
 // A GPU of 2 GHz at most that draws 100 W when idle and is kept at 690. Tensor work has 0.9 of the clock that
-// is set, 1.6 GHz at most; products draw 900 W above idle at that, attention 500, with the clock's power 2.5;
-// memory-bound kernels 400 at 2 GHz, with its power 2.
+// is set, 1.6 GHz at most; products draw 900 W above idle at that, attention 700 forward, 1100 where it is
+// streamed, and 500 backward, with the clock's power 2.5; memory-bound kernels 400 at 2 GHz, with its
+// power 2.
 constexpr double kMost = 0.8, kSag = 0.9, kAmong = 0.76;
 double tensor_watts(double of_most, double clock) {
   return of_most * std::pow(clock / kMost, 2.5);
@@ -40,8 +41,10 @@ cluster::ClusterModel cluster() {
                                                  {"mixed_matmul_clock_hz", 2e9 * kSag * set},
                                                  {"mixed_memory_bound_clock_hz", 2e9 * set}};
   for (const auto& [name, value] : figures) c.figures[name].value = value;
-  for (const auto& [name, watts] : {std::pair{"matmul", 900.0}, std::pair{"deep_matmul", 900.0},
-                                    std::pair{"grouped_matmul", 900.0}, std::pair{"attention", 500.0}}) {
+  for (const auto& [name, watts] :
+       {std::pair{"matmul", 900.0}, std::pair{"deep_matmul", 900.0}, std::pair{"grouped_matmul", 900.0},
+        std::pair{"attention_forward", 700.0}, std::pair{"attention_streamed", 1100.0},
+        std::pair{"attention_backward", 500.0}}) {
     const std::string kind = name;
     c.figures[kind + "_clock_hz"].value = 2e9 * alone(watts);
     c.figures[kind + "_power_w"].value = 100 + tensor_watts(watts, alone(watts));
@@ -53,10 +56,10 @@ cluster::ClusterModel cluster() {
 }
 
 Work work(double matmul, double grouped, double attention, double memory) {
-  return {{matmul / 2, matmul / 2, grouped, attention, memory}};
+  return {{matmul / 2, matmul / 2, grouped, 0, 0, attention, memory}};
 }
 constexpr auto kMatmul = static_cast<size_t>(Draws::matmul),
-               kAttention = static_cast<size_t>(Draws::attention);
+               kAttention = static_cast<size_t>(Draws::attention_backward);
 
 TEST(Power, NothingWithoutFigures) {
   EXPECT_FALSE(Power::of({}));
@@ -101,7 +104,7 @@ TEST(Power, KindsSagByThemselves) {
   cluster::ClusterModel c = cluster();
   const Work all = work(1, 0, 1, 1);
   const auto clocks_with = [&](double burst) {
-    c.figures["attention_burst_clock_hz"].value = 2e9 * burst;
+    c.figures["attention_backward_burst_clock_hz"].value = 2e9 * burst;
     return Power::of(c)->clocks(all, all.lasts({}), {});
   };
   const Clocks half = clocks_with((1 + kMost) / 2), none = clocks_with(1);
@@ -114,6 +117,38 @@ TEST(Power, KindsSagByThemselves) {
   const Clocks odd = clocks_with(kMost);
   EXPECT_GE(odd.tensor[kAttention], 0.3 * odd.set);
   EXPECT_LE(odd.tensor[kAttention], odd.set);
+}
+
+// Forward draws more and so is slower, most where it is streamed; a file that has one figure for all
+// attention has it for each.
+TEST(Power, AttentionByDirection) {
+  cluster::ClusterModel c = cluster();
+  const std::pair<Draws, double> kinds[]{
+      {Draws::attention_forward, 700}, {Draws::attention_streamed, 1100}, {Draws::attention_backward, 500}};
+  const auto row = [&](const Power& power, Draws kind) {
+    Work all = work(0, 0, 0, 0);
+    all.seconds[static_cast<size_t>(kind)] = 1;
+    return power.clocks(all, all.lasts({}), {}).tensor[static_cast<size_t>(kind)];
+  };
+  for (const auto& [kind, watts] : kinds) EXPECT_NEAR(row(*Power::of(c), kind), alone(watts), 1e-4);
+  for (const char* of : {"_clock_hz", "_power_w", "_burst_clock_hz", "_among_clock_hz", "_among_power_w"}) {
+    c.figures["attention" + std::string(of)] = c.figures["attention_forward" + std::string(of)];
+    for (const char* way : {"attention_forward", "attention_streamed", "attention_backward"})
+      c.figures.erase(way + std::string(of));
+  }
+  for (const auto& [kind, watts] : kinds) EXPECT_NEAR(row(*Power::of(c), kind), alone(700), 1e-4);
+}
+
+TEST(Power, KeysAndValuesBeyondTheL2AreStreamed) {
+  EXPECT_EQ(streamed(0), 0);
+  EXPECT_EQ(streamed(kL2Keeps), 0);
+  EXPECT_EQ(streamed(kStreamedBytes), 1);
+  EXPECT_EQ(streamed(1e12), 1);
+  double before = 0;
+  for (double bytes = kL2Keeps; bytes < kStreamedBytes; bytes *= 1.1) {
+    EXPECT_GE(streamed(bytes), before);
+    before = streamed(bytes);
+  }
 }
 
 // Of two GPUs the one with the lower clock under products alone has it in a step, too.

@@ -113,6 +113,27 @@ TEST(Predict, ClockFollowsThePowerLimit) {
   EXPECT_EQ(*predict(torch).step_time, eager);  // its tables are of a warm GPU
 }
 
+// Forward attention that streams keys and values draws more; short contexts stream none.
+TEST(Predict, LongContextsStreamTheirKeys) {
+  for (const int64_t context : {int64_t{32} << 10, int64_t{128} << 10, int64_t{256} << 10}) {
+    SCOPED_TRACE(context);
+    Scenario s = make("olmoe-1b-7b", "h200x4", 1, mop_plan(1, 4, 4, 4), context, 1);
+    with_power(s.cluster);
+    for (const char* way : {"attention_forward", "attention_streamed", "attention_backward"})
+      for (const char* of : {"_clock_hz", "_power_w", "_burst_clock_hz", "_among_clock_hz", "_among_power_w"})
+        s.cluster.figures[std::string(way) + of] = s.cluster.figures["attention" + std::string(of)];
+    const Prediction before = predict(s);
+    ASSERT_TRUE(before.fits);
+    const double alike = *before.step_time;
+    s.cluster.figures["attention_streamed_clock_hz"].value = 1.4e9;
+    s.cluster.figures["attention_streamed_among_power_w"].value = 1700;
+    if (context < int64_t{64} << 10)
+      EXPECT_EQ(*predict(s).step_time, alike);
+    else
+      EXPECT_GT(*predict(s).step_time, 1.01 * alike);
+  }
+}
+
 // Forward waits for states from a slow host: its clock rises. Backward has nothing to wait for, and is none
 // the faster.
 TEST(Predict, WaitsGiveTheirOwnStagePower) {
