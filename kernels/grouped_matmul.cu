@@ -222,6 +222,12 @@ size_t GroupedMatmul::workspace_bytes() const {
 void GroupedMatmul::multiply(std::span<const ExpertGroup> experts, const ConstMatrix& a,
                              const ExpertMatrices& w, bool transpose, const ExpertMatrices& bias,
                              const Matrix& c, void* workspace, cudaStream_t stream) {
+  multiply(By::rows, experts, a, w, transpose, bias, c, workspace, stream);
+}
+
+void GroupedMatmul::multiply(By by, std::span<const ExpertGroup> experts, const ConstMatrix& a,
+                             const ExpertMatrices& w, bool transpose, const ExpertMatrices& bias,
+                             const Matrix& c, void* workspace, cudaStream_t stream) {
   const int64_t n = c.cols, k = a.cols;
   const Type type = c.type;
   if (a.type != type) throw CudaError("grouped matmul: operands are of one type");
@@ -234,9 +240,11 @@ void GroupedMatmul::multiply(std::span<const ExpertGroup> experts, const ConstMa
         "addresses are "
         "no multiples of 16 bytes");
   // A product that fills the device is faster by the library, but not if a bias is to be written first.
-  const Split split(experts, [&](int64_t rows) {
-    return by_library || (!bias && fills(ceil_div(rows, kTileRows) * ceil_div(n, kTileColumns), processors_));
-  });
+  const auto alone = [&](int64_t rows) {
+    return by == By::rows ? fills(ceil_div(rows, kTileRows) * ceil_div(n, kTileColumns), processors_)
+                          : by == By::library;
+  };
+  const Split split(experts, [&](int64_t rows) { return by_library || (!bias && alone(rows)); });
   if (const Groups& groups = split.together; groups.count > 0) {
     GroupedProblem problem = prepare({groups, Operand(a), Operand(w, type), Operand(c), Operand(bias, type),
                                       -1, static_cast<int>(n), static_cast<int>(k), arrays_in(workspace)},
@@ -261,9 +269,11 @@ void GroupedMatmul::multiply(std::span<const ExpertGroup> experts, const ConstMa
 void GroupedMatmul::prepare_multiply(const ConstMatrix& a, const ExpertMatrices& w, bool transpose,
                                      const ExpertMatrices& bias, const Matrix& c, void* workspace,
                                      cudaStream_t stream) {
-  with_every_plan(a.rows, w.own != nullptr, [&](std::span<const ExpertGroup> one) {
-    multiply(one, a, w, transpose, bias, c, workspace, stream);
-  });
+  // Of rows that have one plan some may fill the device and others not.
+  for (const By by : {By::kernel, By::library})
+    with_every_plan(a.rows, w.own != nullptr, [&](std::span<const ExpertGroup> one) {
+      multiply(by, one, a, w, transpose, bias, c, workspace, stream);
+    });
 }
 
 void GroupedMatmul::weight_gradient(std::span<const ExpertGroup> experts, const ConstMatrix& a,

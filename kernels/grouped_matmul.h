@@ -64,6 +64,11 @@ class GroupedMatmul {
                                Type type, void* workspace, cudaStream_t stream);
 
  private:
+  enum class By : uint8_t { rows, kernel, library };  // who computes an expert that either could
+  void multiply(By by, std::span<const ExpertGroup> groups, const ConstMatrix& a, const ExpertMatrices& w,
+                bool transpose, const ExpertMatrices& bias, const Matrix& c, void* workspace,
+                cudaStream_t stream);
+
   bool by_expert_;
   Matmul library_;
   int processors_ = 0;  // of the device
