@@ -1,6 +1,5 @@
 // What the GPUs draw, and at which clock, while they do one kind of work: where the power limit holds the
 // clock down, kernels are as fast as what runs before and behind them lets them be (sim/cost/power.h).
-#include "sim/cost/power.h"
 
 #include <fmt/format.h>
 
@@ -25,10 +24,10 @@ using Clock = std::chrono::steady_clock;
 
 // The loop that keeps the power within the limit has settled within half a second.
 constexpr auto kSettle = std::chrono::milliseconds(700), kWatch = std::chrono::milliseconds(800);
-constexpr size_t kAhead = 2;                        // rounds on the stream
-constexpr double kRoundSeconds = 20e-3;             // longer than the driver takes to tell the power
-constexpr double kBurstSeconds = 6e-3, kRests = 4;  // a rest is so many times as long as its burst
-constexpr size_t kMarked = 5;                       // rounds whose clocks are read
+constexpr size_t kAhead = 2;             // rounds on the stream
+constexpr double kRoundSeconds = 20e-3;  // longer than the driver takes to tell the power
+constexpr double kBurstSeconds = 6e-3, kRestSeconds = 24e-3;
+constexpr size_t kMarked = 5;  // rounds whose clocks are read
 // By turns with memory-bound kernels, some milliseconds each as in a step: what those take, over what the
 // other takes. The driver's loop sees turns of 12 and 5 ms one by one: the clock then is that of the mean of
 // neither (H200, 2026-11-28).
@@ -107,11 +106,11 @@ Drawn watch(Bench& bench, const std::vector<Part>& parts, double seconds, double
   return drawn;
 }
 
-// In a row, or in bursts, with rests `rests` times as long.
-Drawn watch(Bench& bench, const Work& work, double seconds, double rests = 0) {
+// In a row, or, with a rest, in bursts.
+Drawn watch(Bench& bench, const Work& work, double seconds, double rest = 0) {
   const double once = bench.agreed(bench.time(work, bench.compute(), Runs::one_by_one));
   const int times = std::max(1, static_cast<int>(seconds / once + 0.5));
-  return watch(bench, {{&work, times}}, times * once, rests * times * once);
+  return watch(bench, {{&work, times}}, times * once, rest);
 }
 
 // By turns with `other`, which takes `ratio` times as long. Of two parts.
@@ -159,9 +158,8 @@ void power(Bench& bench) {
   const std::array experts{experts_product(bench, 128, 2048, 1536, 65536),
                            experts_product(bench, 128, 768, 2048, 65536),
                            experts_product(bench, 32, 2048, 1536, 65536, OfExperts::gradient)};
-  const AttentionWork attention = attention_work(bench, attention_shape(128, 128, 32, 16384, 0)),
-                      streamed = attention_work(bench, attention_shape(128, 128, 1, 262144, 0));
-  static_assert(262144 * 2 * (128 + 128) == cost::kStreamedBytes);
+  const AttentionWork wide = attention_work(bench, attention_shape(128, 128, 32, 16384, 0)),
+                      narrow = attention_work(bench, attention_shape(64, 64, 64, 16384, 0));
   const auto in_turn = [](const auto& works) -> Work {
     return [works](cudaStream_t s) {
       for (const Work& work : works) work(s);
@@ -178,9 +176,10 @@ void power(Bench& bench) {
       {"deep_matmul", "products of 8192^3, (32768, 5760, 2880) and (2048, 4096, 32768)", deep_products},
       {"grouped_matmul", "products of 128 experts of 512 rows, and weight gradients of 32 of 2048",
        in_turn(experts)},
-      {"attention_forward", "forward attention, 32 heads of 128, 16384 tokens", attention.forward},
-      {"attention_streamed", "forward attention, one head of 128, 262144 tokens", streamed.forward},
-      {"attention_backward", "backward attention, 32 heads of 128, 16384 tokens", attention.backward}};
+      {"attention_forward", "forward attention, 32 heads of 128, 16384 tokens", wide.forward},
+      {"attention_backward", "backward attention, 32 heads of 128, 16384 tokens", wide.backward},
+      {"narrow_attention_forward", "forward attention, 64 heads of 64, 16384 tokens", narrow.forward},
+      {"narrow_attention_backward", "backward attention, 64 heads of 64, 16384 tokens", narrow.backward}};
   const auto figures = [&](const std::string& name, const std::string& what, const Drawn& drawn) {
     bench.figure(name + "_power_w", "drawn by " + what, {drawn.watts});
     bench.figure(name + "_clock_hz", "clock of the multiprocessors under " + what, {drawn.parts[0].hertz});
@@ -203,7 +202,7 @@ void power(Bench& bench) {
     bench.figure(
         name + "_burst_clock_hz",
         "clock of the multiprocessors under " + what + ", a fifth of the time and nothing in the rest",
-        {watch(bench, kind.work, kBurstSeconds, kRests).parts[0].hertz});
+        {watch(bench, kind.work, kBurstSeconds, kRestSeconds).parts[0].hertz});
     Drawn among = by_turns(bench, kind.work, memory, kMany);
     among.watts = of_memory + (among.watts - of_memory) / among.parts[0].share;
     figures(name + "_among", what + ", a third of the time, by turns with such RMSNorms", among);

@@ -334,7 +334,7 @@ const std::vector<std::string>& optional_figures() {
           "mixed_power_w", "mixed_matmul_share", "mixed_matmul_clock_hz", "mixed_memory_bound_clock_hz"})
       all.emplace_back(name);
     for (const char* kind : {"matmul", "deep_matmul", "grouped_matmul", "attention", "attention_forward",
-                             "attention_streamed", "attention_backward"})
+                             "attention_backward", "narrow_attention_forward", "narrow_attention_backward"})
       for (const char* what : {"power_w", "clock_hz", "burst_clock_hz", "among_power_w", "among_clock_hz"})
         all.push_back(fmt::format("{}_{}", kind, what));
     for (const char* beside : {"native_all_gather", "native_reduce_scatter", "native_all_to_all",

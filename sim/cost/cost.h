@@ -22,7 +22,7 @@ struct Price {
   engine::Time launch_ns = 0;  // CPU time to launch it
   bool outside = false;        // beyond the shapes that were measured
   Draws draws = Draws::memory;
-  double streamed = 0;  // the share that draws as Draws::attention_streamed instead
+  double streams = 0;  // seconds for which it would keep all of HBM busy, beyond what its kind does anyway
   // Of an exchange, what each rank does with what it has received; both come by turns, so many times.
   engine::Demand after{};
   int turns = 1;

@@ -36,6 +36,16 @@ Interference interference(double matmul_slowdown, double collective_slowdown) {
   return {std::clamp((1 - matmul) / collective, 0.0, 1.0), collective / matmul};
 }
 
+// Bytes that forward attention streams from HBM: each tile of 128 queries reads the keys and values of its
+// head, `held` bytes, of which the L2 keeps 40 MB (a tile multiplies 128 x 2 times for each element, of 2
+// bytes). So an H200's clock under it falls as contexts grow: in a row, heads of 128, 1695 MHz with 34 MB,
+// 1635 with 50, 1545 with 67, 1410 with 101 and 1380 with 134; backward keeps its keys and values, and its
+// clock (reports/measurements/h200x1/attention_lengths_2026-11-28-2306.txt).
+double streamed(double flops, double held) {
+  constexpr double kFlopsPerByte = 128, kKept = 40e6;
+  return flops / kFlopsPerByte * std::max(0.0, 1 - kKept / std::max(1.0, held));
+}
+
 // What a kind of kernel uses, a matmul's being 1: of the SMs beside NCCL's kernels, of the crossbar beside
 // copy engines; and its progress relative to a matmul's when either is short. stays: its blocks fill the
 // multiprocessors until it ends; in timelines of our runs small kernels of other streams end right behind the
@@ -300,16 +310,14 @@ class Measured : public CostModel {
 
   // Of tensor work at the clock of its kind. rate: at the largest.
   double tensor_seconds(const program::Op& op, Draws draws, double flops, double rate, double least,
-                        double bytes, double streamed = 0) const {
-    const auto clock = [&](Draws of) { return clocks_[stage_of(op.phase)].tensor[static_cast<size_t>(of)]; };
-    const double slower = (1 - streamed) / clock(draws) + streamed / clock(Draws::attention_streamed);
-    return std::max({least, slower * flops / rate, bytes / hbm_bw_});
+                        double bytes) const {
+    const double clock = clocks_[stage_of(op.phase)].tensor[static_cast<size_t>(draws)];
+    return std::max({least, flops / (clock * rate), bytes / hbm_bw_});
   }
   Price tensor(const program::Op& op, Draws draws, double flops, double rate, double least, double bytes,
-               bool outside, const KernelUse& of, double streamed = 0) const {
-    Price p = kernel(tensor_seconds(op, draws, flops, rate, least, bytes, streamed), bytes, outside, of);
+               bool outside, const KernelUse& of) const {
+    Price p = kernel(tensor_seconds(op, draws, flops, rate, least, bytes), bytes, outside, of);
     p.draws = draws;
-    p.streamed = streamed;
     return p;
   }
 
@@ -376,10 +384,12 @@ class Measured : public CostModel {
                                static_cast<double>(a.heads * a.batch), static_cast<double>(a.q_len)})
                 : c_.table(forward ? "attention_forward" : "attention_backward")
                       .at({qk, width, parallel, length});
-        // Of the keys that a query of a window or a ring block sees.
-        const double keys = std::min(length, static_cast<double>(a.kv_len)) * 2 * (qk + width);
-        return tensor(op, forward ? Draws::attention_forward : Draws::attention_backward, flops, rate.value,
-                      least, bytes, rate.outside, attention_, forward ? streamed(keys) : 0);
+        const double keys = std::min(length, static_cast<double>(a.kv_len)),
+                     streams = forward ? streamed(flops, keys * 2 * (qk + width)) : 0;
+        Price p = tensor(op, draws_of_attention(qk + width, forward), flops, rate.value, least,
+                         bytes + streams, rate.outside, attention_);
+        p.streams = streams / hbm_bw_;
+        return p;
       }
       case OpKind::copy_h2d:
       case OpKind::copy_d2h:

@@ -16,8 +16,9 @@ constexpr std::array kTensor{"matmul",
                              "deep_matmul",
                              "grouped_matmul",
                              "attention_forward",
-                             "attention_streamed",
-                             "attention_backward"};
+                             "attention_backward",
+                             "narrow_attention_forward",
+                             "narrow_attention_backward"};
 constexpr auto kMixed = static_cast<size_t>(Draws::deep_matmul), kMemory = static_cast<size_t>(Draws::memory);
 
 }  // namespace
@@ -27,9 +28,10 @@ Draws draws_of_product(double k) {
   return k < kDeep ? Draws::matmul : Draws::deep_matmul;
 }
 
-double streamed(double bytes) {
-  const auto missed = [](double of) { return std::max(0.0, 1 - kL2Keeps / std::max(1.0, of)); };
-  return std::min(1.0, missed(bytes) / missed(kStreamedBytes));
+Draws draws_of_attention(double width, bool forward) {
+  constexpr double kNarrow = 128;
+  if (width <= kNarrow) return forward ? Draws::narrow_attention_forward : Draws::narrow_attention_backward;
+  return forward ? Draws::attention_forward : Draws::attention_backward;
 }
 
 double Work::lasts(const Clocks& clocks) const {
@@ -75,7 +77,8 @@ std::optional<Power> Power::of(const cluster::ClusterModel& cluster) {
   if (cluster.gpus_per_node() > 1) p.links_ = std::max(0.0, figure("link_power_w") - p.idle_);
   for (size_t k = 0; k < kTensorDraws; ++k) {
     std::string name = kTensor[k];  // files of before 29 November 2026 have one for all attention
-    if (name.starts_with("attention") && !cluster.figures.contains(name + "_power_w")) name = "attention";
+    if (name.find("attention") != std::string::npos && !cluster.figures.contains(name + "_power_w"))
+      name = "attention";
     p.most_[k] = clock(name + "_burst");
     p.draw_[k] = Draw::through(clock(name), figure(name + "_power_w") - p.idle_, clock(name + "_among"),
                                figure(name + "_among_power_w") - p.idle_);

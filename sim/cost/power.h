@@ -18,32 +18,26 @@ namespace mop::cost {
 
 // Kinds of work that draw differently, those of the tensor cores first. A product that adds up few products
 // for each of its results (k of 2048) stores more often, and draws a fifth less above idle than one that adds
-// up many. grouped_matmul: of many experts in one kernel. Attention's forward does more a cycle than its
-// backward, and draws still more where it streams keys and values that the L2 does not keep: each tile of
-// queries reads all of them (backward keeps its keys and values, and streams less).
+// up many. grouped_matmul: of many experts in one kernel. Attention of narrow heads (64) does fewer FLOPs a
+// cycle than that of wide ones.
 enum class Draws : uint8_t {
   matmul,
   deep_matmul,
   grouped_matmul,
   attention_forward,
-  attention_streamed,
   attention_backward,
+  narrow_attention_forward,
+  narrow_attention_backward,
   memory
 };
-inline constexpr size_t kTensorDraws = 6, kDraws = 7;
+inline constexpr size_t kTensorDraws = 7, kDraws = 8;
 Draws draws_of_product(double k);
-
-// The share of forward attention that draws as attention_streamed does: none where the L2 keeps the keys and
-// values of a head, `bytes`, all where it keeps as little of them as of kStreamedBytes, with which that is
-// measured. In a row one H200 has 1695 MHz with 34 MB (TFLOP/s a GHz hardly differ), 1635 with 50, 1545 with
-// 67, 1410 with 101 and 1380 with 134 (reports/measurements/h200x1/attention_lengths_2026-11-28-2308.txt).
-inline constexpr double kL2Keeps = 40e6, kStreamedBytes = 134217728;
-double streamed(double bytes);
+Draws draws_of_attention(double width, bool forward);  // width: of queries and of values, together
 
 // Shares of the largest clock: what the loop has set, which all have but tensor work, by kind.
 struct Clocks {
   double set = 1;
-  std::array<double, kTensorDraws> tensor{1, 1, 1, 1, 1, 1};
+  std::array<double, kTensorDraws> tensor{1, 1, 1, 1, 1, 1, 1};
 };
 
 // The loop is faster than a step: forward, with the update before or under it, and backward, with recompute,
@@ -55,8 +49,8 @@ inline size_t stage_of(program::Phase phase) {
 using StepClocks = std::array<Clocks, kStages>;
 
 // What a stage does: seconds of each kind on the compute stream, with the multiprocessors at their largest
-// clock, and on the other streams seconds for which their kernels would keep all of HBM busy, and exchanges
-// all links.
+// clock, and seconds for which the other streams' kernels, and what attention streams, would keep all of HBM
+// busy, and exchanges all links.
 struct Work {
   std::array<double, kDraws> seconds{};
   double hbm = 0, links = 0;

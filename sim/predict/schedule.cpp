@@ -133,7 +133,7 @@ Schedule make_schedule(const program::StepProgram& program, const std::vector<pr
     bool outside;
     double flops, bytes;
     cost::Draws draws;
-    double streamed;
+    double streams;
   };
   std::unordered_map<Key, Known, Hash> known;
   std::vector<bool> flagged(program.ops.size(), false);
@@ -181,7 +181,7 @@ Schedule make_schedule(const program::StepProgram& program, const std::vector<pr
       found = known
                   .emplace(key, Known{demand, followed, static_cast<uint32_t>(price.launch_ns), price.turns,
                                       price.outside, program::flops(op.kind, shape),
-                                      program::hbm_bytes(op.kind, shape), price.draws, price.streamed})
+                                      program::hbm_bytes(op.kind, shape), price.draws, price.streams})
                   .first;
     }
     const Known& k = found->second;
@@ -191,9 +191,8 @@ Schedule make_schedule(const program::StepProgram& program, const std::vector<pr
     engine::Task task;
     cost::Work& work = schedule.work[cost::stage_of(op.phase)];
     if (op.stream == program::Stream::compute) {
-      const double seconds = seconds_of(graph.demands[k.demand]);
-      work.seconds[static_cast<size_t>(k.draws)] += (1 - k.streamed) * seconds;
-      work.seconds[static_cast<size_t>(cost::Draws::attention_streamed)] += k.streamed * seconds;
+      work.seconds[static_cast<size_t>(k.draws)] += seconds_of(graph.demands[k.demand]);
+      work.hbm += k.streams;
     } else {
       beside(work, k.demand, k.turns);
       if (k.followed) beside(work, k.demand + 1, k.turns);

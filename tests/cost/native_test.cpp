@@ -36,6 +36,23 @@ cluster::ClusterModel calibrated() {
   return c;
 }
 
+// Each tile of 128 queries reads what the L2 does not keep of its head's keys and values.
+TEST(Native, ForwardAttentionStreamsWhatTheL2DoesNotKeep) {
+  const Machine m(calibrated());
+  const auto streams = [&](OpKind kind, int64_t context, int64_t width, int64_t window) {
+    const program::AttentionShape shape{1, context, context, 8, 1, width, width, 1, window};
+    return m.price(kind, shape.shape()).streams;
+  };
+  const int64_t k = 1024;
+  EXPECT_EQ(streams(OpKind::attention_fwd, 64 * k, 128, 0), 0);
+  EXPECT_EQ(streams(OpKind::attention_bwd, 256 * k, 128, 0), 0);
+  EXPECT_EQ(streams(OpKind::attention_fwd, 256 * k, 64, 128), 0);
+  // 2048 tiles of 8 heads read on average half of 134 MB, of which 40 MB stay.
+  const double read = 8 * 2048 * (134217728.0 / 2), missed = 1 - 40e6 / 134217728,
+               seconds = read * missed / m.cluster.table("memory_bound").at({1e15}).value;
+  EXPECT_NEAR(streams(OpKind::attention_fwd, 256 * k, 128, 0), seconds, 1e-3 * seconds);
+}
+
 // By whole waves of tiles of 128 x 256 over 132 multiprocessors; of weight gradients by their rows.
 TEST(Native, ExpertsThatFillTheGpuHaveAKernelEach) {
   const Machine m(calibrated());

@@ -43,8 +43,8 @@ cluster::ClusterModel cluster() {
   for (const auto& [name, value] : figures) c.figures[name].value = value;
   for (const auto& [name, watts] :
        {std::pair{"matmul", 900.0}, std::pair{"deep_matmul", 900.0}, std::pair{"grouped_matmul", 900.0},
-        std::pair{"attention_forward", 700.0}, std::pair{"attention_streamed", 1100.0},
-        std::pair{"attention_backward", 500.0}}) {
+        std::pair{"attention_forward", 700.0}, std::pair{"attention_backward", 500.0},
+        std::pair{"narrow_attention_forward", 600.0}, std::pair{"narrow_attention_backward", 450.0}}) {
     const std::string kind = name;
     c.figures[kind + "_clock_hz"].value = 2e9 * alone(watts);
     c.figures[kind + "_power_w"].value = 100 + tensor_watts(watts, alone(watts));
@@ -56,7 +56,7 @@ cluster::ClusterModel cluster() {
 }
 
 Work work(double matmul, double grouped, double attention, double memory) {
-  return {{matmul / 2, matmul / 2, grouped, 0, 0, attention, memory}};
+  return {{matmul / 2, matmul / 2, grouped, 0, attention, 0, 0, memory}};
 }
 constexpr auto kMatmul = static_cast<size_t>(Draws::matmul),
                kAttention = static_cast<size_t>(Draws::attention_backward);
@@ -119,12 +119,13 @@ TEST(Power, KindsSagByThemselves) {
   EXPECT_LE(odd.tensor[kAttention], odd.set);
 }
 
-// Forward draws more and so is slower, most where it is streamed; a file that has one figure for all
-// attention has it for each.
-TEST(Power, AttentionByDirection) {
+// A file that has one figure for all attention has it for each kind.
+TEST(Power, AttentionByDirectionAndWidth) {
   cluster::ClusterModel c = cluster();
-  const std::pair<Draws, double> kinds[]{
-      {Draws::attention_forward, 700}, {Draws::attention_streamed, 1100}, {Draws::attention_backward, 500}};
+  const std::pair<Draws, double> kinds[]{{draws_of_attention(256, true), 700},
+                                         {draws_of_attention(320, false), 500},
+                                         {draws_of_attention(128, true), 600},
+                                         {draws_of_attention(128, false), 450}};
   const auto row = [&](const Power& power, Draws kind) {
     Work all = work(0, 0, 0, 0);
     all.seconds[static_cast<size_t>(kind)] = 1;
@@ -133,22 +134,11 @@ TEST(Power, AttentionByDirection) {
   for (const auto& [kind, watts] : kinds) EXPECT_NEAR(row(*Power::of(c), kind), alone(watts), 1e-4);
   for (const char* of : {"_clock_hz", "_power_w", "_burst_clock_hz", "_among_clock_hz", "_among_power_w"}) {
     c.figures["attention" + std::string(of)] = c.figures["attention_forward" + std::string(of)];
-    for (const char* way : {"attention_forward", "attention_streamed", "attention_backward"})
-      c.figures.erase(way + std::string(of));
+    for (const char* kind :
+         {"attention_forward", "attention_backward", "narrow_attention_forward", "narrow_attention_backward"})
+      c.figures.erase(kind + std::string(of));
   }
   for (const auto& [kind, watts] : kinds) EXPECT_NEAR(row(*Power::of(c), kind), alone(700), 1e-4);
-}
-
-TEST(Power, KeysAndValuesBeyondTheL2AreStreamed) {
-  EXPECT_EQ(streamed(0), 0);
-  EXPECT_EQ(streamed(kL2Keeps), 0);
-  EXPECT_EQ(streamed(kStreamedBytes), 1);
-  EXPECT_EQ(streamed(1e12), 1);
-  double before = 0;
-  for (double bytes = kL2Keeps; bytes < kStreamedBytes; bytes *= 1.1) {
-    EXPECT_GE(streamed(bytes), before);
-    before = streamed(bytes);
-  }
 }
 
 // Of two GPUs the one with the lower clock under products alone has it in a step, too.
