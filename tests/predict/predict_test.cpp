@@ -63,7 +63,10 @@ void with_power(cluster::ClusterModel& c) {
   for (const Kind& kind : {Kind{"matmul", 700, 1.5e9, 1400},
                            {"deep_matmul", 700, 1.5e9, 1400},
                            {"grouped_matmul", 700, 1.6e9, 1300},
-                           {"attention", 690, 1.7e9, 1100}}) {
+                           {"attention_forward", 690, 1.7e9, 1100},
+                           {"attention_backward", 690, 1.7e9, 1100},
+                           {"narrow_attention_forward", 690, 1.7e9, 1000},
+                           {"narrow_attention_backward", 690, 1.7e9, 1000}}) {
     const std::string name = kind.name;
     c.figures[name + "_power_w"].value = kind.row_w;
     c.figures[name + "_clock_hz"].value = kind.row_hz;
