@@ -27,9 +27,11 @@ int64_t ceil_div(int64_t a, int64_t b) {
   return (a + b - 1) / b;
 }
 
-// Whether tiles of one product leave at most a tenth of the device idle, taken as one wave after the other.
+// Whether the tiles of one product, one wave after the other, fill the device.
 bool fills(int64_t tiles, int64_t processors) {
-  return tiles >= processors && 10 * tiles >= 9 * ceil_div(tiles, processors) * processors;
+  const int64_t waves = ceil_div(tiles, processors);
+  return tiles >= processors &&
+         static_cast<double>(tiles) >= GroupedMatmul::kFull * static_cast<double>(waves * processors);
 }
 
 int64_t row_bytes(const ConstMatrix& m) {

@@ -33,6 +33,7 @@ class GroupedMatmul {
   // Measured on an H200: rows from which a weight gradient is faster by the library.
   static constexpr int64_t kLongGradient = 4096;
   static constexpr int64_t kTileRows = 128, kTileColumns = 256;  // of C, what a multiprocessor works on
+  static constexpr double kFull = 0.9;  // of whole waves of tiles, what a product has at least that fills it
 
   // Experts share a grouped kernel, but for those of so many rows that a cuBLAS call for each is faster.
   // `by_expert`: such a call for all of them, the reference. They are taken anyway for what the grouped

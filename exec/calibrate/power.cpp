@@ -1,6 +1,5 @@
 // What the GPUs draw, and at which clock, while they do one kind of work: where the power limit holds the
 // clock down, kernels are as fast as what runs before and behind them lets them be (sim/cost/power.h).
-
 #include <fmt/format.h>
 
 #include <algorithm>

@@ -32,6 +32,7 @@ static_assert(program::kProductWorkspace == kernels::Matmul::kWorkspaceBytes);
 static_assert(program::kLongGradient == kernels::GroupedMatmul::kLongGradient);
 static_assert(program::kTileRows == kernels::GroupedMatmul::kTileRows);
 static_assert(program::kTileColumns == kernels::GroupedMatmul::kTileColumns);
+static_assert(program::kFull == kernels::GroupedMatmul::kFull);
 
 kernels::Router router_of(const model::ModelConfig& c) {
   kernels::Router r;
