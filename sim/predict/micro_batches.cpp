@@ -23,7 +23,7 @@ Outline outline(const Scenario& scenario, bool only_memory) {
   const auto with = [&](int64_t micro_batches) {
     Scenario s = scenario;
     s.workload.accumulate = micro_batches;
-    return predict(s, {.only_memory = only_memory});
+    return predict(s, {.only_memory = only_memory, .roughly_where_too_large = true});
   };
   const int64_t all = scenario.workload.accumulate;
   for (int64_t few = kFewest;; few *= 2) {

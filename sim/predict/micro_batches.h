@@ -15,8 +15,8 @@ struct Outline {
 };
 
 // As of predict(); micro-batches beyond the third, or beyond as many as it takes for them to be most of the
-// step, take what the last one takes, time and memory. So 64 of them mostly cost no more than five. Errors:
-// as of predict().
+// step, take what the last one takes, time and memory. So 64 of them mostly cost no more than five. A
+// plan whose live bytes alone are too many takes those. Errors: as of predict().
 Outline outline(const Scenario& scenario, bool only_memory = false);
 
 }  // namespace mop::predict

@@ -130,13 +130,18 @@ void list(std::vector<Named>& rows, const program::Arena& arena, int64_t arenas,
   if (bytes > 0) rows.push_back({kPacking, static_cast<double>(bytes)});
 }
 
-void memory(const Scenario& s, const Kinds& kinds, Details& d, Prediction& p) {
+void memory(const Scenario& s, const Kinds& kinds, bool roughly, Details& d, Prediction& p) {
   const bool torch = !s.plan.native();
+  const int64_t node = std::min(s.used_per_node(), s.gpus());
+  p.hbm_capacity = static_cast<int64_t>(s.cluster["hbm_bytes"]);
+  p.host_capacity = static_cast<int64_t>(s.cluster["host_bytes"]);
   // PyTorch's peak is its live bytes: only the worst rank's arena is packed. One program of ours serves all
   // kinds of rank.
   std::vector<program::Arena> hosts;
   for (size_t k = 0; k < d.programs.size(); ++k) {
-    auto [hbm, host] = program::plan_arenas(d.programs[k], !torch || d.programs.size() == 1);
+    auto [hbm, host] = roughly && !torch
+                           ? program::plan_arenas(d.programs[k], {p.hbm_capacity, p.host_capacity / node})
+                           : program::plan_arenas(d.programs[k], !torch || d.programs.size() == 1);
     hosts.push_back(std::move(host));
     if (k == 0 || hbm.live_bytes > d.hbm.live_bytes) d.hbm = std::move(hbm), d.worst = k;
   }
@@ -150,7 +155,6 @@ void memory(const Scenario& s, const Kinds& kinds, Details& d, Prediction& p) {
   p.hbm_allocated = d.hbm.live_bytes;
   p.hbm_arena = d.hbm.bytes;
   p.hbm_peak = (torch ? d.hbm.live_bytes : d.hbm.bytes) + c.total();
-  p.hbm_capacity = static_cast<int64_t>(s.cluster["hbm_bytes"]);
   list(p.memory, d.hbm, 1, p.hbm_peak - c.total());
   p.memory.push_back({"cuda_context", static_cast<double>(c.context)});
   p.memory.push_back({"libraries", static_cast<double>(c.libraries)});
@@ -163,14 +167,12 @@ void memory(const Scenario& s, const Kinds& kinds, Details& d, Prediction& p) {
     if (bytes > 0) p.memory.push_back({name, static_cast<double>(bytes)});
 
   // Host memory: all ranks of the fullest node.
-  const int64_t node = std::min(s.used_per_node(), s.gpus());
   for (int64_t first = 0; first < s.gpus(); first += node) {
     int64_t bytes = 0;
     for (int64_t r = first; r < first + node; ++r)
       bytes += hosts[torch ? kinds.of_rank[static_cast<size_t>(r)] : 0].bytes;
     p.host_peak = std::max(p.host_peak, bytes);
   }
-  p.host_capacity = static_cast<int64_t>(s.cluster["host_bytes"]);
   list(p.host_memory, d.host, node, p.host_peak);
 
   std::vector<std::string> reasons;
@@ -411,7 +413,7 @@ Prediction predict(const Scenario& s, const PredictOptions& options, Details* de
           program::lower({s.model, parameters, s.plan, layout, s.workload, kind.context, loads.back()}));
   }
   p.program_operations = d.programs.front().ops.size();
-  memory(s, kinds, d, p);
+  memory(s, kinds, options.roughly_where_too_large, d, p);
   p.classes = kinds.kinds.size();
   if (p.fits && !options.only_memory) {
     simulate(s, kinds, power, loads, options, d);

@@ -72,6 +72,9 @@ struct Details {
 struct PredictOptions {
   bool unfold = false;  // simulate every rank
   bool only_memory = false;
+  // Of our executor's plans whose live bytes alone are too many: those, without placing buffers, which takes
+  // most of the time.
+  bool roughly_where_too_large = false;
 };
 
 // Errors: UserError as validate(); InternalError when a check of the prediction fails (checks.h).

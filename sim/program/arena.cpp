@@ -378,27 +378,42 @@ int64_t place(const Order& order, const std::vector<Life>& all, int64_t base, Fi
   return arena;
 }
 
-Arena plan(const StepProgram& program, const Order& order, Space space, bool pack) {
-  Arena arena;
-  arena.offset.assign(program.buffers.size(), kNotHere);
-  std::vector<Life> all = lives(program, order, space);
-  measure_live_bytes(program, all, space, arena);
-  const int64_t base = arena.bytes;
-  if (!pack) {
-    arena.bytes = arena.held_bytes;
-    return arena;
+// The arena of one space: measured, and then packed or not.
+class Planned {
+ public:
+  Planned(const StepProgram& program, const Order& order, Space space)
+      : order_(order), ops_(static_cast<OpId>(program.ops.size())), lives_(lives(program, order, space)) {
+    arena_.offset.assign(program.buffers.size(), kNotHere);
+    measure_live_bytes(program, lives_, space, arena_);
   }
-  Brief(order, static_cast<OpId>(program.ops.size()), all).mark();
-  std::vector<int64_t> offsets(all.size());
-  arena.bytes = place(order, all, base, First::largest, offsets);
-  if (arena.bytes > arena.held_bytes + arena.held_bytes / 50) {  // loosely packed: try the other order
-    std::vector<int64_t> other(all.size());
-    const int64_t bytes = place(order, all, base, First::longest, other);
-    if (bytes < arena.bytes) arena.bytes = bytes, offsets = std::move(other);
+
+  int64_t live_bytes() const { return arena_.live_bytes; }
+
+  Arena unpacked(bool held) && {
+    arena_.bytes = held ? arena_.held_bytes : arena_.live_bytes;
+    return std::move(arena_);
   }
-  for (size_t i = 0; i < all.size(); ++i) arena.offset[all[i].buffer] = offsets[i];
-  return arena;
-}
+
+  Arena packed() && {
+    const int64_t base = arena_.bytes;
+    Brief(order_, ops_, lives_).mark();
+    std::vector<int64_t> offsets(lives_.size());
+    arena_.bytes = place(order_, lives_, base, First::largest, offsets);
+    if (arena_.bytes > arena_.held_bytes + arena_.held_bytes / 50) {  // loosely packed: try the other order
+      std::vector<int64_t> other(lives_.size());
+      const int64_t bytes = place(order_, lives_, base, First::longest, other);
+      if (bytes < arena_.bytes) arena_.bytes = bytes, offsets = std::move(other);
+    }
+    for (size_t i = 0; i < lives_.size(); ++i) arena_.offset[lives_[i].buffer] = offsets[i];
+    return std::move(arena_);
+  }
+
+ private:
+  const Order& order_;
+  OpId ops_;
+  std::vector<Life> lives_;
+  Arena arena_;  // bytes: of what lives across steps, until it is planned
+};
 
 std::vector<std::pair<int64_t, std::string>> largest_buffers(const StepProgram& program, const Arena& arena,
                                                              Space space) {
@@ -419,7 +434,18 @@ std::vector<std::pair<int64_t, std::string>> largest_buffers(const StepProgram& 
 
 Arenas plan_arenas(const StepProgram& program, bool pack) {
   const Order order(program);
-  return {plan(program, order, Space::hbm, pack), plan(program, order, Space::host, pack)};
+  Planned hbm(program, order, Space::hbm), host(program, order, Space::host);
+  if (!pack) return {std::move(hbm).unpacked(true), std::move(host).unpacked(true)};
+  return {std::move(hbm).packed(), std::move(host).packed()};
+}
+
+Arenas plan_arenas(const StepProgram& program, const Capacities& most) {
+  const Order order(program);
+  const auto planned = [&](Space space, int64_t bytes) {
+    Planned arena(program, order, space);
+    return arena.live_bytes() > bytes ? std::move(arena).unpacked(false) : std::move(arena).packed();
+  };
+  return {planned(Space::hbm, most.hbm), planned(Space::host, most.host)};
 }
 
 bool ordered(const StepProgram& program, BufferId before, BufferId after, int steps_later) {

@@ -28,8 +28,16 @@ struct Arena {
 struct Arenas {
   Arena hbm, host;
 };
+// Of one space each, in bytes.
+struct Capacities {
+  int64_t hbm, host;
+};
+
 // Without packing: live and held bytes only; arena bytes are then the held bytes and offsets are missing.
 Arenas plan_arenas(const StepProgram& program, bool pack = true);
+// Packed where a space's live bytes are within `most`. Else no packing makes it fit, and arena bytes are the
+// live bytes.
+Arenas plan_arenas(const StepProgram& program, const Capacities& most);
 
 // "HBM needs 150 GiB, has 139.8 GiB: 10.2 GiB too much (largest buffers: ...)": of those of the space that
 // live at its peak.

@@ -63,6 +63,32 @@ TEST(Outline, PackingDoesNotGrow) {
               1e-3 * static_cast<double>(p.hbm_peak));
 }
 
+// Whether a plan fits is exact; what is too large by its live bytes alone is not placed, and said to miss no
+// more than it does.
+TEST(Outline, FitsWhatThePredictionFits) {
+  int fit = 0, too_large = 0;
+  for (const int64_t context : {int64_t{8} << 10, int64_t{128} << 10, int64_t{512} << 10, int64_t{2} << 20})
+    for (const char* settings : {"", "checkpoints=host", "optimizer=host,checkpoints=host"}) {
+      const Scenario s = make("gpt-oss-20b", "h200x4", 1, mop_plan(1, 4, 4, 4, settings), context, 1);
+      SCOPED_TRACE(settings + std::to_string(context));
+      const Prediction p = predict(s, {.only_memory = true});
+      const Outline o = outline(s, true);
+      EXPECT_EQ(o.fits, p.fits);
+      EXPECT_LE(o.hbm_peak, p.hbm_peak);
+      EXPECT_LE(o.host_peak, p.host_peak);
+      if (p.fits) {
+        ++fit;
+        EXPECT_EQ(o.hbm_peak, p.hbm_peak);
+        EXPECT_EQ(o.host_peak, p.host_peak);
+      } else {
+        ++too_large;
+        EXPECT_GT(static_cast<double>(o.hbm_peak), 0.9 * static_cast<double>(p.hbm_peak));
+      }
+    }
+  EXPECT_GE(fit, 3);
+  EXPECT_GE(too_large, 3);
+}
+
 TEST(Outline, TellsWhatDoesNotFit) {
   const Outline o = outline(make("kimi-k2", "h200x4", 1, mop_plan(4, 4, 4, 4), 4096, 1, 40));
   EXPECT_FALSE(o.fits);

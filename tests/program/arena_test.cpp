@@ -300,6 +300,20 @@ TEST(Arena, ShippedShapesNeverOverlap) {
     }
 }
 
+TEST(Arena, IsNotPlacedWhereLiveBytesAreTooMany) {
+  const Lowered l = lower_model("olmoe-1b-7b", mop_plan(2, 4, 2, 2, "optimizer=host"), 4, 4096);
+  const Arenas placed = plan_arenas(l.program);
+  const int64_t hbm = placed.hbm.live_bytes, host = placed.host.live_bytes;
+  EXPECT_EQ(plan_arenas(l.program, {hbm, host}).hbm.offset, placed.hbm.offset);
+  EXPECT_EQ(plan_arenas(l.program, {hbm, host}).host.offset, placed.host.offset);
+  for (const bool small : {false, true}) {
+    const Arenas one = plan_arenas(l.program, small ? Capacities{hbm - 1, host} : Capacities{hbm, host - 1});
+    EXPECT_EQ(one.hbm.bytes, small ? hbm : placed.hbm.bytes);
+    EXPECT_EQ(one.host.bytes, small ? placed.host.bytes : host);
+    EXPECT_EQ(one.hbm.live_by_holds, placed.hbm.live_by_holds);
+  }
+}
+
 TEST(Arena, IsWithinFivePercentOfTheLiveBytes) {
   for (const std::string& name : model::shipped_models()) {
     if (name.starts_with("tiny")) continue;
