@@ -291,6 +291,7 @@ struct Run {
     const double per_second = static_cast<double>(tokens) / r.seconds,
                  per_gpu = per_second / static_cast<double>(s.gpus()),
                  exposed = static_cast<double>(r.overlap.exposed_communication) * 1e-9;
+    const auto slowest = std::ranges::min_element(r.clocks_hz);
     if (flags.json()) {
       Json line{{"step", r.step + 1}, {"loss", r.loss}};
       if (s.workload.balance_loss) line["balance_loss"] = r.balance_loss;
@@ -306,6 +307,8 @@ struct Run {
         line["model_flops_per_s_per_gpu"] = flops_rate(s, per_second);
         line["mfu"] = mfu(s, per_second);
         line["clock_hz"] = r.clock_hz > 0 ? Json(r.clock_hz) : Json();
+        line["lowest_clock_hz"] = *slowest > 0 ? Json(*slowest) : Json();
+        line["lowest_clock_rank"] = *slowest > 0 ? Json(slowest - r.clocks_hz.begin()) : Json();
       }
       line["seconds"] = r.seconds;
       fmt::print("{}\n", line.dump());
@@ -313,7 +316,7 @@ struct Run {
       const std::string speed =
           on_gpus()
               ? fmt::format("{:>8.0f} tokens/s/GPU  {:>4.0f} TFLOP/s  MFU {:.1f} %  {:.2f} GHz", per_gpu,
-                            flops_rate(s, per_second) * 1e-12, 100 * mfu(s, per_second), r.clock_hz * 1e-9)
+                            flops_rate(s, per_second) * 1e-12, 100 * mfu(s, per_second), *slowest * 1e-9)
               : fmt::format("{:>9.0f} tokens/s", per_second);
       fmt::print(
           "step {:>5}  loss {:>9.5f}  grad norm {:>9}  lr {:.3e}  {}  {}  rows/expert {:.2f}x  {} exposed\n",
@@ -359,6 +362,7 @@ struct Run {
            {"learning_rate", step.learning_rate},
            {"expert_imbalance", step.expert_imbalance},
            {"clock_hz", step.clock_hz},
+           {"clocks_hz", step.clocks_hz},
            {"planning_stall_s", static_cast<double>(step.overlap.planning_stall) * 1e-9},
            {"exposed_communication_s", static_cast<double>(step.overlap.exposed_communication) * 1e-9},
            {"seconds", step.seconds}});

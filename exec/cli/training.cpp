@@ -202,14 +202,21 @@ void train_and_save(train::Trainer& trainer, const train::Prepared& prepared, co
       peers.barrier();  // nobody waits in the step for those to whom it took longer
     }
     report.steps.push_back(trainer.step());
-    observer.step(report.steps.back());
+    train::StepReport& done = report.steps.back();
+    struct Said {
+      int64_t stop;  // a signal may have reached some of them
+      double clock_hz;
+    };
+    for (const Said& said : launch::everyones(peers, Said{StopOnSignal::stop ? 1 : 0, done.clock_hz})) {
+      report.interrupted |= said.stop != 0;
+      done.clocks_hz.push_back(said.clock_hz);
+    }
+    observer.step(done);
     if (step == options.profile_last) {
       trainer.machine().profile(false);
       observer.profiled(trainer);
     }
     if (options.save_every > 0 && trainer.steps_done() % options.save_every == 0) save();
-    report.interrupted =
-        most_of(peers, StopOnSignal::stop ? 1 : 0) > 0;  // a signal may have reached some of them
   }
   trainer.flush();
   save();

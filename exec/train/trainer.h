@@ -34,6 +34,7 @@ struct StepReport {
   double learning_rate = 0;
   double seconds = 0;
   double clock_hz = 0;               // of the multiprocessors of this process's GPU; 0: not known
+  std::vector<double> clocks_hz;     // of every process, by rank, where a run has gathered them
   double expert_imbalance = 1;       // rows of the fullest expert over the mean, worst layer of this process
   interpreter::StepSummary overlap;  // of the process's first rank; with trace only
 };

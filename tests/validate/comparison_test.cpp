@@ -116,6 +116,29 @@ TEST(Comparison, SaysThatRoutingWasSkewed) {
               HasSubstr("the fullest expert had 3.25 times the mean rows; predicted for balanced routing"));
 }
 
+// By medians of the later half. Older runs have the clock of process 0 alone.
+TEST(Comparison, NamesTheSlowestGpu) {
+  const auto note_with = [](const std::vector<nlohmann::json>& steps) {
+    store::RunRecord record = measured(small_scenario());
+    auto detail = nlohmann::json::parse(record.detail);
+    detail["steps"] = steps;
+    record.detail = detail.dump();
+    const Comparison c = compare(record, nullptr);
+    return c.notes.empty() ? "" : c.notes[0];
+  };
+  const auto step = [](std::vector<double> clocks) {
+    return nlohmann::json{{"clock_hz", clocks[0]}, {"clocks_hz", clocks}};
+  };
+  const nlohmann::json early = step({1e9, 1e9, 1e9, 1e9});
+  EXPECT_THAT(
+      note_with({early, early, step({1.5e9, 1.45e9, 1.55e9, 1.5e9}), step({1.5e9, 1.43e9, 1.53e9, 1.5e9})}),
+      HasSubstr("the clock of the slowest GPU, rank 1, was 1.44 GHz, of the fastest, rank 2, 1.54 "
+                "(predicted of the slowest: "));
+  EXPECT_THAT(note_with({{{"clock_hz", 1.6e9}}}), HasSubstr("the clock of process 0's GPU was 1.60 GHz"));
+  EXPECT_THAT(note_with({step({1.6e9})}), HasSubstr("the GPU's clock was 1.60 GHz"));
+  EXPECT_EQ(note_with({step({0, 0, 0, 0})}), "");  // not told
+}
+
 // What the routers chose is known only afterwards: it is predicted for that, and says what it was for the
 // stated routing.
 TEST(Comparison, TakesTheRoutingThatTheRunRecorded) {
