@@ -389,8 +389,8 @@ class Planned {
 
   int64_t live_bytes() const { return arena_.live_bytes; }
 
-  Arena unpacked(bool held) && {
-    arena_.bytes = held ? arena_.held_bytes : arena_.live_bytes;
+  Arena unpacked(int64_t Arena::*bytes) && {
+    arena_.bytes = arena_.*bytes;
     return std::move(arena_);
   }
 
@@ -434,16 +434,19 @@ std::vector<std::pair<int64_t, std::string>> largest_buffers(const StepProgram& 
 
 Arenas plan_arenas(const StepProgram& program, bool pack) {
   const Order order(program);
-  Planned hbm(program, order, Space::hbm), host(program, order, Space::host);
-  if (!pack) return {std::move(hbm).unpacked(true), std::move(host).unpacked(true)};
-  return {std::move(hbm).packed(), std::move(host).packed()};
+  const auto planned = [&](Space space) {
+    Planned arena(program, order, space);
+    return pack ? std::move(arena).packed() : std::move(arena).unpacked(&Arena::held_bytes);
+  };
+  return {planned(Space::hbm), planned(Space::host)};
 }
 
 Arenas plan_arenas(const StepProgram& program, const Capacities& most) {
   const Order order(program);
   const auto planned = [&](Space space, int64_t bytes) {
     Planned arena(program, order, space);
-    return arena.live_bytes() > bytes ? std::move(arena).unpacked(false) : std::move(arena).packed();
+    return arena.live_bytes() > bytes ? std::move(arena).unpacked(&Arena::live_bytes)
+                                      : std::move(arena).packed();
   };
   return {planned(Space::hbm, most.hbm), planned(Space::host, most.host)};
 }

@@ -62,12 +62,13 @@ std::vector<OpDifference> differences(const OpSums& measured, const OpSums& pred
   return result;
 }
 
-// Median of the steps that the step time is of.
-std::optional<double> of_steps(const Json& detail, const char* what) {
+// Median of the steps that the step time is of. what: a JSON pointer into a step.
+std::optional<double> of_steps(const Json& detail, const std::string& what) {
+  const Json::json_pointer at(what);
   std::vector<double> seen;
   const Json steps = detail.value("steps", Json::array());
   for (size_t i = steps.size() / 2; i < steps.size(); ++i)
-    if (steps[i].contains(what)) seen.push_back(steps[i][what]);
+    if (steps[i].contains(at)) seen.push_back(steps[i][at]);
   if (seen.empty()) return std::nullopt;
   return median(std::move(seen));
 }
@@ -75,20 +76,14 @@ std::optional<double> of_steps(const Json& detail, const char* what) {
 // "the clock of the slowest GPU, rank 3, was 1.42 GHz, of the fastest, rank 1, 1.50": medians as above. Runs
 // of before 29 November 2026 have that of process 0 alone. Empty: none was told.
 std::string clocks_of_steps(const Json& detail) {
-  std::vector<std::vector<double>> seen;  // by rank
-  const Json steps = detail.value("steps", Json::array());
-  for (size_t i = steps.size() / 2; i < steps.size(); ++i) {
-    const Json clocks = steps[i].value("clocks_hz", Json::array());
-    seen.resize(std::max(seen.size(), clocks.size()));
-    for (size_t rank = 0; rank < clocks.size(); ++rank) seen[rank].push_back(clocks[rank]);
-  }
-  if (seen.empty()) {
-    const std::optional<double> first = of_steps(detail, "clock_hz");
+  std::vector<double> clocks;  // by rank
+  while (const auto clock = of_steps(detail, fmt::format("/clocks_hz/{}", clocks.size())))
+    clocks.push_back(*clock);
+  if (clocks.empty()) {
+    const std::optional<double> first = of_steps(detail, "/clock_hz");
     return first && *first > 0 ? fmt::format("the clock of process 0's GPU was {:.2f} GHz", *first * 1e-9)
                                : "";
   }
-  std::vector<double> clocks;
-  for (std::vector<double>& rank : seen) clocks.push_back(median(std::move(rank)));
   const auto [slow, fast] = std::ranges::minmax_element(clocks);
   if (*slow <= 0) return "";
   return clocks.size() == 1
@@ -174,7 +169,7 @@ Comparison compare(const store::RunRecord& measurement, const store::RunRecord* 
     if (const std::string clocks = clocks_of_steps(detail); !clocks.empty())
       c.notes.push_back(fmt::format("{} (predicted of the slowest: {:.2f})", clocks, *p.clock * 1e-9));
   // A ratio of experts here, of ranks there: told apart in words, and never compared.
-  if (const std::optional<double> imbalance = of_steps(detail, "expert_imbalance");
+  if (const std::optional<double> imbalance = of_steps(detail, "/expert_imbalance");
       imbalance && *imbalance > 1.05)
     c.notes.push_back(fmt::format(
         "the fullest expert had {:.2f} times the mean rows; predicted for {} routing, the fullest rank with "
